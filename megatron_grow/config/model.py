@@ -1,0 +1,108 @@
+"""The shape of a GPT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_grow.config.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides which tensors a model has and what it computes.
+
+    Field names are those of megatron-core's ``TransformerConfig`` and ``GPTModel``.
+    """
+
+    num_layers: int = 12
+    """Transformer layers; 0 is a model of embeddings, final norm and head."""
+    hidden_size: int = 768
+    """Width of the residual stream."""
+    num_attention_heads: int = 12
+    """Query heads."""
+    num_query_groups: int | None = None
+    """Key/value heads; absent: one for each query head (multi-head attention)."""
+    kv_channels: int | None = None
+    """Size of one head; absent: hidden_size / num_attention_heads."""
+    ffn_hidden_size: int | None = None
+    """Width of the feed-forward layer; absent: 4 x hidden_size."""
+    vocab_size: int | None = None
+    """Rows of the embedding before padding; absent: the tokenizer's vocabulary."""
+    make_vocab_size_divisible_by: int = 128
+    """The vocabulary is padded to a multiple of this, once, whatever the layout."""
+    max_position_embeddings: int = 1024
+    """Longest sequence that the model can read, in tokens."""
+    position_embedding_type: Literal["learned_absolute", "rope"] = "learned_absolute"
+    rotary_base: int = 10000
+    """Base period of rotary positions."""
+    rotary_percent: float = 1.0
+    """Share of each head that is rotated."""
+    normalization: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
+    layernorm_epsilon: float = 1e-5
+    activation: Literal["gelu", "swiglu", "squared_relu"] = "gelu"
+    add_bias_linear: bool = True
+    """Biases in the attention and feed-forward projections."""
+    add_qkv_bias: bool = False
+    """A bias in the QKV projection alone (Qwen2), when add_bias_linear is false."""
+    qk_layernorm: bool = False
+    """Normalise queries and keys per head."""
+    share_embeddings_and_output_weights: bool = True
+    """Tie the head to the token embedding."""
+    init_method_std: float = 0.02
+    """Standard deviation of fresh weights; the two residual outputs of a layer get
+    init_method_std / sqrt(2 x the depth of the run's *target*)."""
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("hidden_size", "num_attention_heads", "max_position_embeddings"):
+            if getattr(self, field) < 1:
+                raise UserError(f"model.{field}={getattr(self, field)} must be at least 1")
+        if self.num_layers < 0:
+            raise UserError(f"model.num_layers={self.num_layers} must be 0 or more")
+        if self.kv_channels is None and self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"model.num_attention_heads={self.num_attention_heads} does not divide "
+                f"model.hidden_size={self.hidden_size}; change one of them or set model.kv_channels"
+            )
+        if self.num_attention_heads % self.query_groups:
+            raise UserError(
+                f"model.num_query_groups={self.num_query_groups} does not divide "
+                f"model.num_attention_heads={self.num_attention_heads}"
+            )
+        for field in ("hidden_dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, field) < 1.0:
+                raise UserError(f"model.{field}={getattr(self, field)} must be in [0, 1)")
+
+    @property
+    def query_groups(self) -> int:
+        """Number of key/value heads."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one head."""
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def ffn_size(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layer has a gate beside its up projection."""
+        return self.activation == "swiglu"
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table.
+
+        Megatron-LM pads to a multiple of ``make_vocab_size_divisible_by x TP``; here the multiple
+        is the same for every layout, because the padding rows take part in the softmax.
+        """
+        if self.vocab_size is None:
+            raise UserError("model.vocab_size is absent and no tokenizer was given to supply it")
+        multiple = self.make_vocab_size_divisible_by
+        return -(-self.vocab_size // multiple) * multiple

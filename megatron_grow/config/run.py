@@ -1,0 +1,112 @@
+"""A whole run: the parsed file and command line."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.sections import (
+    CheckpointSection,
+    DataSection,
+    LoggingSection,
+    OptimizerSection,
+    RunSection,
+    ScheduleSection,
+    TrainSection,
+)
+from megatron_grow.config.stages import Stage, StageSection, resolve_stages
+
+
+@dataclass
+class RunConfig:
+    """One run file; every field can be overridden on the command line by its path."""
+
+    run: RunSection = field(default_factory=RunSection)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The target: what the run ends with."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """The layout of stages that do not name another."""
+    train: TrainSection = field(default_factory=TrainSection)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    data: DataSection = field(default_factory=DataSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    logging: LoggingSection = field(default_factory=LoggingSection)
+    stages: list[StageSection] = field(default_factory=list)
+    """From small to full size; empty: the target from start to end."""
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where checkpoints of this run are written."""
+        return Path(self.checkpoint.save or Path(self.run.output_dir) / "checkpoints")
+
+    def resolve(self, world_size: int) -> list[Stage]:
+        """The stages with steps, shapes and layouts, all checked against ``world_size`` ranks.
+
+        Raises:
+            UserError: whatever in the run cannot work, with the field's name.
+        """
+        stages = resolve_stages(self.stages, self.model, self.parallel, self.train.train_iters)
+        train = self.train
+        if self.model.position_embedding_type == "learned_absolute" and (
+            train.seq_length > self.model.max_position_embeddings
+        ):
+            raise UserError(
+                f"train.seq_length={train.seq_length} is longer than "
+                f"model.max_position_embeddings={self.model.max_position_embeddings}"
+            )
+        for stage in stages:
+            where = f"stages[{stage.index}]"
+            stage.parallel.check(stage.model, train.seq_length, world_size, where)
+            data_parallel = stage.parallel.data_parallel_size(world_size)
+            if train.global_batch_size % (train.micro_batch_size * data_parallel):
+                raise UserError(
+                    f"{where}: train.global_batch_size={train.global_batch_size} is not a multiple "
+                    f"of micro_batch_size={train.micro_batch_size} x data-parallel size "
+                    f"{data_parallel}"
+                )
+        return stages
+
+
+def build_parser() -> ArgumentParser:
+    """The command line of ``pretrain_progressive.py``."""
+    parser = ArgumentParser(
+        prog="pretrain_progressive.py",
+        description="Pretrain a GPT that starts small and grows, inside one torchrun job.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="run file (YAML)")
+    parser.add_class_arguments(RunConfig, as_group=False)
+    return parser
+
+
+def parse_run(argv: list[str] | None = None) -> RunConfig:
+    """Parse a command line such as ``--config run.yaml --train.train_iters 500``.
+
+    Raises:
+        UserError: an unknown or malformed field, or a file that is not there.
+    """
+    parser = build_parser()
+    try:
+        namespace: Namespace = parser.parse_args(sys.argv[1:] if argv is None else argv)
+        values = parser.instantiate_classes(namespace)
+    except UserError:
+        raise
+    except Exception as error:  # jsonargparse raises ArgumentError, TypeError, ValueError, YAMLError
+        raise UserError(" ".join(str(error).split())) from error
+    values = {name: value for name, value in vars(values).items() if name != "config"}
+    return RunConfig(**values)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The complete configuration as YAML, defaults included; parses back to the same run."""
+    from dataclasses import asdict
+
+    return yaml.safe_dump(asdict(config), sort_keys=False)
