@@ -1,0 +1,13 @@
+"""What the fork server imports before it forks ranks; nothing here may start a thread."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import megatron.core.distributed
+import megatron.core.models.gpt
+import megatron.core.models.gpt.gpt_layer_specs
+import megatron.core.optimizer
+import megatron.core.pipeline_parallel  # noqa: F401
+
+import megatron_grow.parallel.process_groups  # noqa: F401
