@@ -1,0 +1,36 @@
+# make demo, make test: everything from a fresh clone, nothing twice.
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install test demo lint clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+install: $(INSTALLED)  ## make .venv with all that the demo, the tests and the tools need
+
+# The stamp is written last, so that an interrupted install starts again.
+$(INSTALLED): setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python >= 3.10 is needed; name one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[hf,dev]'
+	@touch $@
+
+test: install  ## run the whole test suite
+	$(VENV)/bin/python -m pytest
+
+demo: install  ## progressive run and fixed-size twin on a small corpus, then a report
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart/demo.sh
+
+lint: install  ## style, import directions, types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
+
+clean:  ## remove build outputs and caches; .venv, runs/ and data/ stay
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find megatron_grow tests tools examples -name __pycache__ -prune -exec rm -rf {} +
