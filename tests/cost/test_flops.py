@@ -1,0 +1,68 @@
+"""FLOPs against the published definition and against torch's own counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.stages import GrowSection, StageSection, resolve_stages
+from megatron_grow.cost.flops import flops_at_step, flops_per_token, model_flops_per_token
+from megatron_grow.cost.savings import flops_ratio
+from tests.cost.gpt2 import gpt2
+
+
+def test_six_times_the_parameters():
+    model = gpt2(12, 768, normalization="RMSNorm")
+    blocks = 12 * (12 * 768**2 + 2 * 768)
+    assert flops_per_token(model, "total") == 6 * 124_373_760
+    assert flops_per_token(model, "blocks") == 6 * blocks
+
+
+def test_model_flops_equal_torchs_count():
+    layers, hidden, heads, vocab, length = 2, 32, 4, 96, 24
+    config = transformers.GPT2Config(
+        n_layer=layers, n_embd=hidden, n_head=heads, vocab_size=vocab, n_positions=length
+    )
+    config._attn_implementation = "eager"  # the counter sees its matrix products
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(config)
+        tokens = torch.zeros(1, length, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            model(tokens).logits.sum().backward()
+    ours = ModelConfig(
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        vocab_size=vocab,
+        make_vocab_size_divisible_by=1,
+    )
+    assert model_flops_per_token(ours, length) * length == counter.get_total_flops()
+
+
+def test_causal_halves_attention_alone():
+    model = gpt2(12, 768)
+    whole, causal = (model_flops_per_token(model, 2048, causal=flag) for flag in (False, True))
+    assert whole - causal == 6 * 12 * 768 * 2048
+    assert model_flops_per_token(gpt2(0, 768), 2048, causal=True) == 6 * 50_304 * 768
+
+
+def test_cost_of_a_run_up_to_a_step():
+    target = gpt2(12, 768)
+    sections = [
+        StageSection(until=80, model={"num_layers": 0}),
+        StageSection(until=90, model={"num_layers": 1}, grow=GrowSection(depth="random")),
+        StageSection(grow=GrowSection(depth="copying_stack")),
+    ]
+    stages = resolve_stages(sections, target, ParallelConfig(), 100)
+    one, full = (flops_per_token(gpt2(n, 768), "blocks") for n in (1, 12))
+    for step, steps_at_one, steps_at_full in [(0, 0, 0), (80, 0, 0), (85, 5, 0), (100, 10, 10)]:
+        expected = 1024 * (steps_at_one * one + steps_at_full * full)
+        assert flops_at_step(stages, step, 1024, "blocks") == expected
+    shapes = [(s.last_step - s.first_step, s.model) for s in stages]
+    assert flops_at_step(stages, 100, 1024, "total") == pytest.approx(
+        flops_ratio(shapes, "total") * 100 * 1024 * flops_per_token(target, "total")
+    )

@@ -1,0 +1,58 @@
+"""Memory against the bytes per parameter that Megatron-Core's guide states."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.cost.memory import estimate_memory
+from megatron_grow.cost.parameters import count_parameters
+from tests.cost.gpt2 import gpt2
+
+MODEL = gpt2(12, 768)
+N = count_parameters(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("precision", "distributed", "bytes_per_parameter"),
+    [
+        # Megatron-Core guide, "Distributed Optimizer": theoretical memory, d = 4 data-parallel
+        ("bf16", False, 18),
+        ("bf16", True, 6 + 12 / 4),
+        ("fp32", False, 16),
+        ("fp32", True, 8 + 8 / 4),
+    ],
+)
+def test_adam_bytes_per_parameter(precision, distributed, bytes_per_parameter):
+    parallel = ParallelConfig(use_distributed_optimizer=distributed)
+    estimate = estimate_memory(MODEL, parallel, 4, precision=precision)
+    assert estimate.total == pytest.approx(bytes_per_parameter * N, abs=2)
+
+
+def test_tensor_parallel_cuts_matrices_but_not_norms():
+    parallel = ParallelConfig(tensor_model_parallel_size=2)
+    norms = 25 * 2 * 768
+    positions = 1024 * 768
+    weights = estimate_memory(MODEL, parallel, 2, precision="fp32").weights
+    assert weights == 4 * ((N - norms - positions) // 2 + norms + positions)
+
+
+def test_fullest_pipeline_rank_holds_an_embedding_and_its_layers():
+    parallel = ParallelConfig(pipeline_model_parallel_size=4)
+    weights = estimate_memory(MODEL, parallel, 4, precision="fp32").weights
+    embedding, positions = 50_304 * 768, 1024 * 768
+    assert weights == 4 * (embedding + positions + count_parameters(MODEL, part="blocks") // 4)
+
+
+def test_last_pipeline_rank_holds_the_head():
+    # rotary positions: the last rank has the final norm more than the first
+    model = gpt2(12, 768, position_embedding_type="rope")
+    parallel = ParallelConfig(pipeline_model_parallel_size=4)
+    weights = estimate_memory(model, parallel, 4, precision="fp32").weights
+    assert weights == 4 * (50_304 * 768 + count_parameters(model, part="blocks") // 4 + 2 * 768)
+
+
+def test_muon_keeps_one_moment_for_layer_matrices():
+    matrices = 12 * 12 * 768**2
+    estimate = estimate_memory(MODEL, ParallelConfig(), 1, precision="fp32", optimizer="muon")
+    assert estimate.moments == 4 * (2 * N - matrices)
