@@ -1,0 +1,75 @@
+"""The attention core on torch's scaled_dot_product_attention."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from torch.nn import functional
+
+
+class ScaledDotProductAttention(torch.nn.Module):
+    """Causal attention that never holds the whole attention matrix (flash kernels, CPU and GPU).
+
+    Stands in for megatron-core's ``DotProductAttention`` in a layer specification.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        **unused: object,
+    ) -> None:
+        super().__init__()
+        if attn_mask_type is not AttnMaskType.causal:
+            raise ValueError(f"only causal attention is implemented, got {attn_mask_type}")
+        self.dropout = (
+            config.attention_dropout if attention_dropout is None else attention_dropout
+        )
+        self.softmax_scale = softmax_scale
+        self.sequence_parallel = config.sequence_parallel
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **unused: object,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            query: (sequence, batch, query heads of this rank, head size).
+            key: (sequence, batch, key/value heads of this rank, head size).
+            value: as ``key``.
+            attention_mask: ignored; the mask is causal.
+
+        Returns:
+            (sequence, batch, query heads x head size).
+        """
+        if self.training and self.dropout > 0.0:
+            with tensor_parallel.get_cuda_rng_tracker().fork():
+                context = self._attend(query, key, value, self.dropout)
+        else:
+            context = self._attend(query, key, value, 0.0)
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float
+    ) -> torch.Tensor:
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # (b, heads, s, d)
+        return functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=True,
+            dropout_p=dropout,
+            scale=self.softmax_scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )

@@ -1,0 +1,152 @@
+"""One builder for every GPT: from a shape and a layout to megatron-core modules."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.activations import squared_relu
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from torch.nn import functional
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.sections import TrainSection
+from megatron_grow.model.attention import ScaledDotProductAttention
+from megatron_grow.model.norms import Norm
+
+_ACTIVATIONS = {
+    "gelu": functional.gelu,
+    "swiglu": functional.silu,
+    "squared_relu": squared_relu,
+}
+
+
+def build_gpt(model: ModelConfig, parallel: ParallelConfig, train: TrainSection) -> GPTModel:
+    """This rank's part of the model, under the process groups of the current stage.
+
+    Weights are *not* initialised: whoever builds a model fills it, by a map of fresh values or by a
+    growth, so that values do not depend on the layout.
+    """
+    config = transformer_config(model, parallel, train)
+    gpt = GPTModel(
+        config,
+        _block_spec(model, config, train),
+        vocab_size=model.padded_vocab_size,
+        max_sequence_length=model.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
+        position_embedding_type=model.position_embedding_type,
+        rotary_percent=model.rotary_percent,
+        rotary_base=model.rotary_base,
+    )
+    if train.precision == "bf16":
+        gpt = Float16Module(config, gpt)
+    return gpt
+
+
+def wrap_data_parallel(
+    gpt: torch.nn.Module, parallel: ParallelConfig, distributed_optimizer: bool
+) -> DistributedDataParallel:
+    """Give a model its gradient buffers and their reduction over data-parallel ranks.
+
+    ``distributed_optimizer`` says whether the optimizer shards its state: not all do.
+    """
+    config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather and distributed_optimizer,
+        bucket_size=parallel.bucket_size,
+    )
+    wrapped = DistributedDataParallel(gpt.config, config, gpt)
+    if parallel.overlap_grad_reduce:
+        gpt.config.no_sync_func = wrapped.no_sync
+    if config.overlap_param_gather:
+        gpt.config.param_sync_func = wrapped.start_param_sync
+    return wrapped
+
+
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, train: TrainSection
+) -> TransformerConfig:
+    """megatron-core's configuration for ``model``."""
+    bf16 = train.precision == "bf16"
+    full = train.recompute_granularity == "full"
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.query_groups,
+        kv_channels=model.head_dim,
+        ffn_hidden_size=model.ffn_size,
+        normalization=model.normalization,
+        layernorm_epsilon=model.layernorm_epsilon,
+        activation_func=_ACTIVATIONS[model.activation],
+        gated_linear_unit=model.gated,
+        add_bias_linear=model.add_bias_linear,
+        add_qkv_bias=model.add_qkv_bias,
+        qk_layernorm=model.qk_layernorm,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
+        bf16=bf16,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
+        recompute_granularity=train.recompute_granularity,
+        recompute_method="uniform" if full else None,
+        recompute_num_layers=train.recompute_num_layers if full else None,
+        recompute_modules=["core_attn"] if train.recompute_granularity == "selective" else None,
+        # A given method also keeps a model without layers from dividing by its depth.
+        init_method=_leave_uninitialised,
+        output_layer_init_method=_leave_uninitialised,
+        deallocate_pipeline_outputs=True,
+        attention_softmax_in_fp32=False,
+        # These need Apex or Transformer Engine, or a GPU.
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+    )
+
+
+def _leave_uninitialised(weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def _block_spec(
+    model: ModelConfig, config: TransformerConfig, train: TrainSection
+) -> TransformerBlockSubmodules | ModuleSpec:
+    if train.transformer_impl == "transformer_engine":
+        try:
+            import transformer_engine  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "train.transformer_impl=transformer_engine, but Transformer Engine does not "
+                f"import ({error}); use local"
+            ) from error
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_layernorm)
+    spec = get_gpt_layer_local_spec(
+        qk_layernorm=model.qk_layernorm, normalization=model.normalization
+    )
+    layer = spec.submodules
+    layer.input_layernorm = layer.pre_mlp_layernorm = Norm
+    attention = layer.self_attention.submodules
+    attention.core_attention = ScaledDotProductAttention
+    if model.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = Norm
+    layers = model.num_layers // config.pipeline_model_parallel_size
+    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=Norm)

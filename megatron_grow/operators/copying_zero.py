@@ -1,0 +1,40 @@
+"""The operator ``copying_zero``."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+from megatron_grow.operators.base import DepthOperator, gather_layers
+from megatron_grow.state.axes import Constant, LogicalTensor
+from megatron_grow.state.maps import Gather, TensorMap
+
+
+class CopyingZero(DepthOperator):
+    """Insert copies whose two output projections are zero, spread evenly among the originals.
+
+    Function-preserving, exactly: a new layer adds nothing to the residual stream. The spread is
+    that of LLaMA-Pro (Wu et al. 2024, arXiv 2401.02415): 32 -> 40 inserts at 4, 9, ..., 39 copies
+    of layers 3, 7, ..., 31. At first only the zeroed projections receive gradient; the rest of a new
+    layer begins to move one step later.
+    """
+
+    name: ClassVar[str] = "copying_zero"
+    preserves_function: ClassVar[bool] = True
+
+    def layers(self, source: int, target: int) -> Gather:
+        """w1 w2 -> w1 w1 w2 w2, the second of each pair being the copy."""
+        index: list[int] = []
+        for layer in range(source):
+            copies_so_far = (layer + 1) * (target - source) // source
+            index += [layer] * (layer + 1 + copies_so_far - len(index))
+        return Gather(tuple(index))
+
+    def weights(self, tensor: LogicalTensor, source: int) -> TensorMap:
+        """Copies, but zeros where a residual branch of a new layer ends."""
+        if not tensor.ends_branch:
+            return super().weights(tensor, source)
+        return self.gradients(tensor, source)
+
+    def gradients(self, tensor: LogicalTensor, source: int) -> TensorMap:
+        """Only originals: a branch that ends in zeros passes no gradient to the layer's inside."""
+        originals = self.layers(source, tensor.axes[0].size).first_only()
+        return replace(gather_layers(tensor, originals), fresh=Constant(0.0))

@@ -1,0 +1,132 @@
+"""The training state of a live model: logical tensors in, pieces of this rank's memory out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer, MegatronOptimizer
+from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
+
+from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.state.boxes import Box, from_flat_range, shape_of, volume
+
+MAIN_PARAM = "main_param"
+"""The kind of state that is the truth about weights: fp32, whatever precision the model runs in."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of one logical tensor's state, and the memory that holds it on this rank."""
+
+    key: str
+    kind: str
+    """``main_param`` or the name of an optimizer moment."""
+    box: Box
+    data: torch.Tensor
+    """Of the box's shape; writing to it changes the live state."""
+    owned: bool
+    """Over all ranks, the owned pieces of a tensor tile it; other pieces are replicas."""
+
+
+def live_pieces(
+    chunks: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    tensors: dict[str, LogicalTensor],
+) -> list[Piece]:
+    """All state that this rank holds, in an order that does not depend on the optimizer.
+
+    Under the distributed optimizer a rank holds a flat range of each parameter, which makes a few
+    boxes; otherwise it holds all of its tensor-parallel shard, as its data-parallel peers do.
+    """
+    placed = {id(param): where for chunk in chunks for param, where in _placement(chunk, tensors)}
+    pieces = []
+    peers = parallel_state.get_data_parallel_world_size()
+    rank = parallel_state.get_data_parallel_rank()
+    for number, (param, main, start, state) in enumerate(_optimizer_state(optimizer)):
+        key, box, primary = placed[id(param)]
+        shared_out = number % peers == rank  # replicas divide the writing among them
+        for kind, storage in ((MAIN_PARAM, main), *state.items()):
+            if kind == "step" or not isinstance(storage, torch.Tensor):
+                continue
+            if start is None:
+                data = storage.detach().view(shape_of(box))
+                pieces.append(Piece(key, kind, box, data, primary and shared_out))
+                continue
+            done = 0
+            for part in from_flat_range(shape_of(box), start, start + storage.numel()):
+                data = storage.detach()[done : done + volume(part)].view(shape_of(part))
+                done += volume(part)
+                moved = tuple((a + o, b + o) for (a, b), (o, _) in zip(part, box, strict=True))
+                pieces.append(Piece(key, kind, moved, data, primary))
+    return sorted(pieces, key=lambda piece: (piece.key, piece.kind, piece.box))
+
+
+def publish(chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+    """Make the model's weights those of the main parameters, after these were written to."""
+    for part in _parts(optimizer):
+        if isinstance(part, DistributedOptimizer | Float16OptimizerWithFloat16Params):
+            part._copy_main_params_to_model_params()
+    for chunk in chunks:
+        if chunk.ddp_config.use_distributed_optimizer:
+            chunk.start_param_sync(force_sync=True)
+
+
+def _placement(
+    chunk: DistributedDataParallel, tensors: dict[str, LogicalTensor]
+) -> Iterator[tuple[torch.nn.Parameter, tuple[str, Box, bool]]]:
+    """Each parameter with its key, the box that this rank holds, and whether it is no replica.
+
+    megatron-core's sharded state dict says which layer a parameter is, whatever the pipeline.
+    """
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    parts = parallel_state.get_tensor_model_parallel_world_size()
+    for entry in chunk.module.sharded_state_dict().values():
+        if not isinstance(entry, ShardedTensor | ShardedTensorFactory):
+            continue
+        sharded = entry.build()[0] if isinstance(entry, ShardedTensorFactory) else entry
+        tensor = tensors[entry.key]
+        box = []
+        for axis in tensor.axes:
+            if axis.name == "layer":
+                layer = sharded.global_offset[0]
+                box.append((layer, layer + 1))
+            elif axis.name == tensor.cut:
+                size = axis.size // parts
+                box.append((rank * size, (rank + 1) * size))
+            else:
+                box.append((0, axis.size))
+        *model_parallel_replica, _ = entry.replica_id
+        yield entry.data, (entry.key, tuple(box), not any(model_parallel_replica))
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    parts = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
+    return [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
+
+
+def _optimizer_state(
+    optimizer: MegatronOptimizer,
+) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor, int | None, dict]]:
+    """Model parameter, main parameter, its flat start in the parameter (None: whole), state."""
+    for part in _parts(optimizer):
+        inner = part.optimizer
+        if isinstance(part, DistributedOptimizer):
+            for param, (group, order) in part.model_param_group_index_map.items():
+                main = inner.param_groups[group]["params"][order]
+                start = part._get_model_param_range_map(param)["param"].start
+                yield param, main, start, inner.state[main]
+        elif isinstance(part, Float16OptimizerWithFloat16Params):
+            for params, mains in zip(
+                part.float16_groups, part.fp32_from_float16_groups, strict=True
+            ):
+                for param, main in zip(params, mains, strict=True):
+                    yield param, main, None, inner.state[main]
+        else:
+            for group in inner.param_groups:
+                for param in group["params"]:
+                    yield param, param, None, inner.state[param]
