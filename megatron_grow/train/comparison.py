@@ -1,0 +1,217 @@
+"""A progressive run against its fixed-size twin: at equal step and at equal FLOPs.
+
+The twin is a run of the progressive one's target from start to end, for as many steps on the same
+batches. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.train.metrics import FILE_NAME, read_rows
+
+Cost = Literal["flops_total", "flops_block"]
+COSTS: tuple[Cost, ...] = ("flops_total", "flops_block")
+"""FLOPs of the whole model, and of the transformer layers alone."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A change of depth after ``step`` steps."""
+
+    step: int
+    from_layers: int
+    to_layers: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """The evaluations of a run, in order, and what they had cost."""
+
+    output_dir: Path
+    steps: NDArray[np.int64]
+    """(evaluations,); a growth has two, before and after."""
+    val_loss: NDArray[np.float64]
+    """(evaluations,)"""
+    flops: dict[Cost, NDArray[np.float64]]
+    """(evaluations,) each; since the start of the run."""
+    growths: list[Growth]
+    wall_seconds: float
+    """Training steps and growths; evaluation, checkpoints and restarts are not in it."""
+
+
+def load_run(output_dir: Path) -> Run:
+    """Read the metrics of the run that wrote to ``output_dir``.
+
+    FLOPs at an evaluation that fell between two logged steps are interpolated.
+
+    Raises:
+        UserError: not a run, or without the rows that a comparison needs.
+    """
+    if not output_dir.is_dir():
+        raise UserError(f"{output_dir} is not a directory; give the output_dir of a run")
+    path = output_dir / FILE_NAME
+    rows = read_rows(path)
+    train = [row for row in rows if "loss" in row]
+    growth = [row for row in rows if row.get("event") == "growth"]
+    if not train:
+        raise UserError(f"{path} has no training rows")
+    steps, losses = _evaluations(rows, growth)
+    if not len(steps):
+        raise UserError(f"{path} has no evaluation rows; train with train.eval_iters above 0")
+    try:
+        return Run(
+            output_dir=output_dir,
+            steps=steps,
+            val_loss=losses,
+            flops={cost: _flops_at(steps, rows, cost) for cost in COSTS},
+            growths=_growths(train, growth),
+            wall_seconds=_wall_seconds(train, growth),
+        )
+    except KeyError as error:
+        raise UserError(f"{path} has a row without the field {error}") from error
+
+
+def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[str, Any]:
+    """The numbers of ``summary.json``; percentages are relative to the fixed-size run.
+
+    Args:
+        progressive: the run that grew.
+        fixed_size: its twin.
+        tolerance: relative difference of validation losses at which the runs count as mixed.
+
+    Raises:
+        UserError: the last evaluations are at different steps.
+    """
+    last_steps = [int(run.steps[-1]) for run in (progressive, fixed_size)]
+    if last_steps[0] != last_steps[1]:
+        raise UserError(
+            f"{progressive.output_dir} was last evaluated at step {last_steps[0]}, "
+            f"{fixed_size.output_dir} at step {last_steps[1]}; compare runs of as many steps"
+        )
+    return {
+        "progressive": _final(progressive),
+        "fixed_size": _final(fixed_size),
+        "final_step": last_steps[0],
+        "final_gap_percent": _percent_above(progressive.val_loss[-1], fixed_size.val_loss[-1]),
+        "savings_percent": {
+            cost: _percent_below(progressive.flops[cost][-1], fixed_size.flops[cost][-1])
+            for cost in COSTS
+        },
+        "wall_time_ratio": progressive.wall_seconds / fixed_size.wall_seconds,
+        "growths": [vars(growth) for growth in progressive.growths],
+        "tolerance": tolerance,
+        "mixing_time_steps": mixing_time(progressive, fixed_size, tolerance),
+        "equal_flops": {cost: equal_flops(progressive, fixed_size, cost) for cost in COSTS},
+    }
+
+
+def mixing_time(progressive: Run, fixed_size: Run, tolerance: float) -> int | None:
+    """Steps from the last growth to the first evaluation that the twin does not beat by more.
+
+    "More" is ``tolerance``, relative, at the same step (Bu 2025); None if there is no such
+    evaluation. Its resolution is the evaluation interval.
+    """
+    if not progressive.growths:
+        return None
+    start = progressive.growths[-1].step
+    twin = dict(zip(fixed_size.steps.tolist(), fixed_size.val_loss.tolist(), strict=True))
+    for step, loss in zip(progressive.steps.tolist(), progressive.val_loss, strict=True):
+        if step > start and step in twin and loss <= (1 + tolerance) * twin[step]:
+            return step - start
+    return None
+
+
+def equal_flops(progressive: Run, fixed_size: Run, cost: Cost) -> dict[str, float | None]:
+    """Both validation losses when as much was spent as the cheaper run spent in all.
+
+    Interpolated between evaluations; None for a run not yet evaluated by then. The dearer run is
+    met before the end of its learning-rate schedule, which flatters the cheaper one.
+    """
+    budget = min(progressive.flops[cost][-1], fixed_size.flops[cost][-1])
+    ours, theirs = (
+        float(np.interp(budget, run.flops[cost], run.val_loss))
+        if run.flops[cost][0] <= budget
+        else None
+        for run in (progressive, fixed_size)
+    )
+    return {
+        "flops": float(budget),
+        "progressive_val_loss": ours,
+        "fixed_size_val_loss": theirs,
+        "gap_percent": None if ours is None or theirs is None else _percent_above(ours, theirs),
+    }
+
+
+def _evaluations(
+    rows: list[dict[str, Any]], growth: list[dict[str, Any]]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Steps and losses of all evaluations; at a growth, those of its own row."""
+    measured = {
+        row["step"]: (row["val_loss_before"], row["val_loss_after"])
+        for row in growth
+        if row.get("val_loss_before") is not None and row.get("val_loss_after") is not None
+    }
+    points = [
+        (row["step"], row["val_loss"])
+        for row in rows
+        if row.get("val_loss") is not None and row["step"] not in measured
+    ]
+    points += [(step, loss) for step, pair in measured.items() for loss in pair]
+    points.sort(key=lambda point: point[0])  # stable: before stays before after
+    steps = np.array([step for step, _ in points], dtype=np.int64)
+    return steps, np.array([loss for _, loss in points], dtype=np.float64)
+
+
+def _flops_at(
+    steps: NDArray[np.int64], rows: list[dict[str, Any]], cost: Cost
+) -> NDArray[np.float64]:
+    known = {0: 0.0} | {row["step"]: float(row[cost]) for row in rows if cost in row}
+    if len(known) == 1:
+        raise KeyError(cost)
+    knots = sorted(known)
+    return np.interp(steps, knots, [known[step] for step in knots])
+
+
+def _growths(train: list[dict[str, Any]], growth: list[dict[str, Any]]) -> list[Growth]:
+    """From the growth rows; in a log without them, from the depths of the training rows."""
+    if growth:
+        return [Growth(row["step"], row["from_layers"], row["to_layers"]) for row in growth]
+    return [
+        Growth(before["step"], before["num_layers"], after["num_layers"])
+        for before, after in pairwise(train)
+        if before["num_layers"] != after["num_layers"]
+    ]
+
+
+def _wall_seconds(train: list[dict[str, Any]], growth: list[dict[str, Any]]) -> float:
+    ends = [0] + [row["step"] for row in train]
+    stepping = sum(
+        row["step_time"] * (row["step"] - start) for start, row in zip(ends, train, strict=False)
+    )
+    return stepping + sum(row["pause_seconds"] for row in growth)
+
+
+def _final(run: Run) -> dict[str, Any]:
+    return {
+        "output_dir": str(run.output_dir),
+        "val_loss": float(run.val_loss[-1]),
+        **{cost: float(run.flops[cost][-1]) for cost in COSTS},
+        "wall_seconds": run.wall_seconds,
+    }
+
+
+def _percent_above(value: float, reference: float) -> float:
+    return float(100 * (value / reference - 1))
+
+
+def _percent_below(value: float, reference: float) -> float | None:
+    """None for a reference of 0: the transformer layers of a model without any."""
+    return float(100 * (1 - value / reference)) if reference else None

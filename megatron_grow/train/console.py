@@ -1,0 +1,133 @@
+"""What a run says while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import rich.console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+
+class Console:
+    """Progress of a run for the person who watches: a live bar on a terminal, else plain lines.
+
+    Rows are those of :mod:`megatron_grow.train.metrics`. A context manager, so that the terminal
+    is left in order whatever ends the run.
+    """
+
+    def __init__(self, total_steps: int, enabled: bool = True, progress_bar: bool = True) -> None:
+        """Prepare to report on ``total_steps`` steps.
+
+        Args:
+            total_steps: global steps of the whole run.
+            enabled: whether this rank speaks; where it is false every method does nothing.
+            progress_bar: a live bar where the console is a terminal.
+        """
+        self._total_steps = total_steps
+        self._console = rich.console.Console(quiet=not enabled, highlight=False)
+        self._console.soft_wrap = not self._console.is_terminal  # one line stays one in a log file
+        self._bar: Progress | None = None
+        if enabled and progress_bar and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.completed}/{task.total}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:.0f}%"),
+                TextColumn("{task.description}"),
+                console=self._console,
+                auto_refresh=False,  # no thread beside the training loop
+            )
+            self._task = self._bar.add_task("", total=total_steps)
+            self._bar.start()
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def train_row(self, row: Mapping[str, Any]) -> None:
+        """Move the bar to a training row, or print its line."""
+        step = row["step"]
+        where = f"stage {row['stage']}, {_layers(row['num_layers'])} | loss {row['loss']:.4f}"
+        speed = (
+            f"{row['tokens_per_second']:,.0f} tokens/s | "
+            f"ETA {_duration((self._total_steps - step) * row['step_time'])}"
+        )
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=step, description=f"{where} | {speed}", refresh=True
+            )
+        else:
+            rates = f"lr {row['lr']:.2e} | grad norm {row['grad_norm']:.3f}"
+            self.message(f"{self._position(step)} | {where} | {rates} | {speed}")
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """Print a validation loss."""
+        self.message(
+            f"{self._position(row['step'])} | stage {row['stage']}, {_layers(row['num_layers'])} | "
+            f"validation loss {row['val_loss']:.4f}"
+        )
+
+    def growth(self, row: Mapping[str, Any]) -> None:
+        """Print what grew, from and to which layout, and what it took."""
+        lines = [
+            f"{self._position(row['step'])} | grew from {row['from_layers']} to "
+            f"{_layers(row['to_layers'])}",
+            f"layout      {row['from_layout']} -> {row['to_layout']}",
+            f"parameters  {row['from_parameters']:,} -> {row['to_parameters']:,}",
+            f"moved       {_bytes(row['bytes_moved'])} between ranks, "
+            f"pause {row['pause_seconds']:.2f} s",
+        ]
+        if row["val_loss_before"] is not None:
+            before, after = row["val_loss_before"], row["val_loss_after"]
+            lines.append(f"val loss    {before:.4f} before, {after:.4f} after")
+        self.message("\n    ".join(lines))
+
+    def checkpoint(self, step: int, path: object) -> None:
+        """Print that the checkpoint of ``step`` is complete at ``path``."""
+        self.message(f"{self._position(step)} | saved {path}")
+
+    def warning(self, text: str) -> None:
+        """Print something the user should look at."""
+        self._console.print(Text(f"warning: {text}", style="yellow"))
+
+    def message(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        self._console.print(Text(text))
+
+    def close(self) -> None:
+        """Leave the bar as it stands and give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _position(self, step: int) -> str:
+        width = len(str(self._total_steps))
+        return f"step {step:>{width}}/{self._total_steps}"
+
+
+def _layers(number: int) -> str:
+    return "1 layer" if number == 1 else f"{number} layers"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s"
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"

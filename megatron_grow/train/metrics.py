@@ -1,0 +1,210 @@
+"""The record of a run: ``metrics.jsonl``, mirrored to TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from megatron_grow.config.errors import UserError
+
+FILE_NAME = "metrics.jsonl"
+
+
+class Progress(TypedDict):
+    """Where the run is; the costs count from its start."""
+
+    step: int
+    """Global steps done; 1 for the first."""
+    stage: int
+    num_layers: int
+    consumed_tokens: int
+    flops_total: int
+    """Whole model, embedding and head included (``cost.flops.flops_at_step``)."""
+    flops_block: int
+    """Transformer layers alone."""
+
+
+class TrainRow(Progress):
+    """One log interval; ``loss`` and the speeds are means over it."""
+
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens_per_second: float
+    step_time: float
+    """Seconds of one step."""
+
+
+class EvaluationRow(Progress):
+    """One evaluation, after ``step`` steps."""
+
+    val_loss: float
+
+
+class GrowthRow(TypedDict):
+    """One growth, between ``step`` and the next."""
+
+    event: str
+    """``growth``."""
+    step: int
+    stage: int
+    """The stage that begins."""
+    from_layers: int
+    to_layers: int
+    from_layout: str
+    to_layout: str
+    from_parameters: int
+    to_parameters: int
+    bytes_moved: int
+    """From one rank to another, over all ranks."""
+    pause_seconds: float
+    val_loss_before: float | None
+    """None where the run does not evaluate."""
+    val_loss_after: float | None
+
+
+class MetricsLog:
+    """Appends rows to ``output_dir/metrics.jsonl``, each visible as soon as it is written.
+
+    Numbers that JSON cannot hold (NaN and the infinities) become ``null``. For one rank only.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        resume_step: int = 0,
+        tensorboard: bool = False,
+        wandb_project: str | None = None,
+        run_name: str | None = None,
+    ) -> None:
+        """Open the log of a run that continues after ``resume_step`` steps.
+
+        Rows of later steps are dropped, because the run will write them again. With ``resume_step``
+        0 the rows of an earlier run in this directory move to ``metrics.jsonl.previous``.
+
+        Args:
+            output_dir: the run's directory; made if it does not exist.
+            resume_step: steps done by the checkpoint that the run starts from.
+            tensorboard: mirror to ``output_dir/tensorboard``.
+            wandb_project: mirror to this Weights & Biases project.
+            run_name: what Weights & Biases calls the run.
+
+        Raises:
+            UserError: wandb is asked for and not installed.
+        """
+        if wandb_project and importlib.util.find_spec("wandb") is None:
+            raise UserError(
+                f"logging.wandb_project={wandb_project} needs the package wandb, which is not "
+                "installed; run `pip install wandb` or leave the field out"
+            )
+        output_dir = Path(output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        path = output_dir / FILE_NAME
+        self._already_written = _rewind(path, resume_step)
+        self._file = path.open("a", buffering=1, encoding="utf-8")  # flushes at each line
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(
+                str(output_dir / "tensorboard"), purge_step=resume_step + 1
+            )
+        if wandb_project:
+            import wandb
+
+            self._wandb = wandb.init(project=wandb_project, name=run_name, dir=str(output_dir))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a :class:`TrainRow`, :class:`EvaluationRow` or :class:`GrowthRow`.
+
+        A row of the very step from which the run resumes is not written twice.
+        """
+        if _identity(row) in self._already_written:
+            return
+        storable = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        self._file.write(json.dumps(storable, allow_nan=False) + "\n")
+
+        scalars = {
+            f"{_kind(row)}/{name}": value
+            for name, value in row.items()
+            if isinstance(value, (int, float)) and name != "step"
+        }
+        if self._tensorboard is not None:
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(name, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.log(scalars, step=row["step"])
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``, without a last line that a kill tore.
+
+    Raises:
+        UserError: no such file, or a line that is not a row.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as metrics of a run: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise UserError(
+                f"{path}:{number} is not a JSON object with an integer step: {line:.60}"
+            )
+        rows.append(row)
+    return rows
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Make ``path`` hold ``data``, or leave it as it was."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    return row.get("event") or ("validation" if "val_loss" in row else "train")
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[int, str, int]:
+    return row["step"], _kind(row), row.get("stage", 0)
+
+
+def _rewind(path: Path, step: int) -> set[tuple[int, str, int]]:
+    """Drop the rows after ``step``; return which rows ``step`` itself has."""
+    if not path.exists():
+        return set()
+    if step == 0:
+        path.replace(path.with_name(path.name + ".previous"))
+        return set()
+    kept = [row for row in read_rows(path) if row["step"] <= step]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+    return {_identity(row) for row in kept if row["step"] == step}

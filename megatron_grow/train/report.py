@@ -1,0 +1,103 @@
+"""The report of a progressive run and its twin: ``summary.json``, pictures, a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.train.comparison import compare, load_run
+from megatron_grow.train.figures import Against, loss_figure
+from megatron_grow.train.metrics import write_atomically
+
+FIGURES: dict[str, list[Against]] = {
+    "loss.png": ["step", "flops_total"],
+    "loss_vs_flops.png": ["flops_total", "flops_block"],
+}
+
+
+def write_report(
+    run_a: Path, run_b: Path, output: Path, *, tolerance: float = 0.01
+) -> dict[str, Any]:
+    """Compare two runs, write the report to ``output`` and return the summary.
+
+    The progressive run is the one that grew; if both did or neither, it is ``run_a``.
+
+    Args:
+        run_a: output_dir of a run.
+        run_b: output_dir of the other.
+        output: directory for summary.json and the pictures; made if it does not exist.
+        tolerance: relative difference of validation losses at which the runs count as mixed.
+
+    Raises:
+        UserError: runs that cannot be read or compared, or an ``output`` that cannot be written.
+    """
+    progressive, fixed_size = load_run(run_a), load_run(run_b)
+    if fixed_size.growths and not progressive.growths:
+        progressive, fixed_size = fixed_size, progressive
+    summary = compare(progressive, fixed_size, tolerance)
+    files = {name: loss_figure(progressive, fixed_size, panels) for name, panels in FIGURES.items()}
+    files["summary.json"] = json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            write_atomically(output / name, data)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error}") from error
+    return summary
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """The summary for a reader."""
+    ours, twin = summary["progressive"], summary["fixed_size"]
+    grown = ", ".join(
+        f"{g['from_layers']} -> {g['to_layers']} layers at step {g['step']}"
+        for g in summary["growths"]
+    )
+    table = Table(title=f"{summary['final_step']} steps; grown {grown or 'never'}")
+    for heading in ("", "progressive", "fixed size", "difference"):
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_row(
+        "final validation loss",
+        f"{ours['val_loss']:.4f}",
+        f"{twin['val_loss']:.4f}",
+        f"{summary['final_gap_percent']:+.2f} %",
+    )
+    labels = {"flops_total": "whole model", "flops_block": "layers only"}
+    for cost, label in labels.items():
+        saved = summary["savings_percent"][cost]
+        table.add_row(
+            f"FLOPs, {label}",
+            f"{ours[cost]:.3g}",
+            f"{twin[cost]:.3g}",
+            "-" if saved is None else f"{saved:.1f} % saved",
+        )
+    table.add_row(
+        "training time",
+        f"{ours['wall_seconds']:.0f} s",
+        f"{twin['wall_seconds']:.0f} s",
+        f"{100 * (1 - summary['wall_time_ratio']):.1f} % saved",
+    )
+    for cost, label in labels.items():
+        equal = summary["equal_flops"][cost]
+        table.add_row(
+            f"loss at equal FLOPs, {label}",
+            _loss(equal["progressive_val_loss"]),
+            _loss(equal["fixed_size_val_loss"]),
+            "-" if equal["gap_percent"] is None else f"{equal['gap_percent']:+.2f} %",
+        )
+    mixing = summary["mixing_time_steps"]
+    table.add_row(
+        f"steps until within {100 * summary['tolerance']:g} %",
+        "not reached" if mixing is None else f"{mixing}",
+        "",
+        "",
+    )
+    return table
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

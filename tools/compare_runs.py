@@ -1,0 +1,47 @@
+"""Compare a progressive run with its fixed-size twin.
+
+Writes summary.json, loss.png and loss_vs_flops.png to --output and prints a table:
+
+    python tools/compare_runs.py runs/progressive runs/fixed --output runs/report
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.train.report import FIGURES, summary_table, write_report
+
+
+def main() -> None:
+    """Parse the command line, write the report and print its table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="output_dir of a run")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="output_dir of the other")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.01,
+        help="relative gap of validation losses at which the runs count as mixed (default 0.01)",
+    )
+    args = parser.parse_args()
+    try:
+        summary = write_report(args.run_a, args.run_b, args.output, tolerance=args.tolerance)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    console = Console(highlight=False)
+    console.print(summary_table(summary))
+    for name in FIGURES:
+        console.print(args.output / name, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
