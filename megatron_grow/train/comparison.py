@@ -182,13 +182,11 @@ def _flops_at(
 
 def _growths(train: list[dict[str, Any]], growth: list[dict[str, Any]]) -> list[Growth]:
     """From the growth rows; in a log without them, from the depths of the training rows."""
-    if growth:
-        return [Growth(row["step"], row["from_layers"], row["to_layers"]) for row in growth]
-    return [
+    changes = [Growth(row["step"], row["from_layers"], row["to_layers"]) for row in growth] or [
         Growth(before["step"], before["num_layers"], after["num_layers"])
         for before, after in pairwise(train)
-        if before["num_layers"] != after["num_layers"]
     ]
+    return [change for change in changes if change.from_layers != change.to_layers]
 
 
 def _wall_seconds(train: list[dict[str, Any]], growth: list[dict[str, Any]]) -> float:

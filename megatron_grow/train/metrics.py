@@ -54,6 +54,8 @@ class GrowthRow(TypedDict):
     step: int
     stage: int
     """The stage that begins."""
+    summary: str
+    """What grew and by which operators."""
     from_layers: int
     to_layers: int
     from_layout: str

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from megatron_grow.train.console import Console
+
+ROW = {
+    "step": 10,
+    "stage": 1,
+    "num_layers": 12,
+    "loss": 4.25,
+    "lr": 1e-3,
+    "grad_norm": 0.5,
+    "tokens_per_second": 12345.6,
+    "step_time": 0.5,
+}
+GROWTH = {
+    "step": 10,
+    "from_layers": 0,
+    "to_layers": 12,
+    "from_layout": "TP1 PP1 DP4",
+    "to_layout": "TP2 PP2 DP1",
+    "from_parameters": 1000,
+    "to_parameters": 250_000,
+    "bytes_moved": 2_000_000,
+    "pause_seconds": 1.5,
+    "val_loss_before": 5.0,
+    "val_loss_after": 6.0,
+}
+
+
+def test_without_a_terminal_a_row_is_one_line(capsys):
+    with Console(total_steps=250) as console:
+        console.train_row(ROW)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "\x1b" not in out
+    for part in ("10/250", "stage 1", "12 layers", "4.2500", "12,346 tokens/s", "ETA 2m00s"):
+        assert part in out
+
+
+def test_growth_says_what_grew_and_what_it_took(capsys):
+    with Console(total_steps=250) as console:
+        console.growth(GROWTH)
+        console.growth({**GROWTH, "val_loss_before": None, "val_loss_after": None})
+    measured, unmeasured = capsys.readouterr().out.split("step ")[1:]
+    for part in ("0 to 12 layers", "TP1 PP1 DP4 -> TP2 PP2 DP1", "250,000", "2 MB", "1.50 s"):
+        assert part in measured and part in unmeasured
+    assert "5.0000" in measured and "6.0000" in measured
+    assert "loss" not in unmeasured
+
+
+def test_other_ranks_are_silent(capsys):
+    with Console(total_steps=250, enabled=False) as console:
+        console.train_row(ROW)
+        console.growth(GROWTH)
+        console.message("text")
+        console.warning("text")
+    assert capsys.readouterr().out == ""

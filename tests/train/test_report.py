@@ -1,0 +1,180 @@
+"""The report against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.train.comparison import compare, load_run
+from megatron_grow.train.report import summary_table, write_report
+
+ROOT = Path(__file__).parents[2]
+
+# A step of the small model costs 1 (layers: 0) and takes 1 s; of the large one 5 (4) and 3 s.
+SMALL = {"num_layers": 0, "total": 1, "block": 0, "time": 1.0}
+LARGE = {"num_layers": 4, "total": 5, "block": 4, "time": 3.0}
+
+
+def write_run(
+    directory: Path,
+    val_loss: dict[int, float],
+    *,
+    grow_at: int = 0,
+    growth_rows: bool = True,
+    log_interval: int = 10,
+) -> Path:
+    """100 steps that log and evaluate; the model is small until ``grow_at``."""
+    rows, total, block = [], 0, 0
+    for step in range(1, 101):
+        model = SMALL if step <= grow_at else LARGE
+        total, block = total + model["total"], block + model["block"]
+        if step % log_interval == 0:
+            rows.append(
+                {
+                    "step": step,
+                    "stage": int(step > grow_at > 0),
+                    "num_layers": model["num_layers"],
+                    "loss": 3.0,
+                    "flops_total": total,
+                    "flops_block": block,
+                    "step_time": model["time"],
+                }
+            )
+        if step in val_loss:
+            rows.append({"step": step, "val_loss": val_loss[step]})
+        if step == grow_at and growth_rows:
+            rows.append(
+                {
+                    "event": "growth",
+                    "step": step,
+                    "stage": 1,
+                    "from_layers": 0,
+                    "to_layers": 4,
+                    "pause_seconds": 10.0,
+                    "val_loss_before": val_loss[step],
+                    "val_loss_after": val_loss[step] + 1,
+                }
+            )
+    directory.mkdir()
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
+
+
+FIXED_SIZE = {20: 5.0, 40: 4.0, 60: 3.0, 80: 2.5, 100: 2.0}
+PROGRESSIVE = {20: 5.5, 40: 5.0, 60: 3.6, 80: 2.52, 100: 2.01}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """The progressive run, which grows after 40 steps, and its twin."""
+    return (
+        write_run(tmp_path / "progressive", PROGRESSIVE, grow_at=40),
+        write_run(tmp_path / "fixed", FIXED_SIZE),
+    )
+
+
+def test_numbers(runs):
+    summary = compare(*map(load_run, runs))
+    assert summary["final_step"] == 100
+    assert summary["final_gap_percent"] == pytest.approx(0.5)
+    # 40 x 1 + 60 x 5 = 340 of 500; 60 x 4 = 240 of 400
+    assert summary["savings_percent"] == pytest.approx({"flops_total": 32, "flops_block": 40})
+    # 40 x 1 s + 60 x 3 s + 10 s pause, of 300 s
+    assert summary["wall_time_ratio"] == pytest.approx(230 / 300)
+    assert summary["growths"] == [{"step": 40, "from_layers": 0, "to_layers": 4}]
+    # step 60: 20 % above; step 80: 0.8 % above
+    assert summary["mixing_time_steps"] == 40
+
+
+def test_equal_flops(runs):
+    equal = compare(*map(load_run, runs))["equal_flops"]
+    # the twin had spent 340 at step 68: between 3.0 (step 60) and 2.5 (step 80)
+    assert equal["flops_total"]["flops"] == 340
+    assert equal["flops_total"]["progressive_val_loss"] == pytest.approx(2.01)
+    assert equal["flops_total"]["fixed_size_val_loss"] == pytest.approx(2.8)
+    assert equal["flops_total"]["gap_percent"] == pytest.approx(100 * (2.01 / 2.8 - 1))
+    # and 240 in the layers at step 60
+    assert equal["flops_block"]["fixed_size_val_loss"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("tolerance", "mixing"), [(0.25, 20), (0.006, 60), (0.004, None)])
+def test_mixing_time_depends_on_the_tolerance(runs, tolerance, mixing):
+    summary = compare(*map(load_run, runs), tolerance)
+    assert summary["mixing_time_steps"] == mixing
+
+
+def test_order_does_not_matter_where_one_grew(runs, tmp_path):
+    forward = write_report(*runs, tmp_path / "a")
+    assert write_report(*reversed(runs), tmp_path / "b") == forward
+
+
+def test_growth_is_seen_without_its_row(runs, tmp_path):
+    bare = write_run(tmp_path / "bare", PROGRESSIVE, grow_at=40, growth_rows=False)
+    summary = write_report(runs[1], bare, tmp_path / "report")
+    assert summary["progressive"]["output_dir"] == str(bare)
+    assert summary["growths"] == [{"step": 40, "from_layers": 0, "to_layers": 4}]
+    assert summary["mixing_time_steps"] == 40
+
+
+def test_flops_between_logged_steps(runs, tmp_path):
+    sparse = write_run(tmp_path / "sparse", FIXED_SIZE, log_interval=50)
+    equal = compare(load_run(runs[0]), load_run(sparse))["equal_flops"]
+    assert equal["flops_total"]["fixed_size_val_loss"] == pytest.approx(2.8)
+
+
+def test_files_are_whole(runs, tmp_path):
+    output = tmp_path / "new" / "report"
+    summary = write_report(*runs, output)
+    assert json.loads((output / "summary.json").read_text()) == summary
+    names = sorted(path.name for path in output.iterdir())
+    assert names == ["loss.png", "loss_vs_flops.png", "summary.json"]
+    for name in names[:2]:
+        assert (output / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert summary_table(summary).row_count == 7
+
+
+def test_bad_input_is_named_and_nothing_written(runs, tmp_path):
+    shorter = write_run(tmp_path / "shorter", {20: 5.0, 40: 4.0})
+    blind = write_run(tmp_path / "blind", {})
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for other, message in [
+        (tmp_path / "missing", "missing is not a directory"),
+        (empty, "metrics.jsonl cannot be read"),
+        (blind, "no evaluation rows"),
+        (shorter, "evaluated at step 100, .* at step 40"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            write_report(runs[0], other, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def compare_runs(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "compare_runs.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+    )
+
+
+def test_command_line(runs, tmp_path):
+    done = compare_runs(*runs, "--output", tmp_path / "report", "--tolerance", 0.25)
+    assert done.returncode == 0, done.stderr
+    assert "32.0 % saved" in done.stdout and "+0.50 %" in done.stdout
+    assert json.loads((tmp_path / "report" / "summary.json").read_text())["mixing_time_steps"] == 20
+
+    failed = compare_runs(runs[0], tmp_path / "nowhere", "--output", tmp_path / "other")
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1 and "nowhere is not a directory" in failed.stderr
+
+
+def test_report_needs_no_torch():
+    program = "import sys, megatron_grow.train.report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)
