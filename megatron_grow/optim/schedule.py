@@ -1,0 +1,96 @@
+"""The learning rate as a function of the global step alone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Protocol
+
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.sections import OptimizerSection, ScheduleSection
+
+
+class StageRate(Protocol):
+    """What a stage says about its learning rate (see ``config.stages.Stage``)."""
+
+    first_step: int
+    lr_multiplier: float
+    rewarmup_iters: int
+
+
+class LearningRateSchedule:
+    """Warm-up, then WSD, cosine, linear or constant, over the whole run.
+
+    Global step 1 is the first update. Over the W steps of warm-up the rate is ``step / W`` of its
+    peak, and at ``train_iters`` the decay reaches ``min_lr``. Growths do not restart it: a run that
+    grows and one that does not have the same rate at the same step, unless a stage asks for a
+    factor or a re-warm-up. The curves are megatron-core's.
+
+    Args:
+        schedule: the shape.
+        optimizer: the peaks and ``min_lr``.
+        train_iters: steps of the whole run, all stages together.
+
+    Raises:
+        UserError: ``min_lr`` above a peak.
+    """
+
+    def __init__(
+        self, schedule: ScheduleSection, optimizer: OptimizerSection, train_iters: int
+    ) -> None:
+        for name in ("lr", "muon_lr"):
+            peak = getattr(optimizer, name)
+            if peak is not None and peak < optimizer.min_lr:
+                raise UserError(
+                    f"optimizer.min_lr={optimizer.min_lr} must not exceed optimizer.{name}={peak}"
+                )
+        self._min_lr = optimizer.min_lr
+        warmup = round(schedule.lr_warmup_fraction * train_iters)
+        self._curve = OptimizerParamScheduler(
+            SimpleNamespace(param_groups=[]),  # it is asked for rates, never to write them
+            init_lr=0.0,
+            max_lr=optimizer.lr,
+            min_lr=optimizer.min_lr,
+            lr_warmup_steps=warmup,
+            lr_decay_steps=max(train_iters, warmup + 1),  # warm-up may be all of a run
+            lr_decay_style=schedule.lr_decay_style,
+            wsd_decay_steps=round(schedule.lr_wsd_decay_fraction * train_iters),
+            lr_wsd_decay_style=schedule.lr_wsd_decay_style,
+            start_wd=optimizer.weight_decay,
+            end_wd=optimizer.weight_decay,
+            wd_incr_steps=0,
+            wd_incr_style="constant",
+        )
+
+    def factor(self, step: int) -> float:
+        """The rate at global ``step`` as a share of its peak, for a ``min_lr`` of 0."""
+        return self._at(step, max_lr=1.0, min_lr=0.0)
+
+    def lr(self, step: int, max_lr: float, stage: StageRate | None = None) -> float:
+        """The rate of the update that is global ``step`` (1 is the first).
+
+        Args:
+            step: from 1 to train_iters.
+            max_lr: the peak.
+            stage: the stage that ``step`` lies in, for its factor and re-warm-up: in its k-th step,
+                ``k / rewarmup_iters`` of the rate, until that is all of it.
+        """
+        rate = self._at(step, max_lr, self._min_lr)
+        if stage is None:
+            return rate
+        done = step - stage.first_step
+        rewarmup = min(1.0, done / stage.rewarmup_iters) if stage.rewarmup_iters else 1.0
+        return rate * stage.lr_multiplier * rewarmup
+
+    def apply(
+        self, optimizer: MegatronOptimizer, step: int, stage: StageRate | None = None
+    ) -> None:
+        """Write the rate of global ``step`` into every parameter group, each from its own peak."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr(step, group["max_lr"], stage)
+
+    def _at(self, step: int, max_lr: float, min_lr: float) -> float:
+        self._curve.num_steps = step
+        return self._curve.get_lr({"max_lr": max_lr, "min_lr": min_lr})

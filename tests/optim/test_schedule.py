@@ -1,0 +1,96 @@
+"""The schedule against closed forms."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.sections import OptimizerSection, ScheduleSection
+from megatron_grow.config.stages import Stage
+from megatron_grow.optim.schedule import LearningRateSchedule
+
+ITERS = 10_000
+
+
+def _schedule(min_lr: float = 0.0, iters: int = ITERS, **shape: object) -> LearningRateSchedule:
+    optimizer = OptimizerSection(lr=0.5, min_lr=min_lr)
+    return LearningRateSchedule(ScheduleSection(**shape), optimizer, iters)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("style", "middle"),
+    [("linear", 0.5), ("cosine", 0.5), ("exponential", 0.41421), ("minus_sqrt", 0.29289)],
+)
+def test_wsd_tails(style: str, middle: float) -> None:
+    schedule = _schedule(lr_wsd_decay_style=style)
+    assert schedule.factor(9000) == 1.0
+    assert schedule.factor(9500) == pytest.approx(middle, abs=1e-5)
+    assert schedule.factor(10_000) == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize(("style", "share"), [("WSD", 0.8404), ("cosine", 0.9866)])
+def test_published_share_of_learning_rate_before_four_fifths(style: str, share: float) -> None:
+    schedule = _schedule(lr_decay_style=style)
+    rates = [schedule.factor(step) for step in range(1, ITERS + 1)]
+    assert sum(rates[: int(0.8 * ITERS)]) / sum(rates) == pytest.approx(share, abs=2e-4)
+
+
+def test_warm_up_counts_the_first_update_as_one() -> None:
+    schedule = _schedule()
+    assert [schedule.factor(step) for step in (1, 100, 200, 201)] == [1 / 200, 0.5, 1.0, 1.0]
+
+
+def test_cosine_linear_and_constant() -> None:
+    step, ratio = 3000, (3000 - 200) / (10_000 - 200)
+    cosine = 0.5 * (1 + math.cos(math.pi * ratio))
+    assert _schedule(lr_decay_style="cosine").factor(step) == pytest.approx(cosine)
+    assert _schedule(lr_decay_style="linear").factor(step) == pytest.approx(1 - ratio)
+    assert _schedule(lr_decay_style="constant").factor(ITERS) == 1.0
+
+
+def test_decay_ends_at_min_lr() -> None:
+    schedule = _schedule(min_lr=0.1)
+    assert schedule.lr(9500, max_lr=0.5) == pytest.approx(0.3)
+    assert schedule.lr(10_000, max_lr=0.5) == pytest.approx(0.1)
+    assert schedule.lr(10_000, max_lr=2.0) == pytest.approx(0.1)
+
+
+def test_min_lr_above_a_peak_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.min_lr=0\.1 .*optimizer\.muon_lr=0\.05"):
+        LearningRateSchedule(
+            ScheduleSection(), OptimizerSection(lr=0.5, muon_lr=0.05, min_lr=0.1), ITERS
+        )
+
+
+def _stage(lr_multiplier: float = 1.0, rewarmup_iters: int = 0) -> Stage:
+    return Stage(
+        1, 5000, ITERS, ModelConfig(), ParallelConfig(), None, lr_multiplier, rewarmup_iters
+    )
+
+
+def test_a_stage_does_not_restart_the_rate_unless_it_asks() -> None:
+    schedule = _schedule()
+    assert schedule.lr(5001, 0.5, _stage()) == schedule.lr(5001, 0.5) == 0.5
+    assert schedule.lr(5001, 0.5, _stage(lr_multiplier=0.5)) == 0.25
+    rewarmed = [schedule.lr(step, 0.5, _stage(1.0, 4)) for step in range(5001, 5006)]
+    assert rewarmed == [0.125, 0.25, 0.375, 0.5, 0.5]
+
+
+def test_apply_scales_each_group_from_its_own_peak() -> None:
+    optimizer = SimpleNamespace(param_groups=[{"max_lr": 0.5}, {"max_lr": 4.0}])
+    _schedule().apply(optimizer, 100, _stage(lr_multiplier=0.5))  # type: ignore[arg-type]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 1.0]
+
+
+@pytest.mark.parametrize("iters", [1, 2, 3, 20])
+@pytest.mark.parametrize(
+    ("warmup", "decay"), [(0.0, 0.0), (0.02, 0.1), (0.5, 0.5), (1.0, 0.0), (0.0, 1.0)]
+)
+def test_tiny_runs_have_rates(iters: int, warmup: float, decay: float) -> None:
+    schedule = _schedule(iters=iters, lr_warmup_fraction=warmup, lr_wsd_decay_fraction=decay)
+    assert all(0.0 <= schedule.factor(step) <= 1.0 for step in range(1, iters + 1))
