@@ -1,0 +1,44 @@
+"""Ranks that fail together, stop together and report together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from megatron_grow.config.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """Run ``action`` on every rank; if any rank finds a user's mistake, all raise it.
+
+    Raises:
+        UserError: that of the first rank which had one.
+    """
+    mistake, result = None, None
+    try:
+        result = action()
+    except UserError as error:
+        mistake = str(error)
+    mistakes: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(mistakes, mistake)
+    for found in mistakes:
+        if found is not None:
+            raise UserError(found)
+    return result  # type: ignore[return-value]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether ``flag`` is true on at least one rank."""
+    return sum_over_ranks(float(flag)) > 0
+
+
+def sum_over_ranks(*values: float) -> float:
+    """Sum of ``values`` over all ranks, in fp64 and over the CPU backend."""
+    total = torch.tensor(sum(values), dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.item()

@@ -1,0 +1,167 @@
+"""One stage, live: its process groups, model, optimizer, and what can be done with them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.stages import Stage
+from megatron_grow.model.builder import build_gpt, wrap_data_parallel
+from megatron_grow.optim.builder import build_optimizer, supports_distributed_optimizer
+from megatron_grow.parallel import cpu, process_groups
+from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.state.live import Piece, live_pieces, publish
+
+Batches = Iterator[dict[str, torch.Tensor]]
+
+
+class LiveStage:
+    """A model and its optimizer under one layout.
+
+    It starts without values: fill :meth:`pieces`, then call :meth:`publish`.
+    """
+
+    def __init__(self, stage: Stage, config: RunConfig, tensors: dict[str, LogicalTensor]) -> None:
+        """Set up the layout of ``stage`` and build its model, of which ``tensors`` tells all."""
+        self.stage = stage
+        self.tensors = tensors
+        self._train = config.train
+        self._seed = config.run.seed
+        process_groups.set_up(stage.parallel, config.run.seed)
+        sharded = stage.parallel.use_distributed_optimizer and supports_distributed_optimizer(
+            config.optimizer
+        )
+        gpt = build_gpt(stage.model, stage.parallel, config.train)
+        self.chunks: list[DistributedDataParallel] = [
+            wrap_data_parallel(gpt, stage.parallel, sharded)
+        ]
+        self.optimizer = build_optimizer(
+            self.chunks,
+            config.optimizer,
+            precision=config.train.precision,
+            use_distributed_optimizer=sharded,
+        )
+        engine = self.chunks[0].config
+        engine.finalize_model_grads_func = finalize_model_grads
+        engine.grad_scale_func = self.optimizer.scale_loss
+        peers = parallel_state.get_data_parallel_world_size()
+        batch = config.train.global_batch_size
+        self._micro_batches = batch // (config.train.micro_batch_size * peers)
+
+    def pieces(self) -> list[Piece]:
+        """All state that this rank holds; writing to it changes the live state."""
+        return live_pieces(self.chunks, self.optimizer, self.tensors)
+
+    def publish(self) -> None:
+        """Make the model's weights those of the main parameters."""
+        publish(self.chunks, self.optimizer)
+
+    def train_step(self, step: int, batches: Batches | None) -> tuple[torch.Tensor, float]:
+        """One optimizer step.
+
+        Args:
+            step: global step, from 1.
+            batches: this rank's micro-batches; None where the rank needs none.
+
+        Returns:
+            The sum of this rank's micro-batch losses (see :meth:`mean_loss`), and the gradient norm
+            before clipping.
+        """
+        self._seed_dropout(step)
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        losses = self._run(batches, forward_only=False)
+        _, grad_norm, _ = self.optimizer.step()
+        return losses, float(grad_norm)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batches | None, iterations: int) -> float:
+        """Mean loss over ``iterations`` global batches; the same on every rank."""
+        total = torch.zeros((), device=cpu.device())
+        with self._parameters_gathered():
+            for chunk in self.chunks:
+                chunk.eval()
+            for _ in range(iterations):
+                total += self._run(batches, forward_only=True)
+        return self.mean_loss(total, iterations)
+
+    def mean_loss(self, losses: torch.Tensor, steps: int) -> float:
+        """Mean over all ranks of what ``steps`` steps returned; the same on every rank."""
+        # Only the last pipeline stage has losses; its tensor-parallel ranks have the same ones.
+        total = losses.detach().to("cpu", torch.float64)
+        dist.all_reduce(total)
+        copies = self.stage.parallel.tensor_model_parallel_size
+        peers = parallel_state.get_data_parallel_world_size()
+        return total.item() / (copies * peers * self._micro_batches * steps)
+
+    def needs_data(self) -> bool:
+        """Whether this rank reads tokens: the first and the last pipeline stage do."""
+        return parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
+
+    def release(self) -> None:
+        """Let go of model, gradients and groups; pieces that were taken keep their memory."""
+        self.chunks.clear()
+        del self.optimizer
+        gc.collect()  # hooks and buffers refer to each other
+        process_groups.tear_down()
+
+    def _run(self, batches: Batches | None, forward_only: bool) -> torch.Tensor:
+        results = get_forward_backward_func()(
+            forward_step_func=_forward_step,
+            data_iterator=batches,
+            model=self.chunks,
+            num_microbatches=self._micro_batches,
+            seq_length=self._train.seq_length,
+            micro_batch_size=self._train.micro_batch_size,
+            forward_only=forward_only,
+        )
+        losses = [result["loss"] for result in results]
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=cpu.device())
+
+    def _seed_dropout(self, step: int) -> None:
+        """Make dropout a function of the step, so that a resumed run needs no generator state."""
+        model = self.stage.model
+        if model.hidden_dropout == model.attention_dropout == 0.0:
+            return
+        seed = self._seed + 1_000_003 * step
+        seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
+        seed += 10_000 * parallel_state.get_data_parallel_rank()
+        tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+    @contextmanager
+    def _parameters_gathered(self) -> Iterator[None]:
+        """Finish parameter gathers that overlap with the forward pass, for the time of a block."""
+        hooked = [chunk for chunk in self.chunks if chunk.use_forward_hook]
+        for chunk in hooked:
+            chunk.disable_forward_pre_hook()
+        try:
+            yield
+        finally:
+            for chunk in hooked:
+                chunk.enable_forward_pre_hook()
+
+
+def _forward_step(batches: Batches | None, model: torch.nn.Module) -> tuple:
+    """megatron-core's forward step: the output, and what turns it into a loss."""
+    if batches is None:
+        return model(None, None, None), partial(_mean_loss, None)
+    batch = {name: x.to(cpu.device(), non_blocking=True) for name, x in next(batches).items()}
+    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    return output, partial(_mean_loss, batch["loss_mask"])
+
+
+def _mean_loss(mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    """Mean over the tokens of a micro-batch, each (batch, sequence)."""
+    loss = (losses.float() * mask).sum() / mask.sum()
+    return loss, {"loss": loss.detach().clone()}  # megatron-core scales the first in place

@@ -1,0 +1,114 @@
+"""Everything that can be found wrong before any model is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_grow.checkpoint.layout import latest, locate
+from megatron_grow.checkpoint.record import Record, read_record
+from megatron_grow.checkpoint.stream import CheckpointReader
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.stages import Stage
+from megatron_grow.data.datasets import check_data
+from megatron_grow.data.tokenizers import load_tokenizer
+from megatron_grow.growth.plan import Plan, growth, initialisation
+
+
+@dataclass
+class Start:
+    """A complete checkpoint that the run continues from."""
+
+    path: Path
+    record: Record
+    reader: CheckpointReader
+
+
+@dataclass
+class Prepared:
+    """A run that has passed all checks."""
+
+    config: RunConfig
+    """With the vocabulary that the tokenizer supplies."""
+    stages: list[Stage]
+    plans: list[Plan]
+    """How each stage begins: from nothing, or from the stage before."""
+    start: Start | None
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Check the run on this rank.
+
+    Raises:
+        UserError: whatever cannot work.
+    """
+    config = _with_vocabulary(config)
+    stages = config.resolve(dist.get_world_size())
+    plans = _plans(config, stages)
+    check_data(
+        config.data, seq_length=config.train.seq_length, vocab_size=config.model.padded_vocab_size
+    )
+    start = _find_start(config)
+    if start is not None:
+        _check_start(start, config, stages)
+    return Prepared(config, stages, plans, start)
+
+
+def _with_vocabulary(config: RunConfig) -> RunConfig:
+    data = config.data
+    tokenizer = load_tokenizer(data.tokenizer, data.vocab_file, data.merge_file)
+    given = config.model.vocab_size
+    if given is None:
+        return replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
+    if tokenizer.vocab_size > given:
+        raise UserError(
+            f"model.vocab_size={given} is smaller than the {tokenizer.vocab_size} entries of the "
+            f"tokenizer {data.tokenizer}; leave it out or raise it"
+        )
+    return config
+
+
+def _plans(config: RunConfig, stages: list[Stage]) -> list[Plan]:
+    # One seed for all: fresh layers are those with which a run of the full size would have begun.
+    depth, seed = config.model.num_layers, config.run.seed
+    plans = [initialisation(stages[0].model, depth, seed)]
+    for before, stage in zip(stages, stages[1:], strict=False):
+        where = f"stages[{stage.index}].grow"
+        plans.append(
+            growth(
+                before.model, stage.model, stage.grow, target_depth=depth, seed=seed, where=where
+            )
+        )
+    return plans
+
+
+def _find_start(config: RunConfig) -> Start | None:
+    load = config.checkpoint.load
+    if load is None:
+        return None
+    path = latest(config.checkpoint_dir) if load == "auto" else locate(load)
+    if path is None:
+        return None
+    return Start(path, read_record(path), CheckpointReader(path))
+
+
+def _check_start(start: Start, config: RunConfig, stages: list[Stage]) -> None:
+    record = start.record
+    where = f"checkpoint {start.path}"
+    if record.stage >= len(stages):
+        raise UserError(f"{where} is of stages[{record.stage}], but the run has {len(stages)}")
+    stage = stages[record.stage]
+    if record.model_config != stage.model:
+        raise UserError(f"{where} holds another model than stages[{record.stage}] describes")
+    if not stage.first_step <= record.step <= stage.last_step:
+        raise UserError(
+            f"{where} is at step {record.step} of stages[{record.stage}], which now covers steps "
+            f"{stage.first_step} to {stage.last_step}; restore stages and train_iters as they were"
+        )
+    if record.precision != config.train.precision:
+        raise UserError(
+            f"{where} was trained in {record.precision}, train.precision={config.train.precision}"
+        )

@@ -1,0 +1,253 @@
+"""The run: stages one after another, in the same processes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_grow.checkpoint.record import GrowthEvent, Record
+from megatron_grow.checkpoint.save import save
+from megatron_grow.config.run import to_yaml
+from megatron_grow.config.stages import Stage
+from megatron_grow.cost.flops import flops_at_step
+from megatron_grow.cost.parameters import count_parameters
+from megatron_grow.data.datasets import build_datasets
+from megatron_grow.data.loader import micro_batches
+from megatron_grow.growth.at_load import load
+from megatron_grow.growth.in_memory import transfer
+from megatron_grow.growth.plan import resharding
+from megatron_grow.optim.schedule import LearningRateSchedule
+from megatron_grow.optim.state import get_step, set_step
+from megatron_grow.parallel.agreement import sum_over_ranks
+from megatron_grow.state.axes import logical_tensors
+from megatron_grow.train.console import Console
+from megatron_grow.train.live_stage import Batches, LiveStage
+from megatron_grow.train.metrics import MetricsLog
+from megatron_grow.train.preflight import Prepared
+from megatron_grow.train.signals import StopRequest
+
+
+class Trainer:
+    """Trains a prepared run from its start, or its checkpoint, to its end."""
+
+    def __init__(self, prepared: Prepared, console: Console, metrics: MetricsLog | None) -> None:
+        """Take a run that has passed its checks; ``metrics`` on rank 0 alone."""
+        self.config, self.stages = prepared.config, prepared.stages
+        self.plans, self.start = prepared.plans, prepared.start
+        self.console, self.metrics = console, metrics
+        train = self.config.train
+        self.schedule = LearningRateSchedule(
+            self.config.schedule, self.config.optimizer, train.train_iters
+        )
+        self.datasets = build_datasets(
+            self.config.data,
+            seq_length=train.seq_length,
+            seed=self.config.run.seed,
+            train_samples=train.train_iters * train.global_batch_size,
+            valid_samples=train.eval_iters * train.global_batch_size,
+            vocab_size=self.config.model.padded_vocab_size,
+            cache_dir=Path(
+                self.config.data.cache_dir or Path(self.config.run.output_dir) / "cache"
+            ),
+        )
+        self.step = 0
+        self.growths: list[GrowthEvent] = []
+        self._saved_step: int | None = None
+
+    def run(self) -> bool:
+        """Train; True if the run reached its end, False if it saved and stopped on request."""
+        with StopRequest() as stop:
+            live = self._resume() if self.start else self._begin()
+            while True:
+                if not self._train_stage(live, stop):
+                    self._save(live)
+                    return False
+                if live.stage is self.stages[-1]:
+                    self._save(live)
+                    return True
+                live = self._grow(live)
+
+    # Beginnings
+
+    def _begin(self) -> LiveStage:
+        live = LiveStage(self.stages[0], self.config, self.plans[0].tensors)
+        transfer(self.plans[0], [], live.pieces())
+        live.publish()
+        return live
+
+    def _resume(self) -> LiveStage:
+        assert self.start is not None
+        record = self.start.record
+        stage = self.stages[record.stage]
+        live = LiveStage(stage, self.config, logical_tensors(stage.model))
+        load(resharding(stage.model), self.start.reader, live.tensors, live.pieces())
+        live.publish()
+        set_step(live.optimizer, record.optimizer_step)
+        self.step, self.growths, self._saved_step = record.step, record.growths, record.step
+        self.console.message(f"resumed from {self.start.path} at step {record.step}")
+        return live
+
+    def _grow(self, live: LiveStage) -> LiveStage:
+        """Leave one stage for the next: tear down, build, move the state, go on."""
+        before, stage = live.stage, self.stages[live.stage.index + 1]
+        plan, world = self.plans[stage.index], dist.get_world_size()
+        loss_before = self._evaluate(live)
+        dist.barrier()
+        began = time.perf_counter()
+        source, updates = live.pieces(), get_step(live.optimizer)
+        live.release()
+        grown = LiveStage(stage, self.config, plan.tensors)
+        received = transfer(plan, source, grown.pieces())
+        del source
+        grown.publish()
+        set_step(grown.optimizer, 0 if plan.optimizer_state == "reset" else updates or self.step)
+        dist.barrier()
+        pause = time.perf_counter() - began
+        layouts = before.parallel.describe(world), stage.parallel.describe(world)
+        grow = asdict(stage.grow) if stage.grow else None
+        self.growths.append(
+            GrowthEvent(self.step, stage.index, plan.summary, *layouts, grow, plan.seed)
+        )
+        row = {
+            "event": "growth",
+            "step": self.step,
+            "stage": stage.index,
+            "summary": plan.summary,
+            "from_layers": before.model.num_layers,
+            "to_layers": stage.model.num_layers,
+            "from_layout": layouts[0],
+            "to_layout": layouts[1],
+            "from_parameters": count_parameters(before.model),
+            "to_parameters": count_parameters(stage.model),
+            "bytes_moved": int(sum_over_ranks(received)),
+            "pause_seconds": pause,
+            "val_loss_before": loss_before,
+            "val_loss_after": self._measure(grown),
+        }
+        self.console.growth(row)
+        self._write(row)
+        return grown
+
+    # One stage
+
+    def _train_stage(self, live: LiveStage, stop: StopRequest) -> bool:
+        """Train to the end of the stage; False if asked to stop before."""
+        stage, config = live.stage, self.config
+        batches = self._batches(live, self.datasets.train, self.step)
+        losses, steps, began = torch.zeros(()), 0, time.perf_counter()
+        while self.step < stage.last_step:
+            if stop.agreed():
+                return False
+            self.step += 1
+            self.schedule.apply(live.optimizer, self.step, stage)
+            loss, grad_norm = live.train_step(self.step, batches)
+            losses, steps = losses.to(loss.device) + loss, steps + 1
+            if self.step % config.train.log_interval == 0 or self.step == stage.last_step:
+                mean = live.mean_loss(losses, steps)
+                self._log(stage, mean, grad_norm, (time.perf_counter() - began) / steps)
+                losses, steps, began = torch.zeros(()), 0, time.perf_counter()
+            paused = time.perf_counter()
+            if self.step % config.train.eval_interval == 0 or self.step == stage.last_step:
+                self._evaluate(live)
+            interval = config.checkpoint.save_interval
+            if interval and self.step % interval == 0:
+                self._save(live)
+            began += time.perf_counter() - paused
+        return True
+
+    def _batches(self, live: LiveStage, dataset: Any, first_step: int) -> Batches | None:
+        if not live.needs_data():
+            return None
+        train = self.config.train
+        return micro_batches(
+            dataset,
+            first_sample=first_step * train.global_batch_size,
+            global_batch_size=train.global_batch_size,
+            micro_batch_size=train.micro_batch_size,
+            data_parallel_rank=parallel_state.get_data_parallel_rank(),
+            data_parallel_size=parallel_state.get_data_parallel_world_size(),
+            num_workers=self.config.data.num_workers,
+        )
+
+    # What others see
+
+    def _measure(self, live: LiveStage) -> float | None:
+        """Validation loss, always over the same samples; None where the run does not evaluate."""
+        if not self.config.train.eval_iters or self.datasets.valid is None:
+            return None
+        batches = self._batches(live, self.datasets.valid, 0)
+        return live.evaluate(batches, self.config.train.eval_iters)
+
+    def _evaluate(self, live: LiveStage) -> float | None:
+        loss = self._measure(live)
+        if loss is not None:
+            row = {**self._progress(live.stage), "val_loss": loss}
+            self.console.evaluation(row)
+            self._write(row)
+        return loss
+
+    def _log(self, stage: Stage, loss: float, grad_norm: float, step_time: float) -> None:
+        train = self.config.train
+        row = {
+            **self._progress(stage),
+            "loss": loss,
+            "lr": self.schedule.lr(self.step, self.config.optimizer.lr, stage),
+            "grad_norm": grad_norm,
+            "tokens_per_second": train.global_batch_size * train.seq_length / step_time,
+            "step_time": step_time,
+        }
+        self.console.train_row(row)
+        self._write(row)
+
+    def _progress(self, stage: Stage) -> dict[str, int]:
+        tokens = self.config.train.global_batch_size * self.config.train.seq_length
+        return {
+            "step": self.step,
+            "stage": stage.index,
+            "num_layers": stage.model.num_layers,
+            "consumed_tokens": self.step * tokens,
+            "flops_total": flops_at_step(self.stages, self.step, tokens, "total"),
+            "flops_block": flops_at_step(self.stages, self.step, tokens, "blocks"),
+        }
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.write(row)
+
+    def _save(self, live: LiveStage) -> None:
+        if self._saved_step == self.step:
+            return
+        config = self.config
+        record = Record(
+            step=self.step,
+            stage=live.stage.index,
+            consumed_samples=self.step * config.train.global_batch_size,
+            optimizer_step=get_step(live.optimizer) or self.step,
+            model=asdict(live.stage.model),
+            precision=config.train.precision,
+            config=asdict(config),
+            growths=self.growths,
+        )
+        path = save(
+            config.checkpoint_dir,
+            record,
+            live.pieces(),
+            live.tensors,
+            with_optimizer=config.checkpoint.save_optimizer,
+            keep_last=config.checkpoint.keep_last,
+        )
+        self._saved_step = self.step
+        self.console.checkpoint(self.step, path)
+
+
+def write_resolved_config(prepared: Prepared) -> None:
+    """Leave the complete configuration beside the metrics; rank 0 alone."""
+    directory = Path(prepared.config.run.output_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").write_text(to_yaml(prepared.config))

@@ -1,0 +1,11 @@
+"""Pretrain a GPT that starts small and grows, inside one torchrun job.
+
+torchrun --nproc-per-node 4 pretrain_progressive.py --config run.yaml [--train.train_iters 500 ...]
+"""
+
+import sys
+
+from megatron_grow.train.entry import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""A small run for tests: shapes, stages, and training on reproducible random tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import OptimizerSection, TrainSection
+from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.growth.in_memory import transfer
+from megatron_grow.growth.plan import growth, initialisation
+from megatron_grow.optim.schedule import LearningRateSchedule
+from megatron_grow.optim.state import get_step, set_step
+from megatron_grow.train.live_stage import LiveStage
+
+MODEL = ModelConfig(
+    num_layers=4,
+    hidden_size=32,
+    num_attention_heads=4,
+    num_query_groups=2,
+    ffn_hidden_size=64,
+    vocab_size=128,
+    max_position_embeddings=16,
+)
+TRAIN = TrainSection(
+    train_iters=20, global_batch_size=8, micro_batch_size=1, seq_length=16, eval_iters=1
+)
+
+
+def layout(tp: int = 1, pp: int = 1, **more: Any) -> dict[str, Any]:
+    """A stage's ``parallel``."""
+    return {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp, **more}
+
+
+def run_config(
+    *stages: StageSection,
+    model: ModelConfig = MODEL,
+    optimizer: OptimizerSection | None = None,
+    **train: Any,
+) -> RunConfig:
+    """A run of ``stages`` over the toy model."""
+    return RunConfig(
+        model=model,
+        train=replace(TRAIN, **train),
+        optimizer=optimizer or OptimizerSection(lr=1e-2),
+        stages=list(stages),
+    )
+
+
+def grown_run(
+    before: dict[str, Any],
+    after: dict[str, Any],
+    *,
+    source_layers: int = 2,
+    depth: str = "random",
+    until: int = 10,
+    **more: Any,
+) -> RunConfig:
+    """A run that grows once, at step ``until``."""
+    return run_config(
+        StageSection(until=until, model={"num_layers": source_layers}, parallel=before),
+        StageSection(parallel=after, grow=GrowSection(depth=depth)),
+        **more,
+    )
+
+
+def tokens(step: int, vocab: int, batch: int, length: int) -> torch.Tensor:
+    """Global batch of ``step``: (batch, length + 1) random tokens with some structure."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(0, vocab // 4, (batch, length + 1), generator=generator) * 3
+
+
+def micro_batches(config: RunConfig, first_step: int) -> Iterator[dict[str, torch.Tensor]]:
+    """This data-parallel rank's share of :func:`tokens`, micro-batch by micro-batch."""
+    train = config.train
+    peers = parallel_state.get_data_parallel_world_size()
+    rank = parallel_state.get_data_parallel_rank()
+    step = first_step
+    while True:
+        batch = tokens(step, config.model.vocab_size, train.global_batch_size, train.seq_length)
+        for micro in batch.split(train.micro_batch_size)[rank::peers]:
+            yield {
+                "tokens": micro[:, :-1],
+                "labels": micro[:, 1:],
+                "position_ids": torch.arange(train.seq_length).expand(len(micro), -1),
+                "loss_mask": torch.ones(len(micro), train.seq_length),
+            }
+        step += 1
+
+
+@dataclass
+class Trace:
+    """What a toy run did."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    received: list[int] = field(default_factory=list)
+
+
+def begin(config: RunConfig, world_size: int) -> LiveStage:
+    """The first stage, initialised."""
+    stage = config.resolve(world_size)[0]
+    plan = initialisation(stage.model, config.model.num_layers, config.run.seed)
+    live = LiveStage(stage, config, plan.tensors)
+    transfer(plan, [], live.pieces())
+    live.publish()
+    return live
+
+
+def grow(live: LiveStage, config: RunConfig, world_size: int, trace: Trace | None = None) -> LiveStage:
+    """The stage after ``live``, grown from it."""
+    stage = config.resolve(world_size)[live.stage.index + 1]
+    plan = growth(
+        live.stage.model,
+        stage.model,
+        stage.grow,
+        target_depth=config.model.num_layers,
+        seed=config.run.seed,
+    )
+    source, updates = live.pieces(), get_step(live.optimizer)
+    live.release()
+    grown = LiveStage(stage, config, plan.tensors)
+    received = transfer(plan, source, grown.pieces())
+    grown.publish()
+    set_step(grown.optimizer, updates or stage.first_step)
+    if trace is not None:
+        trace.received.append(received)
+    return grown
+
+
+def train_stage(live: LiveStage, config: RunConfig, trace: Trace, steps: int | None = None) -> None:
+    """Train from the stage's start to its end, or for ``steps`` steps."""
+    schedule = LearningRateSchedule(config.schedule, config.optimizer, config.train.train_iters)
+    first = live.stage.first_step
+    batches = micro_batches(config, first)
+    for step in range(first + 1, (first + steps if steps else live.stage.last_step) + 1):
+        schedule.apply(live.optimizer, step, live.stage)
+        loss, norm = live.train_step(step, batches)
+        trace.losses.append(live.mean_loss(loss, 1))
+        trace.grad_norms.append(norm)
+
+
+def train(config: RunConfig, world_size: int) -> Trace:
+    """The whole run, growths included, on the ranks of this process group."""
+    trace = Trace()
+    live = begin(config, world_size)
+    train_stage(live, config, trace)
+    for _ in config.stages[1:]:
+        live = grow(live, config, world_size, trace)
+        train_stage(live, config, trace)
+    live.release()
+    return trace
