@@ -1,0 +1,217 @@
+"""Raw text to indexed corpora: content, order, and what bad input or a kill leaves behind."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tokenizers
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.data.indexed import Sidecar, open_corpus
+from tests.data.corpora import run, stdlib_files, stdlib_texts, write_json_lines
+
+TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"
+
+
+def documents(prefix: str) -> list[list[int]]:
+    """The documents at ``prefix`` as Megatron reads them."""
+    dataset = IndexedDataset(prefix)
+    assert dataset.document_indices.tolist() == list(range(len(dataset) + 1))
+    return [dataset[i].tolist() for i in range(len(dataset))]
+
+
+def test_documents_are_the_bytes_of_the_input(tmp_path):
+    texts = ["Zwölf Boxkämpfer\n", "", "two\nlines", "数"]
+    source = write_json_lines(tmp_path / "in.jsonl", texts)
+    prefix = run(input=[source], output_prefix=tmp_path / "out/c", append_eod=True)["train"]
+    assert prefix == str(tmp_path / "out/c_text_document")
+    expected = [[*text.encode(), 256] for text in texts if text]
+    assert documents(prefix) == expected
+    tokens = np.fromfile(f"{prefix}.bin", dtype=np.uint16)
+    assert tokens.tolist() == sum(expected, [])
+    assert open_corpus(prefix, "").sidecar == Sidecar("bytes", 257, 256, True, 3, len(tokens))
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        f"c_text_document{suffix}" for suffix in (".bin", ".idx", ".json")
+    ]
+
+
+def test_output_is_the_same_for_any_number_of_workers(tmp_path):
+    texts = stdlib_texts(120)
+    assert sum(map(len, texts)) > 3 << 20  # several chunks
+    source = write_json_lines(tmp_path / "in.jsonl", texts)
+    for workers in (1, 3):
+        run(input=[source], output_prefix=tmp_path / str(workers), workers=workers)
+    for suffix in (".bin", ".idx", ".json"):
+        one, three = (tmp_path / f"{n}_text_document{suffix}" for n in (1, 3))
+        assert one.read_bytes() == three.read_bytes()
+    assert documents(str(tmp_path / "3_text_document")) == [list(t.encode()) for t in texts]
+
+
+def test_files_of_every_kind_in_the_order_given(tmp_path):
+    text = [f"text {i}" for i in range(5)]
+    plain = write_json_lines(tmp_path / "a.jsonl", text[:1])
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "text 1"}\n\n'))
+    (tmp_path / "c.jsonl.xz").write_bytes(lzma.compress(b'{"text": "text 2"}'))
+    (tmp_path / "d.txt.xz").write_bytes(lzma.compress(b"text 3"))
+    (tmp_path / "e.txt").write_text("\ufefftext 4", encoding="utf-8")
+    files = [plain, *(tmp_path / n for n in ("b.jsonl.gz", "c.jsonl.xz", "d.txt.xz", "e.txt"))]
+    prefix = run(input=reversed(files), output_prefix=tmp_path / "out")["train"]
+    assert documents(prefix) == [list(t.encode()) for t in reversed(text)]
+
+
+def test_a_directory_is_read_recursively_and_sorted(tmp_path):
+    for name in ("z.py", "a/b.py", "a/a.rst", "tests/t.py", "a/tests.py"):
+        path = tmp_path / "src" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    prefix = run(
+        input=[tmp_path / "src"],
+        output_prefix=tmp_path / "out",
+        glob=("*.py", "*.rst"),
+        exclude=("tests",),
+    )["train"]
+    found = [bytes(document).decode() for document in documents(prefix)]
+    assert found == ["a/a.rst", "a/b.py", "a/tests.py", "z.py"]
+
+
+def test_held_out_documents_are_spread_and_in_one_part_only(tmp_path):
+    texts = [f"document {i}" for i in range(50)]
+    source = write_json_lines(tmp_path / "in.jsonl", texts)
+    parts = run(input=[source], output_prefix=tmp_path / "c", valid_fraction=0.1)
+    assert parts["valid"] == str(tmp_path / "c_valid_text_document")
+    train, valid = (
+        [bytes(document).decode() for document in documents(parts[part])]
+        for part in ("train", "valid")
+    )
+    assert valid == texts[4::10]
+    assert train == [text for text in texts if text not in valid]
+
+
+def test_a_trained_tokenizer_is_kept_and_used(tmp_path):
+    files = stdlib_files(12)
+    prefix = run(input=files, output_prefix=tmp_path / "c", train_tokenizer=400, append_eod=True)[
+        "train"
+    ]
+    path = tmp_path / "c-tokenizer.json"
+    library = tokenizers.Tokenizer.from_file(str(path))
+    eod = library.token_to_id("<|endoftext|>")
+    library.encode_special_tokens = True
+    assert documents(prefix) == [
+        [*library.encode(file.read_text(encoding="utf-8")).ids, eod] for file in files
+    ]
+    sidecar = open_corpus(prefix, "").sidecar
+    assert sidecar is not None
+    assert (sidecar.tokenizer, sidecar.vocab_size) == (str(path), 400)
+
+
+def test_sentences_are_sequences_of_one_document(tmp_path):
+    texts = ["One is here. Two is there!\n\nThree?  ", "Alone"]
+    source = write_json_lines(tmp_path / "in.jsonl", texts)
+    prefix = run(
+        input=[source], output_prefix=tmp_path / "c", append_eod=True, split_sentences=True
+    )["train"]
+    assert prefix.endswith("c_text_sentence")
+    dataset = IndexedDataset(prefix)
+    assert dataset.document_indices.tolist() == [0, 3, 4]
+    sentences = [dataset[i].tolist() for i in range(4)]
+    assert sentences == [
+        list(b"One is here."),
+        list(b" Two is there!"),
+        [*b"\n\nThree?  ", 256],
+        [*b"Alone", 256],
+    ]
+    with pytest.raises(UserError, match="cut into sentences"):
+        open_corpus(prefix, "data.train_data_path")
+
+
+BAD_INPUT = {
+    "cut.jsonl": (b'{"text": "a"}\n\n{"text": \n', "cut.jsonl, line 3: not JSON"),
+    "key.jsonl": (b'{"title": "x", "body": "y"}', "line 1: no key 'text'; its keys are title, body"),
+    "type.jsonl": (b'{"text": 3}', "line 1: the value of 'text' must be a string, not int"),
+    "list.jsonl": (b"[1]", "line 1: a JSON object is expected, not list"),
+    "half.jsonl": (b'{"text": "\\ud800"}', "line 1: the text is not valid Unicode"),
+    "latin.txt": ("é".encode("latin-1"), "latin.txt: not UTF-8 at byte 0"),
+    "short.txt.xz": (lzma.compress(b"text" * 9)[:-8], "short.txt.xz: cannot be read"),
+    "plain.txt.gz": (b"text", "plain.txt.gz: cannot be read"),
+    "empty.txt": (b"", "the train part has no document with text"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_named_and_leaves_nothing(tmp_path, name):
+    content, message = BAD_INPUT[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        run(input=[tmp_path / name], output_prefix=tmp_path / "out/c")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_existing_output_is_kept_unless_told_otherwise(tmp_path):
+    old, new = (write_json_lines(tmp_path / f"{n}.jsonl", [n]) for n in ("old", "new"))
+    prefix = run(input=[old], output_prefix=tmp_path / "c")["train"]
+    with pytest.raises(UserError, match="c_text_document.bin exists"):
+        run(input=[new], output_prefix=tmp_path / "c")
+    assert documents(prefix) == [list(b"old")]
+    run(input=[new], output_prefix=tmp_path / "c", overwrite=True)
+    assert documents(prefix) == [list(b"new")]
+    with pytest.raises(UserError, match=r"input=.*nowhere does not exist"):
+        run(input=[tmp_path / "nowhere"], output_prefix=tmp_path / "d")
+
+
+def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
+    source = write_json_lines(tmp_path / "in.jsonl", ["x" * 1_000_000] * 60)
+    context = multiprocessing.get_context("forkserver")  # warm: megatron-core is imported
+    process = context.Process(target=_preprocess, args=(source, tmp_path / "out/c"))
+    process.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not any(f.stat().st_size for f in tmp_path.glob("out/c.partial-*/*.bin")):
+            assert process.is_alive() and time.monotonic() < deadline
+            time.sleep(0.002)
+        workers = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.join()
+    assert workers
+    assert psutil.wait_procs(workers, timeout=10)[1] == []  # and no worker is left waiting
+    assert not list(tmp_path.glob("out/c_text_document*"))
+    assert _preprocess(source, tmp_path / "out/c")["train"]
+
+
+def _preprocess(source: Path, output_prefix: Path) -> dict[str, str]:
+    return run(input=[source], output_prefix=output_prefix)
+
+
+def test_command_line(tmp_path):
+    write_json_lines(tmp_path / "books.jsonl", ["Call me Ishmael."])
+    arguments = "--input books.jsonl --output-prefix data/books --tokenizer bytes --append-eod"
+    done, refused = (
+        subprocess.run(
+            [sys.executable, TOOL, *arguments.split()],
+            cwd=tmp_path,
+            timeout=120,
+            capture_output=True,
+            text=True,
+        )
+        for _ in range(2)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "data/books_text_document: 1 documents, 17 tokens" in done.stdout
+    prefix = str(tmp_path / "data/books_text_document")
+    assert documents(prefix) == [[*b"Call me Ishmael.", 256]]
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: data/books_text_document.bin exists")
+    assert refused.stderr.count("\n") == 1

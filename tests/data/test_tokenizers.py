@@ -1,0 +1,112 @@
+"""Tokenizers against the tokenizers library, and what a corpus must not do to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.data.tokenizers import load_tokenizer, train_bpe
+from tests.data.corpora import stdlib_texts
+
+TEXT = "naïve café: 数学 🙂\r\n\tdef f(x):  return x <|endoftext|> \x00"
+
+
+@pytest.fixture(scope="module")
+def bpe_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
+    train_bpe(stdlib_texts(20), 600).save(str(path))
+    return path
+
+
+def test_bytes():
+    tokenizer = load_tokenizer("bytes")
+    assert (tokenizer.vocab_size, tokenizer.eod) == (257, 256)
+    assert tokenizer.encode(TEXT) == list(TEXT.encode("utf-8"))
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert tokenizer.decode([104, 105, 256]) == "hi<|endoftext|>"
+
+
+def test_tokenizer_json_agrees_with_the_library(bpe_file):
+    tokenizer = load_tokenizer(str(bpe_file))
+    library = tokenizers.Tokenizer.from_file(str(bpe_file))
+    text = stdlib_texts(25)[-1]
+    assert tokenizer.encode(text) == library.encode(text).ids
+    assert tokenizer.vocab_size == library.get_vocab_size() == 600
+    assert tokenizer.eod == library.token_to_id("<|endoftext|>")
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
+def test_text_cannot_forge_an_end_of_document(bpe_file):
+    library = tokenizers.Tokenizer.from_file(str(bpe_file))
+    tokenizer = load_tokenizer(str(bpe_file))
+    assert tokenizer.eod in library.encode(TEXT).ids  # what the library does by default
+    assert tokenizer.eod not in tokenizer.encode(TEXT)
+
+
+def test_settings_for_inference_do_not_cut_a_corpus(bpe_file, tmp_path):
+    library = tokenizers.Tokenizer.from_file(str(bpe_file))
+    library.enable_truncation(4)
+    library.enable_padding(length=8)
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert len(tokenizer.encode("a")) == 1
+
+
+def test_gpt2_agrees_with_the_library(bpe_file, tmp_path):
+    tokenizers.Tokenizer.from_file(str(bpe_file)).model.save(str(tmp_path))
+    files = str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
+    tokenizer = load_tokenizer("gpt2", *files)
+    library = tokenizers.ByteLevelBPETokenizer(*files)
+    assert tokenizer.encode(TEXT) == library.encode(TEXT).ids
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert tokenizer.eod == json.loads((tmp_path / "vocab.json").read_text())["<|endoftext|>"]
+
+
+def test_end_of_document_is_what_the_tokenizer_config_says(tmp_path):
+    model = tokenizers.models.WordLevel({"a": 0, "</s>": 1, "<stop>": 7}, unk_token="a")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    path = str(tmp_path / "tokenizer.json")
+    assert load_tokenizer(path).eod == 1
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<stop>"}}')
+    assert load_tokenizer(path).eod == 7
+    assert load_tokenizer(path).vocab_size == 8  # ids may have holes
+
+
+def test_training_is_deterministic(tmp_path):
+    """Other hash seeds and other thread counts give the same file."""
+    script = (
+        "import sys; from megatron_grow.data.tokenizers import train_bpe;"
+        "train_bpe([open(sys.argv[1]).read()], 500).save(sys.argv[2])"
+    )
+    text = tmp_path / "text"
+    text.write_text("".join(stdlib_texts(8)))
+    for seed, threads in (("1", "1"), ("2", "4")):
+        subprocess.run(
+            [sys.executable, "-c", script, str(text), str(tmp_path / f"{seed}.json")],
+            env=os.environ | {"PYTHONPATH": ".", "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads},
+            check=True,
+            timeout=60,
+        )
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
+
+
+def test_mistakes_are_named(tmp_path):
+    broken = tmp_path / "tokenizer.json"
+    broken.write_text("{}")
+    for arguments, message in (
+        (("gpt3",), "tokenizer=gpt3 is neither bytes nor gpt2 nor an existing tokenizer.json"),
+        (("gpt2",), "vocab_file=None"),
+        ((str(broken),), f"tokenizer={broken} is not a readable tokenizer.json"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_tokenizer(*arguments)
+    with pytest.raises(UserError, match="train_tokenizer=256 must be at least 257"):
+        train_bpe([], 256)
