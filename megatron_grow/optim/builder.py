@@ -114,8 +114,9 @@ def _build_muon(
             else:
                 others.append(param)
 
-    own_rate = section.muon_lr is not None and not paired_with_nsgd
-    muon_lr = section.muon_lr if own_rate else section.lr
+    muon_lr = section.lr
+    if section.muon_lr is not None and not paired_with_nsgd:
+        muon_lr = section.muon_lr
     tp_group = parallel_state.get_tensor_model_parallel_group()
     muon = Muon(
         [_group(list(patterns), muon_lr, section, wd_mult=1.0)],
@@ -143,7 +144,8 @@ def _build_muon(
     chained = ChainedOptimizer([wrap(muon), wrap(other)])
     for param, pattern in patterns.items():
         # Under bf16 the wrapper has put fp32 copies in the place of the model's parameters.
-        getattr(param, "main_param", param).row_pattern = pattern
+        main_param = getattr(param, "main_param", param)
+        main_param.row_pattern = pattern  # type: ignore[union-attr]
     return chained
 
 

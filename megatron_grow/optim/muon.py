@@ -94,7 +94,7 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(param)
         buffer = state["momentum_buffer"].lerp_(param.grad, 1 - momentum)
-        update = param.grad.lerp(buffer, momentum) if self._nesterov else buffer
+        update = buffer.lerp(param.grad, 1 - momentum) if self._nesterov else buffer
         return update.to(self._dtype)
 
     def _orthogonalise(
@@ -115,7 +115,8 @@ class Muon(torch.optim.Optimizer):
 def _layout(param: torch.Tensor) -> tuple[int | None, tuple[int, ...]]:
     """How a parameter is cut over tensor-parallel ranks, and how its rows are fused."""
     cut = getattr(param, "tensor_model_parallel", False)
-    return param.partition_dim if cut else None, getattr(param, "row_pattern", (param.size(0),))
+    partition_dim = getattr(param, "partition_dim", None) if cut else None
+    return partition_dim, getattr(param, "row_pattern", (param.size(0),))
 
 
 def _alike(params: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

@@ -23,8 +23,6 @@ LAYOUTS = {
     "tp2dp2": (4, ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)),
     "pp2dp2": (4, ParallelConfig(pipeline_model_parallel_size=2)),
 }
-
-
 CASES = [
     *((rule, layout) for rule in ("muon", "muon_nsgd") for layout in LAYOUTS),
     ("adam", "tp2dp2"),
