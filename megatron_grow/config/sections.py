@@ -64,7 +64,7 @@ class OptimizerSection:
     """Peak learning rate (of muon_nsgd's shared rate too)."""
     min_lr: float = 0.0
     weight_decay: float = 0.01
-    """Decoupled; not applied to biases and norms."""
+    """Decoupled (under sgd: added to the gradient); not applied to biases and norms."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 does not clip."""
     adam_beta1: float = 0.9

@@ -4,26 +4,48 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from dataclasses import replace
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig, parse_run
+from megatron_grow.data.vocabulary import with_vocabulary
+
+# What megatron-core and torch say at every start about things that are as they should be here.
+_EXPECTED = (
+    "Transformer Engine and Apex are not installed",  # both are optional
+    "Apex is not installed",
+    "full scope is deprecated",  # megatron-core's own default
+    "`torch.distributed",  # names that megatron-core still uses
+    "The .grad attribute of a Tensor that is not a leaf",  # fp32 shards are views
+)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; the exit code: 0 for done, or saved and stopped as asked; 2 for a mistake.
+    """Run a command line.
 
-    A user's mistake is one line on rank 0; all ranks exit.
+    A user's mistake is one line on rank 0, and all ranks exit.
+
+    Returns:
+        The exit code: 0 for a run that is done, or saved and stopped as asked; 2 for a mistake.
     """
     try:
-        return _train(parse_run(argv))
+        config = parse_run(argv)
+        config = replace(config, model=with_vocabulary(config.model, config.data))
+        # What the run file alone can tell is told before torch is even imported.
+        config.resolve(int(os.environ.get("WORLD_SIZE", "1")))
+        _train(config)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    return 0
 
 
-def _train(config: RunConfig) -> int:
-    # Imported late: a mistake in the run file needs no torch to be found.
+def _train(config: RunConfig) -> None:
+    for message in _EXPECTED:
+        warnings.filterwarnings("ignore", message=message)
+
     import torch.distributed as dist
 
     from megatron_grow.parallel import process_groups
@@ -36,14 +58,13 @@ def _train(config: RunConfig) -> int:
     process_groups.start()
     try:
         prepared = together(lambda: prepare(config))
-        config, speaks = prepared.config, dist.get_rank() == 0
-        step = prepared.start.record.step if prepared.start else 0
+        speaks = dist.get_rank() == 0
         metrics = None
         if speaks:
             write_resolved_config(prepared)
             metrics = MetricsLog(
                 config.run.output_dir,
-                resume_step=step,
+                resume_step=prepared.start.record.step if prepared.start else 0,
                 tensorboard=config.logging.tensorboard,
                 wandb_project=config.logging.wandb_project,
                 run_name=config.run.name,
@@ -60,4 +81,3 @@ def _train(config: RunConfig) -> int:
                     metrics.close()
     finally:
         process_groups.stop()
-    return 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,7 +15,6 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.data.datasets import check_data
-from megatron_grow.data.tokenizers import load_tokenizer
 from megatron_grow.growth.plan import Plan, growth, initialisation
 
 
@@ -32,7 +32,6 @@ class Prepared:
     """A run that has passed all checks."""
 
     config: RunConfig
-    """With the vocabulary that the tokenizer supplies."""
     stages: list[Stage]
     plans: list[Plan]
     """How each stage begins: from nothing, or from the stage before."""
@@ -42,14 +41,19 @@ class Prepared:
 def prepare(config: RunConfig) -> Prepared:
     """Check the run on this rank.
 
+    Args:
+        config: with its vocabulary (:func:`~megatron_grow.data.tokenizers.with_vocabulary`).
+
     Raises:
         UserError: whatever cannot work.
     """
-    config = _with_vocabulary(config)
     stages = config.resolve(dist.get_world_size())
     plans = _plans(config, stages)
     check_data(
-        config.data, seq_length=config.train.seq_length, vocab_size=config.model.padded_vocab_size
+        config.data,
+        seq_length=config.train.seq_length,
+        vocab_size=config.model.vocab_size,
+        evaluate=config.train.eval_iters > 0,
     )
     start = _find_start(config)
     if start is not None:
@@ -57,25 +61,11 @@ def prepare(config: RunConfig) -> Prepared:
     return Prepared(config, stages, plans, start)
 
 
-def _with_vocabulary(config: RunConfig) -> RunConfig:
-    data = config.data
-    tokenizer = load_tokenizer(data.tokenizer, data.vocab_file, data.merge_file)
-    given = config.model.vocab_size
-    if given is None:
-        return replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
-    if tokenizer.vocab_size > given:
-        raise UserError(
-            f"model.vocab_size={given} is smaller than the {tokenizer.vocab_size} entries of the "
-            f"tokenizer {data.tokenizer}; leave it out or raise it"
-        )
-    return config
-
-
 def _plans(config: RunConfig, stages: list[Stage]) -> list[Plan]:
     # One seed for all: fresh layers are those with which a run of the full size would have begun.
     depth, seed = config.model.num_layers, config.run.seed
     plans = [initialisation(stages[0].model, depth, seed)]
-    for before, stage in zip(stages, stages[1:], strict=False):
+    for before, stage in pairwise(stages):
         where = f"stages[{stage.index}].grow"
         plans.append(
             growth(

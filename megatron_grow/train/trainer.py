@@ -51,7 +51,7 @@ class Trainer:
             seed=self.config.run.seed,
             train_samples=train.train_iters * train.global_batch_size,
             valid_samples=train.eval_iters * train.global_batch_size,
-            vocab_size=self.config.model.padded_vocab_size,
+            vocab_size=self.config.model.vocab_size,
             cache_dir=Path(
                 self.config.data.cache_dir or Path(self.config.run.output_dir) / "cache"
             ),
@@ -59,6 +59,7 @@ class Trainer:
         self.step = 0
         self.growths: list[GrowthEvent] = []
         self._saved_step: int | None = None
+        self._evaluated: tuple[int | None, float | None] = (None, None)
 
     def run(self) -> bool:
         """Train; True if the run reached its end, False if it saved and stopped on request."""
@@ -97,7 +98,7 @@ class Trainer:
         """Leave one stage for the next: tear down, build, move the state, go on."""
         before, stage = live.stage, self.stages[live.stage.index + 1]
         plan, world = self.plans[stage.index], dist.get_world_size()
-        loss_before = self._evaluate(live)
+        loss_before = self._evaluate(live)  # known already unless the run resumed right here
         dist.barrier()
         began = time.perf_counter()
         source, updates = live.pieces(), get_step(live.optimizer)
@@ -185,7 +186,11 @@ class Trainer:
         return live.evaluate(batches, self.config.train.eval_iters)
 
     def _evaluate(self, live: LiveStage) -> float | None:
+        """Measure and report, once for each step."""
+        if self._evaluated[0] == self.step:
+            return self._evaluated[1]
         loss = self._measure(live)
+        self._evaluated = (self.step, loss)
         if loss is not None:
             row = {**self._progress(live.stage), "val_loss": loss}
             self.console.evaluation(row)
