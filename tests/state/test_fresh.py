@@ -1,0 +1,99 @@
+"""Fresh values: functions of (seed, key, layer, position) alone, with the right distribution."""
+
+from __future__ import annotations
+
+from math import prod, sqrt
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_grow.state.axes import Axis, Constant, LogicalTensor, Normal, Role
+from megatron_grow.state.boxes import full, slices
+from megatron_grow.state.fresh import fresh
+from tests.state.test_boxes import boxes_in
+
+SEED = 1234
+
+
+def tensor(shape: tuple[int, ...], stacked: bool, key: str = "weight") -> LogicalTensor:
+    names = ["layer" if stacked else "rows", *(f"axis{i}" for i in range(1, len(shape)))]
+    axes = tuple(Axis(n, size, Role.INDEX) for n, size in zip(names, shape, strict=True))
+    return LogicalTensor(key, axes, (1,) * len(shape), Normal(1.0))
+
+
+def values(
+    shape: tuple[int, ...] = (4, 300, 500),
+    stacked: bool = True,
+    key: str = "weight",
+    seed: int = SEED,
+    std: float = 1.0,
+) -> torch.Tensor:
+    return fresh(tensor(shape, stacked, key), full(shape), Normal(std), seed)
+
+
+_WHOLE: dict[tuple[int, ...], torch.Tensor] = {}
+
+# Each crosses the generator's tiles of 65,536 values, in layers, in rows and in one long row.
+LARGE = [((3, 400, 400), True), ((900, 300), False), ((2, 3, 70_000), True), ((200_000,), False)]
+
+
+@pytest.mark.parametrize(("shape", "stacked"), LARGE)
+@settings(max_examples=15)
+@given(st.data())
+def test_any_slice_is_the_slice_of_the_whole(
+    shape: tuple[int, ...], stacked: bool, data: st.DataObject
+) -> None:
+    box = data.draw(boxes_in(shape))
+    target = tensor(shape, stacked)
+    whole = _WHOLE.setdefault(shape, values(shape, stacked))
+    assert torch.equal(fresh(target, box, Normal(1.0), SEED), whole[slices(box)])
+
+
+def test_the_bits_are_pinned() -> None:
+    """Another process, machine or version makes the same weights; runs rely on it."""
+    pinned = values((2, 3, 4), std=0.02)[1, 2]
+    expected = [
+        0.022172264754772186,
+        -0.005745815113186836,
+        0.005832764785736799,
+        -0.03006051294505596,
+    ]
+    assert pinned.tolist() == expected
+    assert torch.equal(values((5, 3, 4), std=0.02)[1, 2], pinned)  # whatever the depth
+
+
+def test_moments_and_tails_of_the_normal() -> None:
+    sample = values(std=0.02).double() / 0.02
+    n = prod(sample.shape)
+    # Standard errors of the mean, the variance and the kurtosis of n independent normal values.
+    assert abs(sample.mean().item()) < 4 / sqrt(n)
+    assert abs(sample.var().item() - 1) < 4 * sqrt(2 / n)
+    assert abs((sample**4).mean().item() - 3) < 4 * sqrt(96 / n)
+    assert (sample.abs() > 1.959964).double().mean().item() == pytest.approx(0.05, rel=0.02)
+
+
+@pytest.mark.parametrize("other", ["layer", "key", "seed"])
+def test_what_differs_is_independent(other: str) -> None:
+    shape = (2, 200, 200)
+    first = values(shape)
+    second = {
+        "layer": lambda: first.flip(0),
+        "key": lambda: values(shape, key="bias"),
+        "seed": lambda: values(shape, seed=SEED + 1),
+    }[other]()
+    correlation = torch.corrcoef(torch.stack([first.ravel(), second.ravel()]))[0, 1].item()
+    # Layers are compared in both orders, so half of the pairs are independent.
+    assert abs(correlation) < 4 / sqrt(first.numel() / 2)
+
+
+def test_rows_and_tiles_do_not_repeat() -> None:
+    rows = values((1, 2000, 100))[0]
+    assert len(rows.unique(dim=0)) == 2000
+
+
+def test_constant() -> None:
+    made = fresh(tensor((4, 3), True), ((1, 3), (0, 2)), Constant(1.0), SEED)
+    assert torch.equal(made, torch.ones(2, 2))
+    assert made.dtype == torch.float32
