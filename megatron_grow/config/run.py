@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import yaml
@@ -95,7 +95,9 @@ def parse_run(argv: list[str] | None = None) -> RunConfig:
     """
     parser = build_parser()
     try:
-        namespace: Namespace = parser.parse_args(sys.argv[1:] if argv is None else argv)
+        namespace: Namespace = parser.parse_args(
+            _replacing_lists(sys.argv[1:] if argv is None else argv)
+        )
         values = parser.instantiate_classes(namespace)
     except UserError:
         raise
@@ -105,8 +107,20 @@ def parse_run(argv: list[str] | None = None) -> RunConfig:
     return RunConfig(**values)
 
 
+def _replacing_lists(argv: list[str]) -> list[str]:
+    """Make a list of stages on the command line replace that of the run file.
+
+    jsonargparse merges two lists of the same length, entry by entry; emptied first, they differ.
+    """
+    return [
+        part
+        for argument in argv
+        for part in (
+            ["--stages=[]", argument] if argument.split("=")[0] == "--stages" else [argument]
+        )
+    ]
+
+
 def to_yaml(config: RunConfig) -> str:
     """The complete configuration as YAML, defaults included; parses back to the same run."""
-    from dataclasses import asdict
-
     return yaml.safe_dump(asdict(config), sort_keys=False)

@@ -18,15 +18,15 @@ from megatron_grow.parallel import cpu
 def start(timeout: timedelta = timedelta(minutes=30)) -> None:
     """Join the job that ``torchrun`` describes in the environment; a bare process is a job of one."""
     cpu.install()
+    # One queue, so that communication starts in the order in which it was asked for and overlaps
+    # with compute (megatron-core wants it under tensor parallelism).
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "0")
-    # One queue, so that communication starts in the order in which it was asked for and overlaps
-    # with compute (megatron-core wants it under tensor parallelism).
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # Gloo beside NCCL: growth plans and stop requests travel as Python objects.

@@ -24,7 +24,7 @@ from megatron_grow.growth.in_memory import transfer
 from megatron_grow.growth.plan import resharding
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.optim.state import get_step, set_step
-from megatron_grow.parallel.agreement import sum_over_ranks
+from megatron_grow.parallel.agreement import sum_over_ranks, together
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.train.console import Console
 from megatron_grow.train.live_stage import Batches, LiveStage
@@ -87,7 +87,8 @@ class Trainer:
         record = self.start.record
         stage = self.stages[record.stage]
         live = LiveStage(stage, self.config, logical_tensors(stage.model))
-        load(resharding(stage.model), self.start.reader, live.tensors, live.pieces())
+        plan, reader = resharding(stage.model), self.start.reader
+        together(lambda: load(plan, reader, live.tensors, live.pieces()))
         live.publish()
         set_step(live.optimizer, record.optimizer_step)
         self.step, self.growths, self._saved_step = record.step, record.growths, record.step
