@@ -30,40 +30,79 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         argument_default=argparse.SUPPRESS,  # defaults are PreprocessConfig's
     )
     add = parser.add_argument_group("input").add_argument
-    add("--input", nargs="+", required=True, metavar="PATH",
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
         help="JSON lines (.jsonl, .json, .ndjson), text files (one document each), either of them "
-        "as .gz or .xz, or directories, read recursively")
+        "as .gz or .xz, or directories, read recursively",
+    )
     add("--json-key", metavar="KEY", help="key of the text in a JSON line (default: text)")
-    add("--glob", action="append", metavar="PATTERN",
+    add(
+        "--glob",
+        action="append",
+        metavar="PATTERN",
         help="names of files taken from a directory; repeatable "
-        "(default: *.txt *.md *.py *.jsonl *.jsonl.gz *.jsonl.xz)")
-    add("--exclude", action="append", metavar="PATTERN",
-        help="names of files or folders left out of a directory; repeatable")
+        "(default: *.txt *.md *.py *.jsonl *.jsonl.gz *.jsonl.xz)",
+    )
+    add(
+        "--exclude",
+        action="append",
+        metavar="PATTERN",
+        help="names of files or folders left out of a directory; repeatable",
+    )
     add = parser.add_argument_group("output").add_argument
-    add("--output-prefix", required=True, metavar="PREFIX",
-        help="writes PREFIX_KEY_document.{bin,idx,json}")
-    add("--valid-fraction", type=float, metavar="F",
-        help="hold out this share of documents, evenly spaced, as PREFIX_valid_KEY_document")
+    add(
+        "--output-prefix",
+        required=True,
+        metavar="PREFIX",
+        help="writes PREFIX_KEY_document.{bin,idx,json}",
+    )
+    add(
+        "--valid-fraction",
+        type=float,
+        metavar="F",
+        help="hold out this share of documents, evenly spaced, as PREFIX_valid_KEY_document",
+    )
     add("--overwrite", action="store_true", help="replace an existing output")
     group = parser.add_argument_group("tokens")
     add = group.add_mutually_exclusive_group().add_argument
-    add("--tokenizer", metavar="NAME",
+    add(
+        "--tokenizer",
+        metavar="NAME",
         help="bytes (default), gpt2 (with --vocab-file and --merge-file), or the path of a Hugging "
-        "Face tokenizer.json")
-    add("--train-tokenizer", type=int, metavar="N",
-        help="train a byte-level BPE of N tokens on the input, write PREFIX-tokenizer.json, use it")
+        "Face tokenizer.json",
+    )
+    add(
+        "--train-tokenizer",
+        type=int,
+        metavar="N",
+        help="train a byte-level BPE of N tokens on the input, write PREFIX-tokenizer.json, use it",
+    )
     add = group.add_argument
     add("--vocab-file", metavar="FILE", help="vocab.json of gpt2")
     add("--merge-file", metavar="FILE", help="merges.txt of gpt2")
-    add("--append-eod", action="store_true",
-        help="end every document with the end-of-document token")
-    add("--split-sentences", action="store_true",
+    add(
+        "--append-eod",
+        action="store_true",
+        help="end every document with the end-of-document token",
+    )
+    add(
+        "--split-sentences",
+        action="store_true",
         help="make every sentence a sequence (PREFIX_KEY_sentence), by nltk's Punkt: its model if "
-        "installed, else one trained on the input")
+        "installed, else one trained on the input",
+    )
     add("--language", metavar="NAME", help="whose Punkt model to look for (default: english)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
-                        help="processes that encode; the output does not depend on it "
-                        "(default: one for each core, here %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes that encode; the output does not depend on it "
+        "(default: one for each core, here %(default)s)",
+    )
     return parser.parse_args(argv)
 
 

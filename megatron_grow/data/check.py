@@ -38,7 +38,7 @@ def check_data(
     Args:
         data: The section of the run file.
         seq_length: Tokens in one sample.
-        vocab_size: The model's vocabulary, before padding.
+        vocab_size: Token ids that the model knows.
         evaluate: Whether the run reads validation samples.
 
     Returns:
@@ -51,6 +51,8 @@ def check_data(
     if not data.train_data_path:
         raise UserError("data.train_data_path is empty; name at least one corpus")
     train = parse_blend(data.train_data_path, "data.train_data_path")
+    train_share: Share | None
+    valid_share: Share | None
     if data.valid_data_path:
         valid = parse_blend(data.valid_data_path, "data.valid_data_path")
         train_share = valid_share = (0.0, 1.0)
@@ -106,5 +108,5 @@ def _check_vocabulary(corpus: Corpus, vocab_size: int, where: str) -> None:
     if found > vocab_size:
         raise UserError(
             f"{where}: {corpus.prefix} has a vocabulary of {found} ({source}), larger than the "
-            f"model's: model.vocab_size={vocab_size}"
+            f"model's {vocab_size}; leave model.vocab_size out or raise it"
         )

@@ -6,7 +6,7 @@ import gzip
 import json
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,7 +15,10 @@ from typing import BinaryIO
 from megatron_grow.config.errors import UserError
 
 DEFAULT_GLOBS = ("*.txt", "*.md", "*.py", "*.jsonl", "*.jsonl.gz", "*.jsonl.xz")
-_DECOMPRESSORS = {".gz": lambda raw: gzip.GzipFile(fileobj=raw), ".xz": lzma.LZMAFile}
+_DECOMPRESSORS: dict[str, Callable[[BinaryIO], gzip.GzipFile | lzma.LZMAFile]] = {
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".xz": lzma.LZMAFile,
+}
 _JSON_LINES = {".jsonl", ".json", ".ndjson"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 from torch.utils.data import Dataset
 
@@ -34,10 +36,10 @@ class EndlessGPTDataset(GPTDataset):
 
     def __init__(
         self,
-        indexed_dataset,  # noqa: ANN001 (Megatron's signature)
+        indexed_dataset: IndexedDataset,
         dataset_path: str | None,
         indexed_indices: np.ndarray,
-        num_samples: int | None,
+        num_samples: int,
         index_split: Split,
         config: GPTDatasetConfig,
     ) -> None:
@@ -105,7 +107,7 @@ def build_datasets(
         seed: Of the order of documents and samples.
         train_samples: Training samples that the run will read.
         valid_samples: Validation samples of one evaluation; 0 for no validation.
-        vocab_size: The model's vocabulary, before padding.
+        vocab_size: Token ids that the model knows.
         cache_dir: Where indices are kept; made if needed.
 
     Raises:
@@ -117,14 +119,15 @@ def build_datasets(
     with _process_group():
         if dist.get_rank() == 0:
             _discard_short_indices(cache_dir)
+        build = partial(_build, seq_length=seq_length, seed=seed, cache_dir=cache_dir)
         return Datasets(
-            train=_build(train, Split.train, train_samples, seq_length, seed, cache_dir),
-            valid=valid and _build(valid, Split.valid, valid_samples, seq_length, seed, cache_dir),
+            train=build(train, Split.train, train_samples),
+            valid=build(valid, Split.valid, valid_samples) if valid else None,
         )
 
 
 def _build(
-    part: Part, split: Split, samples: int, seq_length: int, seed: int, cache_dir: Path
+    part: Part, split: Split, samples: int, *, seq_length: int, seed: int, cache_dir: Path
 ) -> Dataset:
     weights = part.blend.weights or [float(corpus.tokens) for corpus in part.corpora]
     config = GPTDatasetConfig(

@@ -100,7 +100,7 @@ class Corpus:
     @cached_property
     def digest(self) -> str:
         """Changes whenever the lengths of documents do, and with them the samples' indices."""
-        return f"{zlib.crc32(self.lengths):08x}"
+        return f"{zlib.crc32(self.lengths.data):08x}"
 
     def largest_token(self) -> int:
         """The largest token id, exact up to 16 Mi tokens, else that of 16 evenly spaced blocks."""
@@ -124,7 +124,9 @@ def open_corpus(prefix: str, where: str) -> Corpus:
     """
     for suffix in (".bin", ".idx"):
         if not os.path.isfile(prefix + suffix):
-            raise UserError(f"{where}: {prefix}{suffix} does not exist; a corpus is a .bin and .idx")
+            raise UserError(
+                f"{where}: {prefix}{suffix} does not exist; a corpus is a .bin and .idx"
+            )
     try:
         index = _IndexReader(f"{prefix}.idx", multimodal=False)
     except (AssertionError, ValueError, struct.error) as error:

@@ -50,7 +50,7 @@ def micro_batches(
     starts = count(first_sample + data_parallel_rank * micro_batch_size, stride)
     loader = DataLoader(
         dataset,
-        batch_sampler=(range(start, start + micro_batch_size) for start in starts),
+        batch_sampler=(list(range(start, start + micro_batch_size)) for start in starts),
         collate_fn=_stack,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),

@@ -24,7 +24,9 @@ class SentenceSplitter:
         """The sentences of ``text`` in order; none for an empty text."""
         ends = [end for _, end in self._punkt.span_tokenize(text)]
         ends[-1:] = [len(text)]  # white space at the end
-        return [text[start:end] for start, end in zip([0, *ends], ends, strict=False) if start < end]
+        return [
+            text[start:end] for start, end in zip([0, *ends], ends, strict=False) if start < end
+        ]
 
 
 def installed_splitter(language: str) -> SentenceSplitter | None:

@@ -110,17 +110,21 @@ def load_tokenizer(
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"tokenizer={tokenizer} is not a readable tokenizer.json: {error}") from error
+        raise UserError(
+            f"tokenizer={tokenizer} is not a readable tokenizer.json: {error}"
+        ) from error
     return SubwordTokenizer(tokenizer, backend, _end_of_document(path, backend))
 
 
 def _load_gpt2(vocab_file: str | None, merge_file: str | None) -> Tokenizer:
+    if vocab_file is None or merge_file is None:
+        raise UserError(
+            f"tokenizer=gpt2 needs vocab_file={vocab_file} and merge_file={merge_file} to name "
+            "GPT-2's vocab.json and merges.txt"
+        )
     for name, file in (("vocab_file", vocab_file), ("merge_file", merge_file)):
-        if file is None or not Path(file).is_file():
-            raise UserError(
-                f"{name}={file}: tokenizer=gpt2 needs the files vocab.json (vocab_file) "
-                "and merges.txt (merge_file)"
-            )
+        if not Path(file).is_file():
+            raise UserError(f"{name}={file} does not exist")
     try:
         model = models.BPE.from_file(vocab_file, merge_file)
     except Exception as error:
@@ -143,7 +147,7 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
 
 
 def _end_of_document(path: Path, backend: tokenizers.Tokenizer) -> int:
-    """The end-of-document id: what tokenizer_config.json beside ``path`` calls eos_token, if any."""
+    """The end-of-document id: eos_token of tokenizer_config.json beside ``path``, else guessed."""
     candidates = list(_KNOWN_END_TOKENS)
     config = path.with_name("tokenizer_config.json")
     if config.is_file():

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import tokenizers
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+import tests.distributed  # noqa: F401 (its fork server has imported megatron-core)
 from megatron_grow.config.errors import UserError
 from megatron_grow.data.indexed import Sidecar, open_corpus
 from tests.data.corpora import run, stdlib_files, stdlib_texts, write_json_lines
@@ -39,7 +41,7 @@ def test_documents_are_the_bytes_of_the_input(tmp_path):
     expected = [[*text.encode(), 256] for text in texts if text]
     assert documents(prefix) == expected
     tokens = np.fromfile(f"{prefix}.bin", dtype=np.uint16)
-    assert tokens.tolist() == sum(expected, [])
+    assert tokens.tolist() == list(chain(*expected))
     assert open_corpus(prefix, "").sidecar == Sidecar("bytes", 257, 256, True, 3, len(tokens))
     assert sorted(os.listdir(tmp_path / "out")) == [
         f"c_text_document{suffix}" for suffix in (".bin", ".idx", ".json")
@@ -137,7 +139,10 @@ def test_sentences_are_sequences_of_one_document(tmp_path):
 
 BAD_INPUT = {
     "cut.jsonl": (b'{"text": "a"}\n\n{"text": \n', "cut.jsonl, line 3: not JSON"),
-    "key.jsonl": (b'{"title": "x", "body": "y"}', "line 1: no key 'text'; its keys are title, body"),
+    "key.jsonl": (
+        b'{"title": "x", "body": "y"}',
+        "line 1: no key 'text'; its keys are title, body",
+    ),
     "type.jsonl": (b'{"text": 3}', "line 1: the value of 'text' must be a string, not int"),
     "list.jsonl": (b"[1]", "line 1: a JSON object is expected, not list"),
     "half.jsonl": (b'{"text": "\\ud800"}', "line 1: the text is not valid Unicode"),
@@ -162,7 +167,7 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, name):
 def test_existing_output_is_kept_unless_told_otherwise(tmp_path):
     old, new = (write_json_lines(tmp_path / f"{n}.jsonl", [n]) for n in ("old", "new"))
     prefix = run(input=[old], output_prefix=tmp_path / "c")["train"]
-    with pytest.raises(UserError, match="c_text_document.bin exists"):
+    with pytest.raises(UserError, match=r"c_text_document\.bin exists"):
         run(input=[new], output_prefix=tmp_path / "c")
     assert documents(prefix) == [list(b"old")]
     run(input=[new], output_prefix=tmp_path / "c", overwrite=True)

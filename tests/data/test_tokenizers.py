@@ -91,7 +91,8 @@ def test_training_is_deterministic(tmp_path):
     for seed, threads in (("1", "1"), ("2", "4")):
         subprocess.run(
             [sys.executable, "-c", script, str(text), str(tmp_path / f"{seed}.json")],
-            env=os.environ | {"PYTHONPATH": ".", "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads},
+            env=os.environ
+            | {"PYTHONPATH": ".", "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads},
             check=True,
             timeout=60,
         )
@@ -103,7 +104,7 @@ def test_mistakes_are_named(tmp_path):
     broken.write_text("{}")
     for arguments, message in (
         (("gpt3",), "tokenizer=gpt3 is neither bytes nor gpt2 nor an existing tokenizer.json"),
-        (("gpt2",), "vocab_file=None"),
+        (("gpt2",), "needs vocab_file=None and merge_file=None"),
         ((str(broken),), f"tokenizer={broken} is not a readable tokenizer.json"),
     ):
         with pytest.raises(UserError, match=message):

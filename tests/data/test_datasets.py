@@ -1,0 +1,179 @@
+"""Samples: what they hold, and that their order depends on the seed and their number alone."""
+
+from __future__ import annotations
+
+import os
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_grow.config.sections import DataSection
+from megatron_grow.data.datasets import Datasets, build_datasets
+from tests.data.corpora import write_corpus
+from tests.distributed import run_ranks
+
+SEQ_LENGTH = 16
+DOCUMENTS = [5, 40, 1, 17, 16, 33, 90, 2, 64, 12] * 10
+
+
+@pytest.fixture
+def corpus(tmp_path) -> str:
+    """100 documents with tokens 0, 1, 2, ...: 2,800 tokens, 174 samples an epoch."""
+    return write_corpus(tmp_path / "c", DOCUMENTS)
+
+
+def build(cache: Path, *paths: str | float, **arguments: object) -> Datasets:
+    fields = {"split": "1"} | {k: arguments.pop(k) for k in ("split",) if k in arguments}
+    arguments = {"seed": 7, "train_samples": 100, "valid_samples": 0} | arguments
+    return build_datasets(
+        DataSection(train_data_path=list(paths), **fields),
+        seq_length=SEQ_LENGTH,
+        vocab_size=60_000,
+        cache_dir=cache,
+        **arguments,
+    )
+
+
+def tokens_of(dataset, samples: range) -> list[list[int]]:
+    return [dataset[number]["tokens"].tolist() for number in samples]
+
+
+def test_a_sample_is_consecutive_text(corpus, tmp_path):
+    """Labels are the tokens one further on, by the .bin itself, documents joined end to end."""
+    raw = np.fromfile(f"{corpus}.bin", dtype=np.uint16).tolist()
+    ends = np.cumsum(DOCUMENTS)
+    beginnings = {0, *ends[:-1].tolist()}
+    train = build(tmp_path / "cache", corpus).train
+    for number in range(174):
+        sample = train[number]
+        tokens, labels = sample["tokens"].tolist(), sample["labels"].tolist()
+        assert tokens[1:] == labels[:-1]
+        for token, label in zip(tokens, labels, strict=True):
+            if token + 1 in ends:  # the last token of a document: the next document begins
+                assert label in beginnings
+            else:
+                assert label == raw[token + 1]
+
+
+def test_fields_of_a_sample(corpus, tmp_path):
+    sample = build(tmp_path / "cache", corpus).train[3]
+    assert sorted(sample) == ["labels", "loss_mask", "position_ids", "tokens"]
+    assert {sample[name].dtype for name in ("tokens", "labels", "position_ids")} == {torch.int64}
+    assert sample["position_ids"].tolist() == list(range(SEQ_LENGTH))
+    assert sample["loss_mask"].dtype == torch.float32
+    assert sample["loss_mask"].tolist() == [1.0] * SEQ_LENGTH
+
+
+def test_an_epoch_reads_every_sample_once_and_the_next_in_another_order(corpus, tmp_path):
+    train = build(tmp_path / "cache", corpus).train
+    assert train.samples_per_epoch == (2800 - 1) // SEQ_LENGTH == 174
+    epochs = [tokens_of(train, range(e * 174, (e + 1) * 174)) for e in range(3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    seen = list(chain(*epochs[0]))
+    assert len(set(seen)) == len(seen) == 174 * SEQ_LENGTH
+
+
+@pytest.mark.parametrize("blended", [False, True])
+def test_order_does_not_depend_on_the_length_of_the_run(tmp_path, blended):
+    """Megatron's own order does: it shuffles all epochs of a run together."""
+    paths: list[str | float] = [write_corpus(tmp_path / "a", DOCUMENTS)]
+    if blended:
+        small = write_corpus(tmp_path / "b", [300], first_token=10_000)
+        paths = [0.3, small, 0.7, paths[0]]
+    runs = [
+        build(tmp_path / f"cache{samples}", *paths, train_samples=samples).train
+        for samples in (20, 400, 2000)
+    ]
+    assert tokens_of(runs[0], range(20)) == tokens_of(runs[2], range(20))
+    assert tokens_of(runs[1], range(400)) == tokens_of(runs[2], range(400))
+    other = build(tmp_path / "cache", *paths, seed=8).train
+    assert tokens_of(other, range(20)) != tokens_of(runs[0], range(20))
+
+
+def test_a_sample_does_not_depend_on_what_was_read_before(corpus, tmp_path):
+    train = build(tmp_path / "cache", corpus).train
+    in_order = tokens_of(train, range(500))
+    again = build(tmp_path / "cache", corpus).train
+    for number in (499, 3, 180, 400, 2):
+        assert again[number]["tokens"].tolist() == in_order[number]
+
+
+@pytest.mark.parametrize("weights", [(0.2, 0.5, 0.3), None])
+def test_blend_shares(tmp_path, weights):
+    """After any number of samples each corpus has had its share, to within two samples."""
+    lengths = (2000, 500, 1500)
+    prefixes = [
+        write_corpus(tmp_path / str(i), [length], first_token=10_000 * (i + 1))
+        for i, length in enumerate(lengths)
+    ]
+    paths = prefixes if weights is None else [x for p in zip(weights, prefixes) for x in p]  # noqa: B905
+    train = build(tmp_path / "cache", *paths, train_samples=300).train
+    source = np.array([train[n]["tokens"][0].item() // 10_000 - 1 for n in range(300)])
+    shares = np.array(weights or [length / 4000 for length in lengths])
+    for n in range(1, 301):
+        assert np.abs(np.bincount(source[:n], minlength=3) - n * shares).max() < 2
+
+
+def test_many_corpora_and_few_samples(tmp_path):
+    """The rounding of many small shares must not ask a corpus for more than it was built for."""
+    prefixes = [write_corpus(tmp_path / str(i), [100]) for i in range(30)]
+    paths = [x for i, prefix in enumerate(prefixes) for x in (30.0 if i == 0 else 1.0, prefix)]
+    train = build(tmp_path / "cache", *paths, train_samples=4).train
+    assert len(tokens_of(train, range(4))) == 4
+
+
+def test_split_by_documents(tmp_path):
+    """Documents of 17 tokens are one sample each: 80 train, 15 validate, 5 test."""
+    prefix = write_corpus(tmp_path / "c", [17] * 100)
+    datasets = build(
+        tmp_path / "cache", prefix, split="80,15,5", train_samples=80, valid_samples=15
+    )
+    train = set(chain(*tokens_of(datasets.train, range(79))))
+    valid = set(chain(*tokens_of(datasets.valid, range(14))))
+    assert train < set(range(80 * 17))
+    assert valid < set(range(80 * 17, 95 * 17))
+    assert build(tmp_path / "cache", prefix, split="80,15,5").valid is None
+
+
+def test_indices_are_cached_once_for_runs_of_any_length(corpus, tmp_path):
+    build(tmp_path / "cache", corpus, train_samples=10)
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").iterdir()}
+    build(tmp_path / "cache", corpus, train_samples=10_000)
+    assert {f: f.stat().st_mtime_ns for f in (tmp_path / "cache").iterdir()} == before != {}
+
+
+def test_half_written_index_is_made_again(corpus, tmp_path):
+    expected = tokens_of(build(tmp_path / "cache", corpus).train, range(50))
+    indices = list((tmp_path / "cache").glob("*.npy"))
+    assert len(indices) == 3
+    for index in indices:
+        content = index.read_bytes()
+        for size in (0, 50, len(content) - 4):
+            index.write_bytes(content[:size])
+            assert tokens_of(build(tmp_path / "cache", corpus).train, range(50)) == expected
+
+
+def test_indices_of_an_older_corpus_are_not_used(corpus, tmp_path):
+    build(tmp_path / "cache", corpus)
+    write_corpus(Path(corpus), [700] * 4)  # as many tokens, cut otherwise
+    stale = tokens_of(build(tmp_path / "cache", corpus).train, range(174))
+    fresh = tokens_of(build(tmp_path / "other", corpus).train, range(174))
+    assert stale == fresh
+
+
+def test_all_ranks_read_the_same_samples(corpus, tmp_path):
+    small = write_corpus(tmp_path / "b", [300], first_token=10_000)
+    paths = 0.3, small, 0.7, corpus
+    alone = tokens_of(build(tmp_path / "alone", *paths).train, range(100))
+    ranks = run_ranks(2, _read, tmp_path / "shared", paths)
+    assert ranks == [(0, alone), (1, alone)]
+    assert len(os.listdir(tmp_path / "shared")) == len(os.listdir(tmp_path / "alone"))
+
+
+def _read(cache: Path, paths: tuple) -> tuple[int, list[list[int]]]:
+    return dist.get_rank(), tokens_of(build(cache, *paths).train, range(100))

@@ -1,0 +1,111 @@
+"""Micro-batches: every layout reads the same samples at the same step."""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from megatron_grow.config.sections import DataSection
+from megatron_grow.data.datasets import build_datasets
+from megatron_grow.data.loader import micro_batches
+from tests.data.corpora import write_corpus
+
+GLOBAL_BATCH_SIZE = 12
+
+
+class Numbers(Dataset):
+    """Sample k is full of k."""
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        names = ("tokens", "labels", "position_ids", "loss_mask")
+        return {name: torch.full((4,), number) for name in names} | {"dataset_id": torch.tensor(0)}
+
+
+def read(
+    micro_batch_size: int, ranks: int, *, first_step: int = 0, steps: int = 3, workers: int = 0
+) -> list[list[list[int]]]:
+    """Samples by [step][micro-batch of the step][rank and place], read by all ranks."""
+    count = GLOBAL_BATCH_SIZE // (micro_batch_size * ranks)
+    by_rank = [
+        [
+            batch["tokens"][:, 0].tolist()
+            for batch in islice(
+                micro_batches(
+                    Numbers(),
+                    first_sample=first_step * GLOBAL_BATCH_SIZE,
+                    global_batch_size=GLOBAL_BATCH_SIZE,
+                    micro_batch_size=micro_batch_size,
+                    data_parallel_rank=rank,
+                    data_parallel_size=ranks,
+                    num_workers=workers,
+                ),
+                steps * count,
+            )
+        ]
+        for rank in range(ranks)
+    ]
+    rows = [list(chain(*(rank[m] for rank in by_rank))) for m in range(steps * count)]
+    return [rows[step * count : (step + 1) * count] for step in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "ranks"), [(1, 1), (12, 1), (1, 12), (2, 3), (3, 2), (4, 1), (1, 4)]
+)
+def test_step_t_covers_the_same_samples_on_every_layout(micro_batch_size, ranks):
+    steps = read(micro_batch_size, ranks)
+    assert [list(chain(*step)) for step in steps] == [
+        list(range(12)), list(range(12, 24)), list(range(24, 36))
+    ]  # fmt: skip
+
+
+def test_place_of_a_sample():
+    """Step 1, micro-batch m, rank r: samples 12 + (m x 3 + r) x 2 and the one after."""
+    assert read(2, 3)[1] == [[12, 13, 14, 15, 16, 17], [18, 19, 20, 21, 22, 23]]
+
+
+@pytest.mark.parametrize("layout", [(1, 1), (2, 3)])
+def test_resuming_gives_the_rest(layout):
+    assert read(*layout, first_step=2, steps=2) == read(*layout, steps=4)[2:]
+
+
+def test_loader_processes_change_nothing():
+    assert read(2, 3, workers=2) == read(2, 3)
+
+
+def test_micro_batches_of_a_blend(tmp_path: Path):
+    a, b = (write_corpus(tmp_path / name, [100] * 10) for name in "ab")
+    train = build_datasets(
+        DataSection(train_data_path=[0.5, a, 0.5, b]),
+        seq_length=16,
+        seed=1,
+        train_samples=12,
+        valid_samples=0,
+        vocab_size=1000,
+        cache_dir=tmp_path / "cache",
+    ).train
+    batch = next(
+        micro_batches(
+            train,
+            first_sample=4,
+            global_batch_size=12,
+            micro_batch_size=3,
+            data_parallel_rank=1,
+            data_parallel_size=2,
+        )
+    )
+    assert {name: (tuple(t.shape), t.dtype) for name, t in batch.items()} == {
+        "tokens": ((3, 16), torch.int64),
+        "labels": ((3, 16), torch.int64),
+        "position_ids": ((3, 16), torch.int64),
+        "loss_mask": ((3, 16), torch.float32),
+    }
+    assert torch.equal(batch["tokens"], torch.stack([train[n]["tokens"] for n in (7, 8, 9)]))
+
+
+def test_batch_that_does_not_divide():
+    with pytest.raises(ValueError, match="global_batch_size=12 is not a multiple of 5"):
+        read(5, 1)
