@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
@@ -59,12 +61,22 @@ class Stage:
 
 
 def override(section: Section, values: dict[str, Any], where: str) -> Section:
-    """``section`` with some fields replaced; an unknown name raises :class:`UserError`."""
+    """``section`` with some fields replaced.
+
+    Raises:
+        UserError: an unknown name or a value of another type; the message begins with ``where``.
+    """
     known = {f.name for f in fields(section)}
     for name in values:
         if name not in known:
             raise UserError(f"{where}.{name} is not a field; known are {', '.join(sorted(known))}")
-    return replace(section, **values)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(type(section), as_group=False)
+    try:
+        checked = parser.parse_object({**asdict(section), **values})
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+    return type(section)(**vars(checked))
 
 
 def resolve_stages(

@@ -74,17 +74,27 @@ class _Holders:
         self.rank, world = dist.get_rank(), dist.get_world_size()
         held: list[list[tuple[str, str, Box]]] = [[] for _ in range(world)]
         dist.all_gather_object(held, [(piece.key, piece.kind, piece.box) for piece in source])
-        self._by_tensor: dict[tuple[str, str], list[tuple[int, int, Box]]] = defaultdict(list)
+        # By tensor, then by range of the first axis: pieces of other layers are never looked at.
+        self._pieces: dict[tuple[str, str], dict[tuple[int, int], list[tuple[int, int, Box]]]] = (
+            defaultdict(lambda: defaultdict(list))
+        )
         # This rank's own pieces come first; then its neighbours', so that replicas share the load.
         for step in range(world):
             holder = (self.rank + step) % world
             for number, (key, kind, box) in enumerate(held[holder]):
-                self._by_tensor[key, kind].append((holder, number, box))
+                self._pieces[key, kind][box[0]].append((holder, number, box))
 
     def find(self, key: str, kind: str, box: Box) -> list[_Slice]:
         """Slices that tile ``box``, from as near as possible."""
+        start, stop = box[0]
+        near = (
+            piece
+            for (first, last), pieces in self._pieces[key, kind].items()
+            if first < stop and start < last
+            for piece in pieces
+        )
         found, missing = [], [box]
-        for holder, number, held in self._by_tensor[key, kind]:
+        for holder, number, held in near:
             if not missing:
                 break
             rest = []

@@ -37,8 +37,8 @@ def any_rank(flag: bool) -> bool:
     return sum_over_ranks(float(flag)) > 0
 
 
-def sum_over_ranks(*values: float) -> float:
-    """Sum of ``values`` over all ranks, in fp64 and over the CPU backend."""
-    total = torch.tensor(sum(values), dtype=torch.float64)
+def sum_over_ranks(value: float) -> float:
+    """Sum of ``value`` over all ranks, in fp64 and over the CPU backend."""
+    total = torch.tensor(value, dtype=torch.float64)
     dist.all_reduce(total)
     return total.item()

@@ -37,11 +37,6 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def backend() -> str:
-    """The collective backend that belongs to :func:`device`."""
-    return "nccl" if torch.cuda.is_available() else "gloo"
-
-
 @functools.cache
 def install() -> None:
     """Make megatron-core run on the CPU; idempotent, and without effect where CUDA is available."""

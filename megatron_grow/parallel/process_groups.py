@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -56,13 +54,3 @@ def tear_down() -> None:
     """Destroy megatron-core's process groups, so that another layout can be set up."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
-
-
-@contextmanager
-def layout_of(layout: ParallelConfig, seed: int) -> Iterator[None]:
-    """Hold the groups of ``layout`` for the length of a ``with`` block."""
-    set_up(layout, seed)
-    try:
-        yield
-    finally:
-        tear_down()

@@ -40,7 +40,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "eval_interval": 10,
             "eval_iters": 1,
         },
-        "optimizer": {"lr": 1e-2},
+        "optimizer": {"lr": 3e-3},
         "data": {"train_data_path": [prefix], "split": "60,40,0"},
         "checkpoint": {"save_interval": 5},
         "logging": {"tensorboard": False},
@@ -116,7 +116,7 @@ def whole(workplace: Path) -> dict[int, float]:
 
 def test_metrics_rows(workplace: Path, whole: dict[int, float]) -> None:
     assert sorted(whole) == list(range(1, 21))
-    assert whole[20] < 0.8 * whole[1]
+    assert whole[20] < 0.9 * whole[1]
     training = [row for row in rows(workplace, "whole") if "loss" in row]
     for row in training:
         assert row["consumed_tokens"] == row["step"] * 4 * 32

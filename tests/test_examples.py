@@ -1,0 +1,33 @@
+"""The run files in ``examples/`` parse, and their stages fit the job that they name."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_grow.config.run import parse_run, to_yaml
+from megatron_grow.cost.parameters import count_parameters
+from megatron_grow.growth.plan import growth
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+JOBS = {"quickstart": (2, 4096), "gpt2_124m": (8, 50257), "gpt2_7b": (64, 50257), "llama": (8, 32000)}
+
+
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in EXAMPLES.glob("*/run.yaml")))
+def test_run_file(name: str, tmp_path: Path) -> None:
+    world_size, vocabulary = JOBS[name]
+    config = parse_run(["--config", str(EXAMPLES / name / "run.yaml")])
+    config = replace(config, model=replace(config.model, vocab_size=vocabulary))
+    stages = config.resolve(world_size)
+    for before, stage in zip(stages, stages[1:], strict=False):
+        growth(before.model, stage.model, stage.grow, target_depth=config.model.num_layers, seed=1)
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(to_yaml(config))
+    assert parse_run(["--config", str(resolved)]) == config
+
+
+def test_the_7b_example_is_the_published_size() -> None:
+    config = parse_run(["--config", str(EXAMPLES / "gpt2_7b" / "run.yaml")])
+    model = replace(config.model, vocab_size=50257)
+    assert count_parameters(model, biases=False) == 6_952_823_808
+    assert count_parameters(replace(model, num_layers=0), biases=False) == 157_682_688
