@@ -1,0 +1,300 @@
+"""What a growth does to the function: logits before and after, and who receives gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import OptimizerSection
+from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.growth.plan import growth
+from megatron_grow.operators import DEPTH
+from megatron_grow.state.axes import logical_tensors
+from megatron_grow.state.boxes import Box, full, slices
+from megatron_grow.state.maps import materialise
+from megatron_grow.train.live_stage import LiveStage
+from tests.distributed import run_ranks
+from tests.toy import (
+    MODEL,
+    Trace,
+    begin,
+    grow,
+    layout,
+    micro_batches,
+    run_config,
+    tokens,
+    train_stage,
+)
+
+STEPS = 2
+BATCH = 4
+BIAS_FREE = replace(
+    MODEL,
+    activation="swiglu",
+    normalization="RMSNorm",
+    position_embedding_type="rope",
+    add_bias_linear=False,
+    qk_layernorm=True,
+    share_embeddings_and_output_weights=False,
+)
+
+
+def case(
+    depth: str, source: int, before: dict[str, Any], after: dict[str, Any], **more: Any
+) -> RunConfig:
+    """Two steps, so that nothing is at its initial value, then a growth to four layers."""
+    return run_config(
+        StageSection(until=STEPS, model={"num_layers": source}, parallel=before),
+        StageSection(parallel=after, grow=GrowSection(depth=depth)),
+        optimizer=OptimizerSection(lr=1e-2, weight_decay=0.0, clip_grad=0.0),
+        global_batch_size=BATCH,
+        **more,
+    )
+
+
+ONE, TP2, PP2 = layout(), layout(tp=2, sequence_parallel=True), layout(pp=2)
+TP2_PP2 = layout(tp=2, pp=2)
+CASES: dict[int, dict[str, RunConfig]] = {
+    1: {
+        **{f"{depth} 2": case(depth, 2, ONE, ONE) for depth in DEPTH},
+        **{f"{depth} 3": case(depth, 3, ONE, ONE, model=BIAS_FREE) for depth in DEPTH},
+        "zero 0": case("zero", 0, ONE, ONE),
+        "copying_zero 1": case("copying_zero", 1, ONE, ONE),
+        "zero bf16": case("zero", 2, ONE, ONE, precision="bf16"),
+        "copying_zero bf16": case("copying_zero", 2, ONE, ONE, precision="bf16"),
+    },
+    2: {
+        "zero DP2": case("zero", 2, ONE, ONE),
+        "copying_zero TP2": case("copying_zero", 2, TP2, TP2),
+        "copying_zero PP2": case("copying_zero", 2, PP2, PP2),
+        "zero DP2 to PP2": case("zero", 0, ONE, PP2),
+        "copying_zero PP2 to DP2": case("copying_zero", 2, PP2, ONE, model=BIAS_FREE),
+        "zero DP2 to TP2": case("zero", 1, ONE, TP2, model=BIAS_FREE),
+        "copying_zero TP2 to PP2": case("copying_zero", 2, TP2, PP2),
+        "copying_stack TP2": case("copying_stack", 2, TP2, TP2),
+        "copying_inter DP2 to PP2": case("copying_inter", 2, ONE, PP2),
+    },
+    4: {
+        "zero TP2 PP2": case("zero", 2, TP2_PP2, TP2_PP2),
+        "copying_zero DP4 to TP2 PP2": case("copying_zero", 2, ONE, TP2_PP2),
+    },
+}
+TO_ROUNDING = ["zero DP2 to TP2", "copying_zero TP2 to PP2", "copying_zero DP4 to TP2 PP2"]
+"""Where tensor parallelism changes, and with it the order of sums."""
+
+
+@torch.no_grad()
+def logits(live: LiveStage) -> np.ndarray | None:
+    """(batch, sequence, vocabulary) of one batch; None where the last pipeline stage is not."""
+    length = MODEL.max_position_embeddings
+    batch = tokens(0, MODEL.vocab_size, BATCH, length)[:, :-1]
+    positions = torch.arange(length).expand(BATCH, -1)
+
+    def forward(_: None, model: torch.nn.Module) -> tuple:
+        return model(batch, positions, None), lambda output, non_loss_data: output
+
+    for chunk in live.chunks:
+        chunk.eval()
+    outputs = get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=None,
+        model=live.chunks,
+        num_microbatches=1,
+        seq_length=length,
+        micro_batch_size=BATCH,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    if not parallel_state.is_pipeline_last_stage():
+        return None
+    return gather_from_tensor_model_parallel_region(outputs[0]).float().numpy()
+
+
+def around_growths(world_size: int) -> dict[str, tuple[np.ndarray | None, np.ndarray | None]]:
+    """On a rank, for each case: logits just before and just after the growth."""
+    found = {}
+    for name, config in CASES[world_size].items():
+        live = begin(config, world_size)
+        train_stage(live, config, Trace())
+        before = logits(live)
+        live = grow(live, config, world_size)
+        found[name] = (before, logits(live))
+        live.release()
+    return found
+
+
+@cache
+def ranks(world_size: int) -> list[dict]:
+    return run_ranks(world_size, around_growths, world_size)
+
+
+def before_and_after(name: str) -> tuple[np.ndarray, np.ndarray]:
+    world_size = next(size for size, cases in CASES.items() if name in cases)
+    found = [rank[name] for rank in ranks(world_size)]
+    sides = [[values for values in side if values is not None] for side in zip(*found, strict=True)]
+    for side in sides:  # replicas of the last stage
+        assert all(np.array_equal(values, side[0]) for values in side)
+    before, after = sides[0][0], sides[1][0]
+    assert before.shape == (BATCH, MODEL.max_position_embeddings, MODEL.padded_vocab_size)
+    assert before.std() > 0.01
+    return before, after
+
+
+def names(*operators: str) -> list[str]:
+    return [name for cases in CASES.values() for name in cases if name.split()[0] in operators]
+
+
+@pytest.mark.parametrize("name", names("zero", "copying_zero"))
+def test_preserved_exactly_where_no_sum_changes_its_order(name: str) -> None:
+    before, after = before_and_after(name)
+    if name in TO_ROUNDING:
+        assert after == pytest.approx(before, rel=1e-5, abs=1e-6)
+    else:
+        assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("name", names("copying_stack", "copying_inter", "copying_last", "random"))
+def test_other_operators_change_the_function(name: str) -> None:
+    before, after = before_and_after(name)
+    assert np.abs(after - before).max() > 1e-2 * before.std()
+
+
+# Gradients, on one rank.
+
+Gradients = dict[tuple[str, int], np.ndarray]
+"""By (key, layer); layer 0 for what is in no layer."""
+
+
+def gradients(live: LiveStage, config: RunConfig) -> Gradients:
+    """The gradients of the batch of one step, which changes no weight."""
+    for group in live.optimizer.param_groups:
+        group["lr"] = 0.0
+    live.train_step(STEPS + 1, micro_batches(config, STEPS))
+    found = {}
+    for entry in live.chunks[0].module.sharded_state_dict().values():
+        if isinstance(entry, ShardedTensor | ShardedTensorFactory):
+            first = entry.build()[0] if isinstance(entry, ShardedTensorFactory) else entry
+            layer = first.global_offset[0] if ".layers." in entry.key else 0
+            found[entry.key, layer] = entry.data.main_grad.numpy().copy()
+    return found
+
+
+def stacked(found: Gradients, key: str) -> np.ndarray:
+    """One key's gradients: (layers, ...) of a stacked tensor."""
+    layers = sorted(layer for of, layer in found if of == key)
+    if ".layers." in key:
+        return np.stack([found[key, layer] for layer in layers])
+    return found[key, 0]
+
+
+GRADIENT_CASES = {
+    f"{depth}, {name}": case(depth, 2, ONE, ONE, model=model)
+    for depth in ("zero", "copying_zero")
+    for name, model in {"bias-free": BIAS_FREE, "biases": MODEL}.items()
+}
+NEW_LAYERS = {"zero": (2, 3), "copying_zero": (1, 3)}
+
+
+def gradients_around_growths() -> dict[str, tuple[Gradients, Gradients, list[Gradients]]]:
+    """For each case: gradients before and after the growth, then weights after 0, 1, 2 steps."""
+    found = {}
+    for name, config in GRADIENT_CASES.items():
+        live = begin(config, 1)
+        train_stage(live, config, Trace())
+        before = gradients(live, config)
+        live = grow(live, config, 1)
+        after = gradients(live, config)
+        live.release()
+        found[name] = (before, after, weights_after_steps(config))
+    return found
+
+
+def weights_after_steps(config: RunConfig) -> list[Gradients]:
+    live = begin(config, 1)
+    train_stage(live, config, Trace())
+    live = grow(live, config, 1)
+    batches, weights = micro_batches(config, STEPS), []
+    for step in range(3):
+        weights.append({})
+        for piece in live.pieces():
+            if piece.kind == "main_param":
+                # One rank's distributed optimizer holds each parameter as one box.
+                layer = piece.box[0][0] if ".layers." in piece.key else 0
+                weights[-1][piece.key, layer] = piece.data.numpy().copy()
+        live.train_step(STEPS + 1 + step, batches)
+    live.release()
+    return weights
+
+
+@cache
+def gradient_runs() -> dict[str, tuple[Gradients, Gradients, list[Gradients]]]:
+    return run_ranks(1, gradients_around_growths)[0]
+
+
+@pytest.mark.parametrize("name", GRADIENT_CASES)
+def test_which_tensors_of_a_new_layer_receive_gradient(name: str) -> None:
+    """Copies with zeroed outputs learn there first; layers of zeros only in their last biases."""
+    _, after, _ = gradient_runs()[name]
+    depth = name.split(",")[0]
+    model = GRADIENT_CASES[name].model
+    for key, tensor in logical_tensors(model).items():
+        if not tensor.stacked:
+            assert after[key, 0].any()
+            continue
+        for layer in range(4):
+            gets = after[key, layer].any()
+            if layer not in NEW_LAYERS[depth]:
+                assert gets, (key, layer)
+            elif depth == "copying_zero":
+                assert gets == tensor.ends_branch, (key, layer)
+            else:
+                assert gets == (tensor.ends_branch and key.endswith("bias")), (key, layer)
+
+
+@pytest.mark.parametrize("name", GRADIENT_CASES)
+def test_carried_moments_follow_the_gradients(name: str) -> None:
+    """The map that moments are carried by is that of autograd, but for outputs just zeroed."""
+    before, after, _ = gradient_runs()[name]
+    config = GRADIENT_CASES[name]
+    source, target = config.resolve(1)
+    plan = growth(source.model, target.model, target.grow, target_depth=4, seed=1)
+    for key, tensor in plan.tensors.items():
+        fine = (-1, *tensor.shape[1:])
+        old_gradient = torch.from_numpy(stacked(before, key)).reshape(fine)
+
+        def read(_: str, box: Box, values: torch.Tensor = old_gradient) -> torch.Tensor:
+            return values[slices(box)]
+
+        carried = materialise(plan.map(key, "exp_avg"), full(tensor.shape), read, seed=1)
+        true = torch.from_numpy(stacked(after, key)).reshape(fine)
+        if tensor.ends_branch:
+            old = [i for i in range(4) if i not in NEW_LAYERS[name.split(",")[0]]]
+            new = [i for i in range(4) if i not in old]
+            assert not carried[new].any()
+            carried, true = carried[old], true[old]
+        assert torch.equal(carried, true), key
+
+
+def test_layers_of_zeros_never_move_and_copies_start_one_step_late() -> None:
+    start, first, second = gradient_runs()["zero, bias-free"][2]
+    for key, layer in start:
+        if ".layers." in key:
+            moved = not np.array_equal(start[key, layer], second[key, layer])
+            assert moved == (layer not in NEW_LAYERS["zero"]), (key, layer)
+    start, first, second = gradient_runs()["copying_zero, bias-free"][2]
+    for key, tensor in logical_tensors(BIAS_FREE).items():
+        for layer in NEW_LAYERS["copying_zero"] if tensor.stacked else ():
+            moved_first = not np.array_equal(start[key, layer], first[key, layer])
+            moved_then = not np.array_equal(first[key, layer], second[key, layer])
+            assert moved_first == tensor.ends_branch, (key, layer)
+            assert moved_then, (key, layer)
