@@ -17,21 +17,36 @@ from megatron_grow.state.boxes import Box, intersect, shape_of, slices, volume
 # Chunks kept in memory, because neighbouring slices often come from one chunk.
 _CACHED_BYTES = 256 << 20
 
-_ALLOWED_MODULES = ("torch.distributed.checkpoint.", "collections", "pathlib")
-_ALLOWED_TORCH = {"Size", "device", "dtype", "layout", "strided", "float32", "bfloat16", "float16"}
+# All that a checkpoint's .metadata is made of. Whole names: a pickle may also ask for `os.system` of
+# any module that imports os.
+_ALLOWED = {
+    "collections": {"OrderedDict"},
+    "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+    "torch": {"Size", *(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype))},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.serialization": {"_get_layout"},
+}
 
 
 class _MetadataUnpickler(pickle.Unpickler):
     """Loads a checkpoint's ``.metadata`` and nothing that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.startswith(_ALLOWED_MODULES) or (module == "torch" and name in _ALLOWED_TORCH):
-            return super().find_class(module, name)
-        if (module, name) in {("torch.serialization", "_get_layout"), ("_codecs", "encode")}:
-            return super().find_class(module, name)
-        if module == "megatron.core.dist_checkpointing.strategies.torch" and name == "MCoreMetadata":
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not allowed")
+        if name not in _ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not allowed")
+        return super().find_class(module, name)
 
 
 class CheckpointReader:
@@ -86,7 +101,10 @@ class CheckpointReader:
         path = self.directory / ".metadata"
         try:
             with path.open("rb") as file:
-                return _MetadataUnpickler(file).load()
+                metadata = _MetadataUnpickler(file).load()
+            if not isinstance(metadata, Metadata) or metadata.storage_data is None:
+                raise pickle.UnpicklingError("it holds no table of chunks")
+            return metadata
         except FileNotFoundError:
             raise UserError(f"{path} is missing: the checkpoint is not complete") from None
         except Exception as error:  # a damaged pickle can raise anything
