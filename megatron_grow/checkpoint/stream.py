@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,9 @@ class CheckpointReader:
             with path.open("rb") as file:
                 file.seek(info.offset)
                 raw = file.read(info.length)
+            # torch itself reads past a wrong checksum.
+            if damaged := zipfile.ZipFile(io.BytesIO(raw)).testzip():
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
             values = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
         except Exception as error:  # damaged bytes can raise anything
             raise UserError(f"{path}: {key} at {offset} cannot be read: {error}") from None
