@@ -18,14 +18,17 @@ from megatron_grow.state.boxes import Box, intersect, shape_of, slices, volume
 # Chunks kept in memory, because neighbouring slices often come from one chunk.
 _CACHED_BYTES = 256 << 20
 
-# All that a checkpoint's .metadata is made of. Whole names: a pickle may also ask for `os.system` of
-# any module that imports os.
+# All that a checkpoint's .metadata is made of. Whole names: a pickle may ask any module that
+# imports os for `os.system`.
 _ALLOWED = {
     "collections": {"OrderedDict"},
     "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata"},
     "pathlib": {"PosixPath", "WindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},
-    "torch": {"Size", *(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype))},
+    "torch": {
+        "Size",
+        *(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
+    },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
