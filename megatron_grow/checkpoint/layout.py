@@ -22,6 +22,11 @@ def step_dir(root: Path, step: int) -> Path:
     return root / f"iter_{step:07d}"
 
 
+def set_aside(checkpoint: Path) -> Path:
+    """Where an older checkpoint of the same step stands while a new one takes its place."""
+    return checkpoint.with_name(f".{checkpoint.name}.replaced")
+
+
 def tensor_key(key: str, kind: str) -> str:
     """The key under which one kind of state of a tensor is stored, in Megatron's naming."""
     return f"optimizer.state.{'param' if kind == MAIN_PARAM else kind}.{key}"
@@ -30,9 +35,9 @@ def tensor_key(key: str, kind: str) -> str:
 def saved_steps(root: Path) -> list[int]:
     """Steps of all complete checkpoints under ``root``, ascending."""
     return sorted(
-        int(path.name.removeprefix("iter_"))
+        int(step)
         for path in root.glob("iter_*")
-        if (path / COMPLETE).exists()
+        if (step := path.name.removeprefix("iter_")).isdigit() and (path / COMPLETE).exists()
     )
 
 
@@ -45,8 +50,10 @@ def latest(root: Path) -> Path | None:
     tracker = root / TRACKER
     if not tracker.exists():
         return None
-    text = tracker.read_text().strip()
+    text = tracker.read_text(errors="replace").strip()
     path = step_dir(root, int(text)) if text.isdigit() else root / text
+    if not path.exists() and (set_aside(path) / COMPLETE).exists():
+        return set_aside(path)  # a save was killed between two renames
     if not (path / COMPLETE).exists():
         steps = ", ".join(map(str, saved_steps(root))) or "none"
         raise UserError(

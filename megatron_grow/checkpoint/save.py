@@ -20,9 +20,11 @@ from megatron.core.dist_checkpointing.strategies.checkpointable import (
 
 from megatron_grow.checkpoint.layout import (
     COMMON,
+    COMPLETE,
     RECORD,
     TRACKER,
     saved_steps,
+    set_aside,
     step_dir,
     tensor_key,
 )
@@ -62,7 +64,7 @@ def save(
     final = step_dir(root, record.step)
     partial = root / f".{final.name}.partial"
     if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        _sweep(root)
         partial.mkdir(parents=True)
     dist.barrier()
     # torch's writer rather than megatron-core's: the same files, without its helper processes.
@@ -80,10 +82,11 @@ def save(
         torch.save(common, partial / COMMON)
         (partial / RECORD).write_text(record.to_json())
         save_config(CheckpointingConfig("torch_dist", 1), str(partial))
-        _sync(partial)
+        _sync(*partial.iterdir(), partial)
         _move_into_place(partial, final)
         _point(root, record.step)
         _prune(root, keep_last)
+        _sweep(root)
     dist.barrier()
     return final
 
@@ -123,9 +126,9 @@ def _state_dict(
     return {key: LocalShardsContainer(parts) for key, parts in shards.items()}
 
 
-def _sync(directory: Path) -> None:
-    """Put a directory's files and their names on disk."""
-    for path in [*directory.iterdir(), directory]:
+def _sync(*paths: Path) -> None:
+    """Put files, and the names in directories, on disk."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -133,31 +136,31 @@ def _sync(directory: Path) -> None:
 
 def _move_into_place(partial: Path, final: Path) -> None:
     """Rename; an older checkpoint of the same step stays whole until the new one can take over."""
-    old = final.with_name(f".{final.name}.replaced")
     if final.exists():
-        final.rename(old)
+        final.rename(set_aside(final))
     partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    _sync(final.parent)
 
 
 def _point(root: Path, step: int) -> None:
     tracker = root / f".{TRACKER}"
     tracker.write_text(str(step))
-    with tracker.open() as file:
-        os.fsync(file.fileno())
+    _sync(tracker)
     tracker.rename(root / TRACKER)
-    _sync_directory(root)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    _sync(root)
 
 
 def _prune(root: Path, keep_last: int) -> None:
     for step in saved_steps(root)[:-keep_last] if keep_last else []:
         doomed = step_dir(root, step)
-        hidden = doomed.with_name(f".{doomed.name}.deleted")
-        doomed.rename(hidden)  # so that a half-deleted one never looks whole
-        shutil.rmtree(hidden, ignore_errors=True)
+        # Renamed first, so that a half-deleted one never looks whole.
+        doomed.rename(doomed.with_name(f".{doomed.name}.deleted"))
+
+
+def _sweep(root: Path) -> None:
+    """Delete what this save, or an earlier one that was killed, has left over."""
+    for path in root.glob(".iter_*.*"):
+        final = root / path.stem.removeprefix(".")
+        # The only whole checkpoint of its step is no leftover, whatever it is called.
+        if path != set_aside(final) or (final / COMPLETE).exists():
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,52 @@
+"""Checkpoints without a model: state that is painted on one rank, written, and read back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_grow.checkpoint.layout import tensor_key
+from megatron_grow.checkpoint.record import Record, read_record
+from megatron_grow.checkpoint.save import save
+from megatron_grow.checkpoint.stream import CheckpointReader
+from megatron_grow.state.axes import LogicalTensor, Normal, logical_tensors
+from megatron_grow.state.boxes import full
+from megatron_grow.state.fresh import fresh
+from megatron_grow.state.live import MAIN_PARAM, Piece
+from tests.toy import MODEL
+
+SMALL = replace(MODEL, num_layers=1)
+TENSORS = logical_tensors(SMALL)
+KINDS = (MAIN_PARAM, "exp_avg")
+
+
+def values(tensor: LogicalTensor, kind: str, seed: int) -> torch.Tensor:
+    """What the painted state ``seed`` holds."""
+    named = replace(tensor, key=f"{tensor.key} {kind}")
+    return fresh(named, full(tensor.shape), Normal(1.0), seed)
+
+
+def write(root: Path, step: int, seed: int, **options: Any) -> Path:
+    """Save the painted state ``seed`` as the checkpoint of ``step``, on the one rank of a group."""
+    pieces = [
+        Piece(key, kind, full(tensor.shape), values(tensor, kind, seed), owned=True)
+        for key, tensor in TENSORS.items()
+        for kind in KINDS
+    ]
+    record = Record(step, 0, 0, seed, asdict(SMALL), "fp32", {})
+    return save(root, record, pieces, TENSORS, **options)
+
+
+def read(path: Path) -> int:
+    """The seed of the state that a checkpoint holds; fails unless it is whole and of one piece."""
+    seed, reader = read_record(path).optimizer_step, CheckpointReader(path)
+    for key, tensor in TENSORS.items():
+        for kind in KINDS:
+            name = key if kind == MAIN_PARAM else tensor_key(key, kind)
+            stored = reader.read(name, full(tensor.checkpoint_shape))
+            expected = values(tensor, kind, seed).view(tensor.checkpoint_shape)
+            assert torch.equal(stored, expected), (path, name)
+    return seed
