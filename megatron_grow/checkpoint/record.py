@@ -62,9 +62,15 @@ def read_record(checkpoint: Path) -> Record:
     path = checkpoint / RECORD
     try:
         values = json.loads(path.read_text())
+        if values["format"] != Record.format:
+            raise UserError(
+                f"{path} has format {values['format']}; this version reads {Record.format}"
+            )
         values["growths"] = [GrowthEvent(**growth) for growth in values["growths"]]
         return Record(**values)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {checkpoint} was not written by megatron_grow") from None
+        raise UserError(
+            f"{path} is missing: {checkpoint} was not written by megatron_grow"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
