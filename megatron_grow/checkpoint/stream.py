@@ -145,7 +145,10 @@ class CheckpointReader:
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
             values = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
         except Exception as error:  # damaged bytes can raise anything
-            raise UserError(f"{path}: {key} at {offset} cannot be read: {error}") from None
+            reason = " ".join(str(error).split())
+            if isinstance(error, pickle.UnpicklingError):
+                reason = "it holds something else than a tensor"
+            raise UserError(f"{path}: {key} at {offset} cannot be read: {reason}") from None
         self._cache[key, offset] = values
         self._cached_bytes += values.nbytes
         while self._cached_bytes > _CACHED_BYTES and len(self._cache) > 1:

@@ -1,0 +1,226 @@
+"""Damaged, hostile and missing files: one line that names the file, and never a wrong value."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_grow.checkpoint.layout import COMPLETE, RECORD, TRACKER, latest, locate, saved_steps
+from megatron_grow.checkpoint.record import read_record
+from megatron_grow.checkpoint.stream import CheckpointReader
+from megatron_grow.config.errors import UserError
+from megatron_grow.state.live import MAIN_PARAM
+from tests.checkpoint.still import TENSORS, read, values, write
+from tests.distributed import run_ranks
+
+METADATA, CHUNKS = ".metadata", "__0_0.distcp"
+
+
+def save_steps(root: Path, steps: list[int], keep_last: int = 0) -> None:
+    for step in steps:
+        write(root, step, seed=step, keep_last=keep_last)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("checkpoints")
+    run_ranks(1, save_steps, root, [10, 20, 30])
+    return root
+
+
+@pytest.fixture
+def root(saved: Path, tmp_path: Path) -> Path:
+    """Checkpoints of steps 10, 20 and 30, to be damaged."""
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+def refused(action: Callable[[], object], *parts: object) -> None:
+    """``action`` fails with one line that has all ``parts``."""
+    with pytest.raises(UserError) as error:
+        action()
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message, message
+
+
+def read_all(path: Path) -> None:
+    reader = CheckpointReader(path)
+    for key, tensor in TENSORS.items():
+        reader.read(key, tuple((0, size) for size in tensor.checkpoint_shape))
+
+
+def test_missing_files(root: Path) -> None:
+    for name in (METADATA, CHUNKS, RECORD):
+        checkpoint = shutil.copytree(root / "iter_0000010", root / f"without{name}")
+        (checkpoint / name).unlink()
+        reads = read_record if name == RECORD else CheckpointReader
+        refused(lambda reads=reads, at=checkpoint: reads(at), checkpoint / name, "missing")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_truncated_files(root: Path, share: float) -> None:
+    for name in (METADATA, CHUNKS, RECORD):
+        path = root / "iter_0000010" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(share * len(whole))])
+        reads = read_record if name == RECORD else CheckpointReader
+        refused(lambda reads=reads, at=path: reads(at.parent), path)
+        path.write_bytes(whole)
+    assert read(root / "iter_0000010") == 10
+
+
+def test_a_flipped_bit_in_any_tensor_is_found(root: Path) -> None:
+    """torch alone would hand out the wrong value."""
+    path = root / "iter_0000010" / CHUNKS
+    whole = path.read_bytes()
+    for key, tensor in TENSORS.items():
+        stored = values(tensor, MAIN_PARAM, seed=10).numpy().tobytes()
+        damaged = bytearray(whole)
+        damaged[whole.index(stored) + len(stored) // 2] ^= 0x10
+        path.write_bytes(damaged)
+        refused(lambda: read_all(path.parent), path, key)
+
+
+def test_a_flipped_bit_anywhere_is_found_or_harmless(root: Path) -> None:
+    path = root / "iter_0000010" / CHUNKS
+    whole = path.read_bytes()
+    found = 0
+    for where in np.random.default_rng(0).integers(0, len(whole), 30):
+        damaged = bytearray(whole)
+        damaged[where] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            assert read(path.parent) == 10
+        except UserError as error:
+            found += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert found > 15
+
+
+class _Call:
+    """Pickles as a call of ``module.name(argument)``, which unpickling would make."""
+
+    def __init__(self, module: str, name: str, argument: str) -> None:
+        self.call = (module, name, argument)
+
+    def bytes(self) -> bytes:
+        text = [b"X" + struct.pack("<I", len(part)) + part.encode() for part in self.call]
+        # PROTO 4; two strings; STACK_GLOBAL; MARK; argument; TUPLE; REDUCE; STOP
+        return b"\x80\x04" + text[0] + text[1] + b"\x93(" + text[2] + b"tR."
+
+    def bytes_of_protocol_2(self) -> bytes:
+        """The one that torch.load reads."""
+        module, name, argument = (part.encode() for part in self.call)
+        text = b"X" + struct.pack("<I", len(argument)) + argument
+        return b"\x80\x02c" + module + b"\n" + name + b"\n(" + text + b"tR."
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("posix", "system"),
+        ("builtins", "eval"),
+        ("pathlib", "os.system"),
+        ("collections", "abc.sys.exit"),
+        ("torch", "load"),
+        ("torch.distributed.checkpoint.filesystem", "os.system"),
+        ("torch.distributed.checkpoint.format_utils", "torch_save_to_dcp"),
+    ],
+)
+def test_hostile_metadata_runs_nothing(root: Path, module: str, name: str) -> None:
+    checkpoint, witness = root / "iter_0000010", root / "witness"
+    hostile = _Call(module, name, f"touch {witness}").bytes()
+    (checkpoint / METADATA).write_bytes(hostile)
+    refused(lambda: CheckpointReader(checkpoint), checkpoint / METADATA, module, "not allowed")
+    assert not witness.exists()
+
+
+def test_a_hostile_chunk_runs_nothing(root: Path) -> None:
+    checkpoint, witness = root / "iter_0000010", root / "witness"
+    pickled = _Call("posix", "system", f"touch {witness}").bytes_of_protocol_2()
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("archive/data.pkl", pickled)
+        file.writestr("archive/version", "3")
+        file.writestr("archive/byteorder", "little")
+    metadata = pickle.loads((checkpoint / METADATA).read_bytes())
+    index, chunk = next(iter(metadata.storage_data.items()))
+    chunk.offset, chunk.length = (checkpoint / CHUNKS).stat().st_size, len(archive.getvalue())
+    (checkpoint / METADATA).write_bytes(pickle.dumps(metadata))
+    with (checkpoint / CHUNKS).open("ab") as file:
+        file.write(archive.getvalue())
+    refused(lambda: read_all(checkpoint), checkpoint / CHUNKS, index.fqn, "else than a tensor")
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("content", [[], {"storage_data": {}}, None])
+def test_metadata_of_something_else(root: Path, content: object) -> None:
+    path = root / "iter_0000010" / METADATA
+    path.write_bytes(pickle.dumps(content))
+    refused(lambda: CheckpointReader(path.parent), path)
+
+
+def test_a_record_that_is_no_record(root: Path) -> None:
+    path = root / "iter_0000010" / RECORD
+    values = json.loads(path.read_text())
+    for wrong in ({}, [], {**values, "unknown": 1}, {**values, "growths": [{"when": 1}]}):
+        path.write_text(json.dumps(wrong))
+        refused(lambda: read_record(path.parent), path, "damaged")
+    path.write_text(json.dumps({**values, "format": 2}))
+    refused(lambda: read_record(path.parent), path, "format 2")
+
+
+# The tracker, and what is kept.
+
+
+def test_the_tracker_names_the_newest(root: Path) -> None:
+    assert (root / TRACKER).read_text() == "30"
+    assert latest(root) == locate(str(root)) == root / "iter_0000030"
+    assert locate(str(root / "iter_0000020")) == root / "iter_0000020"
+    assert [read(root / f"iter_00000{step}") for step in (10, 20, 30)] == [10, 20, 30]
+
+
+def test_the_tracker_decides_not_the_directories(root: Path) -> None:
+    """Who writes an older step into it goes back to that step."""
+    (root / TRACKER).write_text("20\n")
+    assert latest(root) == root / "iter_0000020"
+
+
+@pytest.mark.parametrize("text", ["25", "newest", "", "\udcff"])
+def test_a_tracker_that_names_nothing_complete(root: Path, text: str) -> None:
+    (root / TRACKER).write_bytes(text.encode(errors="surrogateescape"))
+    (root / "iter_0000020" / COMPLETE).unlink()
+    shutil.copytree(root / "iter_0000010", root / "iter_0000010_backup")
+    refused(lambda: latest(root), root / TRACKER, "complete ones: 10, 30")
+
+
+def test_locating_what_is_not_there(root: Path) -> None:
+    refused(lambda: locate(str(root / "nowhere")), root / "nowhere", "checkpoint.load")
+    (root / "iter_0000010" / COMPLETE).unlink()
+    refused(lambda: locate(str(root / "iter_0000010")), "iter_0000010", COMPLETE, TRACKER)
+    (root / TRACKER).unlink()
+    assert latest(root) is None
+    refused(lambda: locate(str(root)), root, TRACKER)
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "kept"), [(0, [10, 20, 30, 40]), (1, [40]), (2, [30, 40]), (9, [10, 20, 30, 40])]
+)
+def test_keep_last(root: Path, keep_last: int, kept: list[int]) -> None:
+    (root / "iter_0000005").mkdir()  # incomplete: not counted, not touched
+    run_ranks(1, save_steps, root, [40], keep_last)
+    assert saved_steps(root) == kept
+    assert [read(root / f"iter_00000{step}") for step in kept] == kept
+    expected = {f"iter_00000{step}" for step in kept} | {TRACKER, "iter_0000005"}
+    assert {path.name for path in root.iterdir()} == expected
+    assert latest(root) == root / "iter_0000040"
