@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -68,8 +69,11 @@ def save(
         partial.mkdir(parents=True)
     dist.barrier()
     # torch's writer rather than megatron-core's: the same files, without its helper processes.
+    state = _state_dict(pieces, tensors, _DTYPES[record.precision], with_optimizer)
+    if dist.get_rank() == 0:
+        state |= _extra_state(tensors.values())
     dcp.save(
-        _state_dict(pieces, tensors, _DTYPES[record.precision], with_optimizer),
+        state,
         storage_writer=dcp.FileSystemWriter(partial, sync_files=True),
         planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
     )
@@ -96,7 +100,7 @@ def _state_dict(
     tensors: dict[str, LogicalTensor],
     weight_dtype: torch.dtype,
     with_optimizer: bool,
-) -> dict[str, LocalShardsContainer]:
+) -> dict[str, Any]:
     shards: dict[str, list[CheckpointableShardedTensor]] = defaultdict(list)
 
     def add(key: str, piece: Piece, data: torch.Tensor) -> None:
@@ -124,6 +128,16 @@ def _state_dict(
         if with_optimizer and not exact:
             add(tensor_key(piece.key, piece.kind), piece, piece.data)
     return {key: LocalShardsContainer(parts) for key, parts in shards.items()}
+
+
+def _extra_state(tensors: Iterable[LogicalTensor]) -> dict[str, Any]:
+    """What megatron-core's loader asks of every projection: an extra state, empty but for FP8."""
+    return {
+        f"{tensor.key.removesuffix('weight')}_extra_state/shard_{layer}_{tensor.shape[0]}": [None]
+        for tensor in tensors
+        if tensor.stacked and tensor.cut and tensor.key.endswith(".weight")
+        for layer in range(tensor.shape[0])
+    }
 
 
 def _sync(*paths: Path) -> None:
