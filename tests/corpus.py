@@ -5,10 +5,9 @@ from __future__ import annotations
 import sysconfig
 from pathlib import Path
 
-from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder, get_bin_path
-
 import numpy as np
 import torch
+from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder, get_bin_path
 
 EOD = 256
 

@@ -18,7 +18,9 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.warm"])
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+def run_ranks(
+    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120
+) -> list[Any]:
     """Run ``function(*args)`` on ``world_size`` gloo ranks; its picklable results, by rank.
 
     ``function`` must be importable (defined at the top of a test module). Any rank's failure fails
@@ -28,7 +30,9 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
         queue = _CONTEXT.Queue()
         ranks = [
             _CONTEXT.Process(
-                target=_rank, args=(rank, world_size, rendezvous, queue, function, args), daemon=False
+                target=_rank,
+                args=(rank, world_size, rendezvous, queue, function, args),
+                daemon=False,
             )
             for rank in range(world_size)
         ]
@@ -50,11 +54,17 @@ def _collect(ranks: list, queue: Any, timeout: float) -> list[Any]:
         try:
             rank, ok, value = queue.get(timeout=0.2)
         except Exception:
-            dead = [i for i, p in enumerate(ranks) if p.exitcode not in (None, 0) and i not in results]
+            dead = [
+                i for i, p in enumerate(ranks) if p.exitcode not in (None, 0) and i not in results
+            ]
             if dead:
-                raise AssertionError(f"ranks {dead} died with {[ranks[i].exitcode for i in dead]}") from None
+                raise AssertionError(
+                    f"ranks {dead} died with {[ranks[i].exitcode for i in dead]}"
+                ) from None
             if time.monotonic() > deadline:
-                raise AssertionError(f"ranks {sorted(set(range(len(ranks))) - set(results))} hang") from None
+                raise AssertionError(
+                    f"ranks {sorted(set(range(len(ranks))) - set(results))} hang"
+                ) from None
             continue
         if not ok:
             raise AssertionError(f"rank {rank} failed:\n{value}")
@@ -62,7 +72,9 @@ def _collect(ranks: list, queue: Any, timeout: float) -> list[Any]:
     return [results[rank] for rank in range(len(ranks))]
 
 
-def _rank(rank: int, world_size: int, rendezvous: str, queue: Any, function: Callable, args: tuple) -> None:
+def _rank(
+    rank: int, world_size: int, rendezvous: str, queue: Any, function: Callable, args: tuple
+) -> None:
     import torch
     import torch.distributed as dist
 

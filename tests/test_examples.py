@@ -1,5 +1,6 @@
 """The run files in ``examples/`` parse, and their stages fit the job that they name."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.growth.plan import growth
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-JOBS = {"quickstart": (2, 4096), "gpt2_124m": (8, 50257), "gpt2_7b": (64, 50257), "llama": (8, 32000)}
+JOBS = {
+    "quickstart": (2, 4096),
+    "gpt2_124m": (8, 50257),
+    "gpt2_7b": (64, 50257),
+    "llama": (8, 32000),
+}
 
 
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in EXAMPLES.glob("*/run.yaml")))
@@ -19,7 +25,7 @@ def test_run_file(name: str, tmp_path: Path) -> None:
     config = parse_run(["--config", str(EXAMPLES / name / "run.yaml")])
     config = replace(config, model=replace(config.model, vocab_size=vocabulary))
     stages = config.resolve(world_size)
-    for before, stage in zip(stages, stages[1:], strict=False):
+    for before, stage in itertools.pairwise(stages):
         growth(before.model, stage.model, stage.grow, target_depth=config.model.num_layers, seed=1)
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(to_yaml(config))

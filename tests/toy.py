@@ -113,7 +113,9 @@ def begin(config: RunConfig, world_size: int) -> LiveStage:
     return live
 
 
-def grow(live: LiveStage, config: RunConfig, world_size: int, trace: Trace | None = None) -> LiveStage:
+def grow(
+    live: LiveStage, config: RunConfig, world_size: int, trace: Trace | None = None
+) -> LiveStage:
     """The stage after ``live``, grown from it."""
     stage = config.resolve(world_size)[live.stage.index + 1]
     plan = growth(

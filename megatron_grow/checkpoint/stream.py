@@ -64,10 +64,15 @@ class CheckpointReader:
                 or too short.
         """
         self.directory = directory
-        self._metadata = self._load_metadata()
+        metadata = self._load_metadata()
+        self._tensors = {
+            key: stored
+            for key, stored in metadata.state_dict_metadata.items()
+            if isinstance(stored, TensorStorageMetadata)
+        }
         self._storage = {
             (index.fqn, tuple(index.offset)): info
-            for index, info in self._metadata.storage_data.items()
+            for index, info in metadata.storage_data.items()
             if index.offset is not None
         }
         self._check_files()
@@ -75,11 +80,11 @@ class CheckpointReader:
         self._cached_bytes = 0
 
     def __contains__(self, key: str) -> bool:
-        return isinstance(self._metadata.state_dict_metadata.get(key), TensorStorageMetadata)
+        return key in self._tensors
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a stored tensor."""
-        return tuple(self._metadata.state_dict_metadata[key].size)
+        return tuple(self._tensors[key].size)
 
     def read(self, key: str, box: Box) -> torch.Tensor:
         """The values of ``key`` in ``box``, fp32.
@@ -89,7 +94,7 @@ class CheckpointReader:
         """
         out = torch.empty(shape_of(box))
         missing = volume(box)
-        for chunk in self._metadata.state_dict_metadata[key].chunks:
+        for chunk in self._tensors[key].chunks:
             held = tuple((o, o + s) for o, s in zip(chunk.offsets, chunk.sizes, strict=True))
             common = intersect(box, held)
             if common is None:

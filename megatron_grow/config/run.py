@@ -101,7 +101,9 @@ def parse_run(argv: list[str] | None = None) -> RunConfig:
         values = parser.instantiate_classes(namespace)
     except UserError:
         raise
-    except Exception as error:  # jsonargparse raises ArgumentError, TypeError, ValueError, YAMLError
+    except (
+        Exception
+    ) as error:  # jsonargparse raises ArgumentError, TypeError, ValueError, YAMLError
         raise UserError(" ".join(str(error).split())) from error
     values = {name: value for name, value in vars(values).items() if name != "config"}
     return RunConfig(**values)

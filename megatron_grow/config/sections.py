@@ -47,8 +47,14 @@ class TrainSection:
     """Layer specification; transformer_engine needs Transformer Engine and a GPU."""
 
     def __post_init__(self) -> None:
-        for name in ("train_iters", "global_batch_size", "micro_batch_size", "seq_length",
-                     "log_interval", "eval_interval"):
+        for name in (
+            "train_iters",
+            "global_batch_size",
+            "micro_batch_size",
+            "seq_length",
+            "log_interval",
+            "eval_interval",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
         if self.eval_iters < 0:

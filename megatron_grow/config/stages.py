@@ -100,8 +100,15 @@ def resolve_stages(
         last = index == len(sections) - 1
         first_step = stages[-1].last_step if stages else 0
         last_step = train_iters if last else _step(section.until, train_iters, where)
-        if last and section.until is not None and _step(section.until, train_iters, where) != train_iters:
-            raise UserError(f"{where}.until={section.until}: the last stage ends at train_iters={train_iters}; leave it out")
+        if (
+            last
+            and section.until is not None
+            and _step(section.until, train_iters, where) != train_iters
+        ):
+            raise UserError(
+                f"{where}.until={section.until}: the last stage ends at "
+                f"train_iters={train_iters}; leave it out"
+            )
         if not first_step < last_step <= train_iters:
             raise UserError(
                 f"{where}.until={section.until} is step {last_step}; it must lie after step "
@@ -109,7 +116,10 @@ def resolve_stages(
             )
         model = override(target, section.model, f"{where}.model")
         if last and model != target:
-            raise UserError(f"{where}.model={section.model} differs from model; the last stage is the target, leave it out")
+            raise UserError(
+                f"{where}.model={section.model} differs from model; the last stage is the target, "
+                "leave it out"
+            )
         stage = Stage(
             index=index,
             first_step=first_step,

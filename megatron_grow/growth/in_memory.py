@@ -184,11 +184,12 @@ def _exchange(
     for parts in asked:
         for part in parts:
             piece = source[part.piece]
-            values = piece.data[slices(part.box, piece.box)]
-            outgoing[done : done + values.numel()].view(values.shape).copy_(values)
-            done += values.numel()
+            sent = piece.data[slices(part.box, piece.box)]
+            outgoing[done : done + sent.numel()].view(sent.shape).copy_(sent)
+            done += sent.numel()
     dist.all_to_all_single(incoming, outgoing, receive_sizes, send_sizes)
-    values, done = {}, 0
+    values: dict[_Slice, torch.Tensor] = {}
+    done = 0
     for parts in wanted:
         for part in parts:
             count = volume(part.box)

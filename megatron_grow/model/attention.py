@@ -28,9 +28,7 @@ class ScaledDotProductAttention(torch.nn.Module):
         super().__init__()
         if attn_mask_type is not AttnMaskType.causal:
             raise ValueError(f"only causal attention is implemented, got {attn_mask_type}")
-        self.dropout = (
-            config.attention_dropout if attention_dropout is None else attention_dropout
-        )
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
         self.sequence_parallel = config.sequence_parallel
 

@@ -14,6 +14,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.utils import get_model_config
 from torch.nn import functional
 
 from megatron_grow.config.errors import UserError
@@ -68,11 +69,12 @@ def wrap_data_parallel(
         overlap_param_gather=parallel.overlap_param_gather and distributed_optimizer,
         bucket_size=parallel.bucket_size,
     )
-    wrapped = DistributedDataParallel(gpt.config, config, gpt)
+    engine = get_model_config(gpt)
+    wrapped = DistributedDataParallel(engine, config, gpt)
     if parallel.overlap_grad_reduce:
-        gpt.config.no_sync_func = wrapped.no_sync
+        engine.no_sync_func = wrapped.no_sync
     if config.overlap_param_gather:
-        gpt.config.param_sync_func = wrapped.start_param_sync
+        engine.param_sync_func = wrapped.start_param_sync
     return wrapped
 
 

@@ -41,7 +41,7 @@ class DepthOperator(ABC):
         return gather_layers(tensor, self.layers(source, tensor.axes[0].size))
 
     def gradients(self, tensor: LogicalTensor, source: int) -> TensorMap:
-        """How the gradient of ``tensor``, and so a moment carried along, follows from the source's."""
+        """How the gradient of ``tensor``, and so a carried moment, follows from the source's."""
         return self.weights(tensor, source)
 
 

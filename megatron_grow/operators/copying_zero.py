@@ -13,8 +13,8 @@ class CopyingZero(DepthOperator):
 
     Function-preserving, exactly: a new layer adds nothing to the residual stream. The spread is
     that of LLaMA-Pro (Wu et al. 2024, arXiv 2401.02415): 32 -> 40 inserts at 4, 9, ..., 39 copies
-    of layers 3, 7, ..., 31. At first only the zeroed projections receive gradient; the rest of a new
-    layer begins to move one step later.
+    of layers 3, 7, ..., 31. At first only the zeroed projections receive gradient; the rest of a
+    new layer begins to move one step later.
     """
 
     name: ClassVar[str] = "copying_zero"

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Protocol
 
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection
-
-
-class StageRate(Protocol):
-    """What a stage says about its learning rate (see ``config.stages.Stage``)."""
-
-    first_step: int
-    lr_multiplier: float
-    rewarmup_iters: int
+from megatron_grow.config.stages import Stage
 
 
 class LearningRateSchedule:
@@ -68,7 +60,7 @@ class LearningRateSchedule:
         """The rate at global ``step`` as a share of its peak, for a ``min_lr`` of 0."""
         return self._at(step, max_lr=1.0, min_lr=0.0)
 
-    def lr(self, step: int, max_lr: float, stage: StageRate | None = None) -> float:
+    def lr(self, step: int, max_lr: float, stage: Stage | None = None) -> float:
         """The rate of the update that is global ``step`` (1 is the first).
 
         Args:
@@ -84,9 +76,7 @@ class LearningRateSchedule:
         rewarmup = min(1.0, done / stage.rewarmup_iters) if stage.rewarmup_iters else 1.0
         return rate * stage.lr_multiplier * rewarmup
 
-    def apply(
-        self, optimizer: MegatronOptimizer, step: int, stage: StageRate | None = None
-    ) -> None:
+    def apply(self, optimizer: MegatronOptimizer, step: int, stage: Stage | None = None) -> None:
         """Write the rate of global ``step`` into every parameter group, each from its own peak."""
         for group in optimizer.param_groups:
             group["lr"] = self.lr(step, group["max_lr"], stage)

@@ -52,13 +52,13 @@ def install() -> None:
 
 def _answer_for_cuda() -> None:
     cpu = torch.device("cpu")
-    torch.cuda.current_device = lambda: cpu  # type: ignore[assignment, return-value]
-    torch.cuda.set_device = torch.cuda.synchronize = _nothing  # type: ignore[assignment]
+    torch.cuda.current_device = lambda: cpu  # type: ignore[return-value, assignment]
+    torch.cuda.set_device = torch.cuda.synchronize = _nothing
     torch.cuda.empty_cache = _nothing
     torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
     torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()
-    torch.cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign, assignment]
+    torch.cuda.set_rng_state = lambda new_state, device=None: torch.set_rng_state(new_state)
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, device=None: self  # type: ignore[method-assign]
 
 

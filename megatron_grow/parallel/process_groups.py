@@ -14,7 +14,7 @@ from megatron_grow.parallel import cpu
 
 
 def start(timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Join the job that ``torchrun`` describes in the environment; a bare process is a job of one."""
+    """Join the job that ``torchrun`` describes; a bare process is a job of one."""
     cpu.install()
     # One queue, so that communication starts in the order in which it was asked for and overlaps
     # with compute (megatron-core wants it under tensor parallelism).

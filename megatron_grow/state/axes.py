@@ -94,7 +94,9 @@ class LogicalTensor:
 LAYERS = "decoder.layers."
 
 
-def logical_tensors(model: ModelConfig, target_depth: int | None = None) -> dict[str, LogicalTensor]:
+def logical_tensors(
+    model: ModelConfig, target_depth: int | None = None
+) -> dict[str, LogicalTensor]:
     """All tensors of a GPT of shape ``model``, by key.
 
     Args:
@@ -172,7 +174,9 @@ def _layer_tensors(model: ModelConfig, target_depth: int) -> list[LogicalTensor]
     outer = Normal(model.init_method_std / sqrt(2 * target_depth))
     attention, mlp = f"{LAYERS}self_attention.", f"{LAYERS}mlp."
 
-    def bias(key: str, axes: tuple[Axis, ...], cut: str | None, ends: bool = False) -> LogicalTensor:
+    def bias(
+        key: str, axes: tuple[Axis, ...], cut: str | None, ends: bool = False
+    ) -> LogicalTensor:
         return LogicalTensor(
             key, (layer, *axes), (1, len(axes)), Constant(0.0), cut=cut, ends_branch=ends
         )
@@ -184,15 +188,23 @@ def _layer_tensors(model: ModelConfig, target_depth: int) -> list[LogicalTensor]
             f"{attention}linear_qkv.weight", (layer, *qkv, consumed), (1, 3, 1), inner, "kv_group"
         ),
         LogicalTensor(
-            f"{attention}linear_proj.weight", (layer, produced, *context), (1, 1, 3), outer,
-            "kv_group", ends_branch=True,
+            f"{attention}linear_proj.weight",
+            (layer, produced, *context),
+            (1, 1, 3),
+            outer,
+            "kv_group",
+            ends_branch=True,
         ),
         *_norm(f"{mlp}linear_fc1.layer_norm_", (layer,), produced, model),
         LogicalTensor(
             f"{mlp}linear_fc1.weight", (layer, *ffn_in, consumed), (1, len(ffn_in), 1), inner, "ffn"
         ),
         LogicalTensor(
-            f"{mlp}linear_fc2.weight", (layer, produced, ffn_out), (1, 1, 1), outer, "ffn",
+            f"{mlp}linear_fc2.weight",
+            (layer, produced, ffn_out),
+            (1, 1, 1),
+            outer,
+            "ffn",
             ends_branch=True,
         ),
     ]

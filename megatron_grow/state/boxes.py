@@ -27,9 +27,7 @@ def volume(box: Box) -> int:
 
 def intersect(a: Box, b: Box) -> Box | None:
     """The elements in both boxes; None if there are none."""
-    both = tuple(
-        (max(x, u), min(y, v)) for (x, y), (u, v) in zip(a, b, strict=True)
-    )
+    both = tuple((max(x, u), min(y, v)) for (x, y), (u, v) in zip(a, b, strict=True))
     return both if all(start < stop for start, stop in both) else None
 
 
@@ -57,7 +55,7 @@ def slices(box: Box, origin: Box | None = None) -> tuple[slice, ...]:
 
 
 def split(box: Box, most: int) -> Iterator[Box]:
-    """Cut ``box`` along its leading axes into boxes of about ``most`` elements or fewer, in order."""
+    """Cut ``box`` along its leading axes into boxes of at most about ``most`` elements, in order."""
     if volume(box) <= most or all(stop - start == 1 for start, stop in box):
         yield box
         return
@@ -132,9 +130,7 @@ def _contiguous(sizes: Sequence[int], box: Box) -> list[Box]:
     while pivot > 0 and box[pivot] == (0, sizes[pivot]):
         pivot -= 1
     leading = [range(start, stop) for start, stop in box[:pivot]]
-    return [
-        (*((i, i + 1) for i in index), *box[pivot:]) for index in product(*leading)
-    ]
+    return [(*((i, i + 1) for i in index), *box[pivot:]) for index in product(*leading)]
 
 
 def _flat_range(sizes: Sequence[int], box: Box) -> tuple[int, int]:

@@ -161,7 +161,8 @@ def _forward_step(batches: Batches | None, model: torch.nn.Module) -> tuple:
     return output, partial(_mean_loss, batch["loss_mask"])
 
 
-def _mean_loss(mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, dict]:
+def _mean_loss(mask: torch.Tensor | None, losses: torch.Tensor) -> tuple[torch.Tensor, dict]:
     """Mean over the tokens of a micro-batch, each (batch, sequence)."""
+    assert mask is not None, "only the last pipeline stage has losses"
     loss = (losses.float() * mask).sum() / mask.sum()
     return loss, {"loss": loss.detach().clone()}  # megatron-core scales the first in place

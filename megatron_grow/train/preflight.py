@@ -49,6 +49,7 @@ def prepare(config: RunConfig) -> Prepared:
     """
     stages = config.resolve(dist.get_world_size())
     plans = _plans(config, stages)
+    assert config.model.vocab_size is not None
     check_data(
         config.data,
         seq_length=config.train.seq_length,

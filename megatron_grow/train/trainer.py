@@ -41,7 +41,8 @@ class Trainer:
         self.config, self.stages = prepared.config, prepared.stages
         self.plans, self.start = prepared.plans, prepared.start
         self.console, self.metrics = console, metrics
-        train = self.config.train
+        train, vocab_size = self.config.train, self.config.model.vocab_size
+        assert vocab_size is not None, "preflight supplies it"
         self.schedule = LearningRateSchedule(
             self.config.schedule, self.config.optimizer, train.train_iters
         )
@@ -51,7 +52,7 @@ class Trainer:
             seed=self.config.run.seed,
             train_samples=train.train_iters * train.global_batch_size,
             valid_samples=train.eval_iters * train.global_batch_size,
-            vocab_size=self.config.model.vocab_size,
+            vocab_size=vocab_size,
             cache_dir=Path(
                 self.config.data.cache_dir or Path(self.config.run.output_dir) / "cache"
             ),

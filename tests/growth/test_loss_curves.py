@@ -3,16 +3,20 @@
 import pytest
 
 from tests.distributed import run_ranks
-from tests.toy import MODEL, grown_run, layout, train
+from tests.toy import grown_run, layout, train
 
 LAYOUTS = {
     "DP2": (2, layout(), layout()),
     "DP2 without distributed optimizer": (
-        2, layout(use_distributed_optimizer=False), layout(use_distributed_optimizer=False)
+        2,
+        layout(use_distributed_optimizer=False),
+        layout(use_distributed_optimizer=False),
     ),
     "TP2": (2, layout(tp=2), layout(tp=2)),
     "TP2 with sequence parallelism": (
-        2, layout(tp=2, sequence_parallel=True), layout(tp=2, sequence_parallel=True)
+        2,
+        layout(tp=2, sequence_parallel=True),
+        layout(tp=2, sequence_parallel=True),
     ),
     "PP2": (2, layout(pp=2), layout(pp=2)),
     "TP2 PP2": (4, layout(tp=2, pp=2), layout(tp=2, pp=2)),

@@ -156,8 +156,12 @@ def test_resume_on_another_layout(workplace: Path, whole: dict[int, float]) -> N
     """From two ranks to one, across the growth."""
     stages = [{"until": 0.5, "model": {"num_layers": 0}}, {"grow": {"depth": "random"}}]
     code, _, errors = launch(
-        workplace, "other_layout", "--stages", json.dumps(stages),
-        "--checkpoint.load", str(workplace / "whole" / "checkpoints" / "iter_0000005"),
+        workplace,
+        "other_layout",
+        "--stages",
+        json.dumps(stages),
+        "--checkpoint.load",
+        str(workplace / "whole" / "checkpoints" / "iter_0000005"),
         world_size=1,
     )
     assert code == 0, errors
@@ -178,8 +182,16 @@ def test_stop_request_saves_and_resumes(workplace: Path, whole: dict[int, float]
 
 def test_stages_may_be_left_out(workplace: Path) -> None:
     code, output, errors = launch(
-        workplace, "fixed", "--stages", "[]", "--train.train_iters", "3", "--checkpoint.keep_last",
-        "1", "--checkpoint.save_interval", "1",
+        workplace,
+        "fixed",
+        "--stages",
+        "[]",
+        "--train.train_iters",
+        "3",
+        "--checkpoint.keep_last",
+        "1",
+        "--checkpoint.save_interval",
+        "1",
     )
     assert code == 0, errors
     assert "grew" not in output
@@ -193,34 +205,61 @@ MISTAKES = {
         ["tensor_model_parallel_size=4", "2 ranks"],
     ),
     "layout that does not divide the heads": (
-        ["--stages", json.dumps([{"parallel": {"tensor_model_parallel_size": 2}}]),
-         "--model.num_attention_heads", "1"],
+        [
+            "--stages",
+            json.dumps([{"parallel": {"tensor_model_parallel_size": 2}}]),
+            "--model.num_attention_heads",
+            "1",
+        ],
         ["tensor_model_parallel_size=2", "num_attention_heads=1"],
     ),
     "pipeline that does not divide the layers": (
-        ["--stages", json.dumps([{"parallel": {"pipeline_model_parallel_size": 2}}]),
-         "--model.num_layers", "3"],
+        [
+            "--stages",
+            json.dumps([{"parallel": {"pipeline_model_parallel_size": 2}}]),
+            "--model.num_layers",
+            "3",
+        ],
         ["pipeline_model_parallel_size=2", "num_layers=3"],
     ),
     "stages out of order": (
-        ["--stages", json.dumps([{"until": 0.8, "model": {"num_layers": 0}},
-                                 {"until": 0.5, "model": {"num_layers": 1},
-                                  "grow": {"depth": "random"}},
-                                 {"grow": {"depth": "random"}}])],
+        [
+            "--stages",
+            json.dumps(
+                [
+                    {"until": 0.8, "model": {"num_layers": 0}},
+                    {"until": 0.5, "model": {"num_layers": 1}, "grow": {"depth": "random"}},
+                    {"grow": {"depth": "random"}},
+                ]
+            ),
+        ],
         ["stages[1].until=0.5", "after step 16"],
     ),
     "unknown operator": (
-        ["--stages", json.dumps([SMALL, {"grow": {"depth": "doubling"}}]), "--model.num_layers", "4"],
+        [
+            "--stages",
+            json.dumps([SMALL, {"grow": {"depth": "doubling"}}]),
+            "--model.num_layers",
+            "4",
+        ],
         ["stages[1].grow.depth='doubling'", "copying_stack"],
     ),
     "unknown option": (
-        ["--stages", json.dumps([SMALL, {"grow": {"depth": {"operator": "random", "std": 1}}}]),
-         "--model.num_layers", "4"],
+        [
+            "--stages",
+            json.dumps([SMALL, {"grow": {"depth": {"operator": "random", "std": 1}}}]),
+            "--model.num_layers",
+            "4",
+        ],
         ["stages[1].grow.depth.std"],
     ),
     "copies of nothing": (
-        ["--stages", json.dumps([{"until": 5, "model": {"num_layers": 0}},
-                                 {"grow": {"depth": "copying_stack"}}])],
+        [
+            "--stages",
+            json.dumps(
+                [{"until": 5, "model": {"num_layers": 0}}, {"grow": {"depth": "copying_stack"}}]
+            ),
+        ],
         ["copying_stack", "num_layers=0"],
     ),
     "unknown field": (["--train.train_itters", "5"], ["--train.train_itters"]),
@@ -229,17 +268,25 @@ MISTAKES = {
         ["stages[0].model.layers", "num_layers"],
     ),
     "fewer layers": (
-        ["--stages", json.dumps([{"until": 5, "model": {"num_layers": 4}},
-                                 {"grow": {"depth": "random"}}])],
+        [
+            "--stages",
+            json.dumps([{"until": 5, "model": {"num_layers": 4}}, {"grow": {"depth": "random"}}]),
+        ],
         ["stages[1].model.num_layers=2", "4"],
     ),
     "batch that does not divide": (["--train.global_batch_size", "3"], ["global_batch_size=3"]),
     "wrong type": (["--train.train_iters", "many"], ["train.train_iters", "many"]),
     "missing dataset": (["--data.train_data_path", "[/nowhere/corpus]"], ["/nowhere/corpus"]),
-    "vocabulary larger than the model's": (["--model.vocab_size", "100"], ["vocab_size=100", "257"]),
+    "vocabulary larger than the model's": (
+        ["--model.vocab_size", "100"],
+        ["vocab_size=100", "257"],
+    ),
     "missing run file": (["--config", "/nowhere/run.yaml"], ["/nowhere/run.yaml"]),
     "missing checkpoint": (["--checkpoint.load", "/nowhere"], ["/nowhere"]),
-    "sequence too long": (["--train.seq_length", "64"], ["seq_length=64", "max_position_embeddings=32"]),
+    "sequence too long": (
+        ["--train.seq_length", "64"],
+        ["seq_length=64", "max_position_embeddings=32"],
+    ),
 }
 
 
