@@ -19,7 +19,7 @@ _CONTEXT.set_forkserver_preload(["tests.warm"])
 
 
 def run_ranks(
-    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120
+    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 900
 ) -> list[Any]:
     """Run ``function(*args)`` on ``world_size`` gloo ranks; its picklable results, by rank.
 

@@ -55,7 +55,7 @@ def slices(box: Box, origin: Box | None = None) -> tuple[slice, ...]:
 
 
 def split(box: Box, most: int) -> Iterator[Box]:
-    """Cut ``box`` along its leading axes into boxes of at most about ``most`` elements, in order."""
+    """Cut ``box`` along its leading axes into boxes of about ``most`` elements, in order."""
     if volume(box) <= most or all(stop - start == 1 for start, stop in box):
         yield box
         return
