@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.optim.state import inner_optimizers
 from megatron_grow.state.axes import Normal, logical_tensors
-from megatron_grow.state.boxes import full
+from megatron_grow.state.boxes import full, slices
 from megatron_grow.state.fresh import fresh
 from megatron_grow.train.live_stage import LiveStage
 from tests.distributed import run_ranks
-from tests.state.snapshot import Part, State, assemble, snapshot
+from tests.state.snapshot import Part, State, assemble, model_weights, snapshot
 from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train_stage
 
 SOURCE_DEPTH, STEPS = 2, 2
@@ -112,35 +110,38 @@ CASES: dict[int, dict[str, RunConfig]] = {
         "copying_stack, PP2 DP2 to TP2 PP2": case("copying_stack", PP2, TP2_PP2),
     },
 }
-NAMES = [name for cases in CASES.values() for name in cases]
+SIZES = {name: (size, config) for size, cases in CASES.items() for name, config in cases.items()}
+CONFIGS = {name: config for name, (_, config) in SIZES.items()}
 
-Rank = dict[str, tuple[list[Part], list[Part], list[Part], list[float]]]
+
+@dataclass(frozen=True)
+class Found:
+    """What one rank found in one case."""
+
+    before: list[Part]
+    after: list[Part]
+    weights: list[Part]
+    """What the model computes with, after."""
+    step_counts: list[float]
+    """Adam's, of each parameter, after."""
 
 
-def growths(world_size: int) -> Rank:
-    """On a rank, for each case: state before and after, model weights after, Adam's counts."""
+States = dict[str, tuple[State, State]]
+"""Before and after, by case."""
+
+
+def growths(world_size: int) -> dict[str, Found]:
+    """On a rank: train and grow each case."""
     found = {}
     for name, config in CASES[world_size].items():
         live = begin(config, world_size)
         train_stage(live, config, Trace())
         before = snapshot(live.pieces())
         live = grow(live, config, world_size)
-        found[name] = (before, snapshot(live.pieces()), model_weights(live), step_counts(live))
+        weights = model_weights(live.chunks[0].module)
+        found[name] = Found(before, snapshot(live.pieces()), weights, step_counts(live))
         live.release()
     return found
-
-
-def model_weights(live: LiveStage) -> list[Part]:
-    """What the model computes with, in the checkpoint's axes."""
-    parts = []
-    for entry in live.chunks[0].module.sharded_state_dict().values():
-        if isinstance(entry, ShardedTensor):
-            data = entry.data.detach()[(None,) * entry.prepend_axis_num]
-            box = tuple(
-                (o, o + size) for o, size in zip(entry.global_offset, data.shape, strict=True)
-            )
-            parts.append(Part(entry.key, str(data.dtype), box, data.float().numpy().copy(), False))
-    return parts
 
 
 def step_counts(live: LiveStage) -> list[float]:
@@ -155,32 +156,29 @@ def step_counts(live: LiveStage) -> list[float]:
     return [float(step) for step in steps]
 
 
-@cache
-def ranks(world_size: int) -> list[Rank]:
-    return run_ranks(world_size, growths, world_size)
+@pytest.fixture(scope="module")
+def ranks() -> dict[str, list[Found]]:
+    """What each rank found, by case."""
+    by_size = {size: run_ranks(size, growths, size) for size in CASES}
+    return {name: [rank[name] for rank in by_size[size]] for name, (size, _) in SIZES.items()}
 
 
-def config_of(name: str) -> RunConfig:
-    return next(cases[name] for cases in CASES.values() if name in cases)
+@pytest.fixture(scope="module")
+def states(ranks: dict[str, list[Found]]) -> States:
+    """The whole state before and after each growth."""
+    whole = {}
+    for name, (size, config) in SIZES.items():
+        tensors = (logical_tensors(stage.model) for stage in config.resolve(size))
+        sides = zip(*((found.before, found.after) for found in ranks[name]), strict=True)
+        whole[name] = tuple(assemble(t, side) for t, side in zip(tensors, sides, strict=True))
+    return whole
 
 
-@cache
-def states(name: str) -> tuple[State, State]:
-    """The whole state before and after a growth."""
-    world_size = next(size for size, cases in CASES.items() if name in cases)
-    before, after = config_of(name).resolve(world_size)
-    found = [rank[name] for rank in ranks(world_size)]
-    return (
-        assemble(logical_tensors(before.model), [rank[0] for rank in found]),
-        assemble(logical_tensors(after.model), [rank[1] for rank in found]),
-    )
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_in_a_layer_stays(name: str) -> None:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_not_in_a_layer_stays(name: str, states: States) -> None:
     """Embeddings, head, final norm, and their moments."""
-    source, target = states(name)
-    reset = config_of(name).stages[1].grow.optimizer_state == "reset"
+    source, target = states[name]
+    reset = CONFIGS[name].stages[1].grow.optimizer_state == "reset"
     kept = {(key, kind) for key, kind in source if ".layers." not in key}
     assert kept == {(key, kind) for key, kind in target if ".layers." not in key}
     for key, kind in kept:
@@ -191,12 +189,12 @@ def test_what_is_not_in_a_layer_stays(name: str) -> None:
             assert np.array_equal(source[key, kind], target[key, kind])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_layers_are_their_sources(name: str) -> None:
-    source, target = states(name)
-    grow_section = config_of(name).stages[1].grow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_are_their_sources(name: str, states: States) -> None:
+    source, target = states[name]
+    grow_section = CONFIGS[name].stages[1].grow
     depth, policy = grow_section.depth, grow_section.optimizer_state
-    tensors = logical_tensors(config_of(name).model)
+    tensors = logical_tensors(CONFIGS[name].model)
     for key, kind in target:
         if ".layers." not in key:
             continue
@@ -222,26 +220,28 @@ def _is_zeroed(depth: str, key: str) -> bool:
     return depth == "copying_zero" and key.endswith(BRANCH_ENDS)
 
 
-def test_the_source_layers_differ() -> None:
+def test_the_source_layers_differ(states: States) -> None:
     """What is compared above can be told apart."""
-    source, _ = states("copying_stack, one rank")
+    source, _ = states["copying_stack, one rank"]
     for (key, kind), values in source.items():
         if ".layers." in key:
             assert not np.array_equal(values[0], values[1]), (key, kind)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("random") and "untied" not in n])
-def test_fresh_layers_have_the_same_bits_on_every_layout(name: str) -> None:
-    _, reference = states("random, one rank")
-    _, target = states(name)
+@pytest.mark.parametrize(
+    "name", [n for n in CONFIGS if n.startswith("random") and "untied" not in n]
+)
+def test_fresh_layers_have_the_same_bits_on_every_layout(name: str, states: States) -> None:
+    _, reference = states["random, one rank"]
+    _, target = states[name]
     for key in logical_tensors(MODEL):
         if ".layers." in key:
             new = np.s_[SOURCE_DEPTH:]
             assert np.array_equal(reference[key, "main_param"][new], target[key, "main_param"][new])
 
 
-def test_fresh_layers_have_the_spread_of_the_targets_depth() -> None:
-    _, target = states("random, one rank")
+def test_fresh_layers_have_the_spread_of_the_targets_depth(states: States) -> None:
+    _, target = states["random, one rank"]
     for key, tensor in logical_tensors(MODEL).items():
         if ".layers." in key and isinstance(tensor.init, Normal):
             std = 0.02
@@ -252,38 +252,38 @@ def test_fresh_layers_have_the_spread_of_the_targets_depth() -> None:
             assert new.std() == pytest.approx(std, rel=4 / sqrt(2 * new.size))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "reset" not in name])
-def test_adam_goes_on_counting(name: str) -> None:
-    world_size = next(size for size, cases in CASES.items() if name in cases)
-    for rank in ranks(world_size):
-        counts = rank[name][3]
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "reset" not in name])
+def test_adam_goes_on_counting(name: str, ranks: dict[str, list[Found]]) -> None:
+    for found in ranks[name]:
+        counts = found.step_counts
         assert counts == [STEPS] * len(counts)
-        assert counts or config_of(name).optimizer.optimizer != "adam"
+        assert counts or CONFIGS[name].optimizer.optimizer != "adam"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_model_computes_with_what_was_grown(name: str) -> None:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_model_computes_with_what_was_grown(
+    name: str, ranks: dict[str, list[Found]], states: States
+) -> None:
     """The weights are the main parameters; under bf16, these rounded once."""
-    _, target = states(name)
-    config = config_of(name)
-    world_size = next(size for size, cases in CASES.items() if name in cases)
+    _, target = states[name]
+    config = CONFIGS[name]
     tensors = logical_tensors(config.model)
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    checked = 0
-    for rank in ranks(world_size):
-        for part in rank[name][2]:
+    checked = set()
+    for found in ranks[name]:
+        for part in found.weights:
             tensor = tensors[part.key]
             main = torch.from_numpy(target[part.key, "main_param"]).view(tensor.checkpoint_shape)
-            here = main[tuple(slice(*extent) for extent in part.box)]
+            here = main[slices(part.box)]
             assert part.kind == str(dtype)
             assert torch.equal(here.to(dtype).float(), torch.from_numpy(part.values)), part.key
-            checked += part.values.size
-    assert checked >= sum(np.prod(t.shape) for t in tensors.values() if "fc1" not in t.key)
+            checked.add(part.key)
+    assert checked == set(tensors)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "bf16" in name])
-def test_bf16_growth_starts_from_unrounded_weights(name: str) -> None:
-    _, target = states(name)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if "bf16" in name])
+def test_bf16_growth_starts_from_unrounded_weights(name: str, states: States) -> None:
+    _, target = states[name]
     for (key, kind), values in target.items():
         if kind == "main_param" and key.endswith("weight") and "norm" not in key:
             kept = torch.from_numpy(values if ".layers." not in key else values[0])

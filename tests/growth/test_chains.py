@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -68,6 +67,10 @@ LAYOUTS: dict[int, dict[str, list[dict[str, Any]]]] = {
 }
 
 
+Losses = dict[int, list[dict[str, list[float]]]]
+"""By number of ranks, rank and chain."""
+
+
 def losses(world_size: int) -> dict[str, list[float]]:
     """On a rank: the losses of each chain."""
     return {
@@ -76,28 +79,27 @@ def losses(world_size: int) -> dict[str, list[float]]:
     }
 
 
-@cache
-def losses_of(world_size: int) -> list[dict[str, list[float]]]:
-    return run_ranks(world_size, losses, world_size)
+@pytest.fixture(scope="module")
+def found() -> Losses:
+    return {size: run_ranks(size, losses, size) for size in LAYOUTS}
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_a_chain_learns_through_its_growths(name: str) -> None:
-    (found,) = losses_of(1)
+def test_a_chain_learns_through_its_growths(name: str, found: Losses) -> None:
+    curve = found[1][0][name]
     depths, _ = CHAINS[name]
-    assert len(found[name]) == 3 * len(depths)
+    assert len(curve) == 3 * len(depths)
     # Better than when it began, which was as good as a guess.
-    assert found[name][0] == pytest.approx(np.log(MODEL.padded_vocab_size), rel=0.02)
-    assert found[name][-1] < found[name][0] - 0.1
+    assert curve[0] == pytest.approx(np.log(MODEL.padded_vocab_size), rel=0.02)
+    assert curve[-1] < curve[0] - 0.1
 
 
 @pytest.mark.parametrize(
     ("world_size", "name"), [(size, name) for size in (2, 4) for name in LAYOUTS[size]]
 )
-def test_losses_do_not_depend_on_the_layout(world_size: int, name: str) -> None:
-    (reference,) = losses_of(1)
-    for found in losses_of(world_size):
-        assert found[name] == pytest.approx(reference[name], rel=1e-5)
+def test_losses_do_not_depend_on_the_layout(world_size: int, name: str, found: Losses) -> None:
+    for rank in found[world_size]:
+        assert rank[name] == pytest.approx(found[1][0][name], rel=1e-5)
 
 
 # State that is painted instead of trained, so that every value tells where it comes from.

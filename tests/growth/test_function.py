@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,10 @@ def logits(live: LiveStage) -> np.ndarray | None:
     return gather_from_tensor_model_parallel_region(outputs[0]).float().numpy()
 
 
+Logits = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Just before and just after the growth, by case."""
+
+
 def around_growths(world_size: int) -> dict[str, tuple[np.ndarray | None, np.ndarray | None]]:
     """On a rank, for each case: logits just before and just after the growth."""
     found = {}
@@ -133,21 +137,30 @@ def around_growths(world_size: int) -> dict[str, tuple[np.ndarray | None, np.nda
     return found
 
 
-@cache
-def ranks(world_size: int) -> list[dict]:
-    return run_ranks(world_size, around_growths, world_size)
+@pytest.fixture(scope="module")
+def found() -> Logits:
+    """Logits of the whole batch before and after each growth."""
+    sides: Logits = {}
+    for size in CASES:
+        ranks = run_ranks(size, around_growths, size)
+        for name in CASES[size]:
+            before, after = zip(*(rank[name] for rank in ranks), strict=True)
+            sides[name] = agreed(before), agreed(after)
+    return sides
 
 
-def before_and_after(name: str) -> tuple[np.ndarray, np.ndarray]:
-    world_size = next(size for size, cases in CASES.items() if name in cases)
-    found = [rank[name] for rank in ranks(world_size)]
-    sides = [[values for values in side if values is not None] for side in zip(*found, strict=True)]
-    for side in sides:  # replicas of the last stage
-        assert all(np.array_equal(values, side[0]) for values in side)
-    before, after = sides[0][0], sides[1][0]
-    assert before.shape == (BATCH, MODEL.max_position_embeddings, MODEL.padded_vocab_size)
-    assert before.std() > 0.01
-    return before, after
+def agreed(ranks: Iterable[np.ndarray | None]) -> np.ndarray:
+    """The logits of the ranks that have them, which must be the same."""
+    replicas = [values for values in ranks if values is not None]
+    assert all(np.array_equal(values, replicas[0]) for values in replicas)
+    return replicas[0]
+
+
+def test_there_are_logits_to_compare(found: Logits) -> None:
+    for before, after in found.values():
+        assert before.shape == (BATCH, MODEL.max_position_embeddings, MODEL.padded_vocab_size)
+        assert after.shape == before.shape
+        assert before.std() > 0.01
 
 
 def names(*operators: str) -> list[str]:
@@ -155,8 +168,8 @@ def names(*operators: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", names("zero", "copying_zero"))
-def test_preserved_exactly_where_no_sum_changes_its_order(name: str) -> None:
-    before, after = before_and_after(name)
+def test_preserved_exactly_where_no_sum_changes_its_order(name: str, found: Logits) -> None:
+    before, after = found[name]
     if name in TO_ROUNDING:
         assert after == pytest.approx(before, rel=1e-5, abs=1e-6)
     else:
@@ -164,8 +177,8 @@ def test_preserved_exactly_where_no_sum_changes_its_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", names("copying_stack", "copying_inter", "copying_last", "random"))
-def test_other_operators_change_the_function(name: str) -> None:
-    before, after = before_and_after(name)
+def test_other_operators_change_the_function(name: str, found: Logits) -> None:
+    before, after = found[name]
     assert np.abs(after - before).max() > 1e-2 * before.std()
 
 
@@ -205,8 +218,12 @@ GRADIENT_CASES = {
 NEW_LAYERS = {"zero": (2, 3), "copying_zero": (1, 3)}
 
 
-def gradients_around_growths() -> dict[str, tuple[Gradients, Gradients, list[Gradients]]]:
-    """For each case: gradients before and after the growth, then weights after 0, 1, 2 steps."""
+GradientRuns = dict[str, tuple[Gradients, Gradients, list[Gradients]]]
+"""Gradients before and after the growth, and weights after 0, 1 and 2 steps, by case."""
+
+
+def gradients_around_growths() -> GradientRuns:
+    """On the one rank."""
     found = {}
     for name, config in GRADIENT_CASES.items():
         live = begin(config, 1)
@@ -236,15 +253,17 @@ def weights_after_steps(config: RunConfig) -> list[Gradients]:
     return weights
 
 
-@cache
-def gradient_runs() -> dict[str, tuple[Gradients, Gradients, list[Gradients]]]:
+@pytest.fixture(scope="module")
+def gradient_runs() -> GradientRuns:
     return run_ranks(1, gradients_around_growths)[0]
 
 
 @pytest.mark.parametrize("name", GRADIENT_CASES)
-def test_which_tensors_of_a_new_layer_receive_gradient(name: str) -> None:
+def test_which_tensors_of_a_new_layer_receive_gradient(
+    name: str, gradient_runs: GradientRuns
+) -> None:
     """Copies with zeroed outputs learn there first; layers of zeros only in their last biases."""
-    _, after, _ = gradient_runs()[name]
+    _, after, _ = gradient_runs[name]
     depth = name.split(",")[0]
     model = GRADIENT_CASES[name].model
     for key, tensor in logical_tensors(model).items():
@@ -262,9 +281,9 @@ def test_which_tensors_of_a_new_layer_receive_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRADIENT_CASES)
-def test_carried_moments_follow_the_gradients(name: str) -> None:
+def test_carried_moments_follow_the_gradients(name: str, gradient_runs: GradientRuns) -> None:
     """The map that moments are carried by is that of autograd, but for outputs just zeroed."""
-    before, after, _ = gradient_runs()[name]
+    before, after, _ = gradient_runs[name]
     config = GRADIENT_CASES[name]
     source, target = config.resolve(1)
     plan = growth(source.model, target.model, target.grow, target_depth=4, seed=1)
@@ -285,13 +304,15 @@ def test_carried_moments_follow_the_gradients(name: str) -> None:
         assert torch.equal(carried, true), key
 
 
-def test_layers_of_zeros_never_move_and_copies_start_one_step_late() -> None:
-    start, first, second = gradient_runs()["zero, bias-free"][2]
+def test_layers_of_zeros_never_move_and_copies_start_one_step_late(
+    gradient_runs: GradientRuns,
+) -> None:
+    start, first, second = gradient_runs["zero, bias-free"][2]
     for key, layer in start:
         if ".layers." in key:
             moved = not np.array_equal(start[key, layer], second[key, layer])
             assert moved == (layer not in NEW_LAYERS["zero"]), (key, layer)
-    start, first, second = gradient_runs()["copying_zero, bias-free"][2]
+    start, first, second = gradient_runs["copying_zero, bias-free"][2]
     for key, tensor in logical_tensors(BIAS_FREE).items():
         for layer in NEW_LAYERS["copying_zero"] if tensor.stacked else ():
             moved_first = not np.array_equal(start[key, layer], first[key, layer])

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, slices
@@ -29,6 +31,22 @@ class Part:
 def snapshot(pieces: Sequence[Piece]) -> list[Part]:
     """A copy of this rank's state."""
     return [Part(p.key, p.kind, p.box, p.data.float().numpy().copy(), p.owned) for p in pieces]
+
+
+def model_weights(module: torch.nn.Module) -> list[Part]:
+    """What a model computes with on this rank, as megatron-core cuts it.
+
+    ``kind`` is the data type, and boxes are in the checkpoint's axes.
+    """
+    parts = []
+    for entry in module.sharded_state_dict().values():
+        for shard in entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]:
+            if isinstance(shard, ShardedTensor):
+                data = shard.data.detach()[(None,) * shard.prepend_axis_num]
+                ends = (o + size for o, size in zip(shard.global_offset, data.shape, strict=True))
+                box = tuple(zip(shard.global_offset, ends, strict=True))
+                parts.append(Part(shard.key, str(data.dtype), box, data.float().numpy(), False))
+    return parts
 
 
 def assemble(tensors: dict[str, LogicalTensor], ranks: Sequence[Sequence[Part]]) -> State:
