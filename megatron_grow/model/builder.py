@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.activations import squared_relu
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -22,23 +20,30 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.model.attention import ScaledDotProductAttention
+from megatron_grow.model.gpt import GPT
 from megatron_grow.model.norms import Norm
+
+
+def _squared_relu(x: torch.Tensor) -> torch.Tensor:
+    # megatron-core's is compiled at first use, for which a CPU needs a C++ compiler.
+    return functional.relu(x).square()
+
 
 _ACTIVATIONS = {
     "gelu": functional.gelu,
     "swiglu": functional.silu,
-    "squared_relu": squared_relu,
+    "squared_relu": _squared_relu,
 }
 
 
-def build_gpt(model: ModelConfig, parallel: ParallelConfig, train: TrainSection) -> GPTModel:
+def build_gpt(model: ModelConfig, parallel: ParallelConfig, train: TrainSection) -> GPT:
     """This rank's part of the model, under the process groups of the current stage.
 
     Weights are *not* initialised: whoever builds a model fills it, by a map of fresh values or by a
     growth, so that values do not depend on the layout.
     """
     config = transformer_config(model, parallel, train)
-    gpt = GPTModel(
+    gpt = GPT(
         config,
         _block_spec(model, config, train),
         vocab_size=model.padded_vocab_size,

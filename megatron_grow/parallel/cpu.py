@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from megatron_grow.parallel import cpu_speed
+
 # Modules with a literal device="cuda" in a factory call. Only their name `torch` is replaced, so
 # that no other code pays for the detour.
 _MODULES_WITH_CUDA_LITERALS = (
@@ -48,22 +50,21 @@ def install() -> None:
     facade = _torch_without_cuda_literals()
     for name in _MODULES_WITH_CUDA_LITERALS:
         importlib.import_module(name).torch = facade  # type: ignore[attr-defined]
+    cpu_speed.install()
 
 
 def _answer_for_cuda() -> None:
     cpu = torch.device("cpu")
     torch.cuda.current_device = lambda: cpu  # type: ignore[return-value, assignment]
-    torch.cuda.set_device = torch.cuda.synchronize = _nothing
-    torch.cuda.empty_cache = _nothing
-    torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
+    # A function of its own for each name: torch.compile refuses one that it meets under two.
+    torch.cuda.set_device = lambda device: None
+    torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.empty_cache = lambda: None
+    torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)  # type: ignore[assignment]
     torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()
     torch.cuda.set_rng_state = lambda new_state, device=None: torch.set_rng_state(new_state)
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, device=None: self  # type: ignore[method-assign]
-
-
-def _nothing(*args: object, **kwargs: object) -> None:
-    """Stand in for a CUDA call that has no counterpart on the CPU."""
 
 
 def _answer_type_strings() -> None:

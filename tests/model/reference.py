@@ -1,0 +1,95 @@
+"""A GPT in a page of plain PyTorch, from the same weights: what megatron-core's must compute."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from megatron_grow.config.model import ModelConfig
+
+Weights = dict[str, torch.Tensor]
+"""Logical tensors by their checkpoint keys; those of layers are stacked on axis 0."""
+
+
+def losses(
+    model: ModelConfig, weights: Weights, tokens: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Negative log likelihood of ``labels``; all three (batch, sequence)."""
+    embedding = weights["embedding.word_embeddings.weight"]
+    x = embedding[tokens]
+    if model.position_embedding_type == "learned_absolute":
+        x = x + weights["embedding.position_embeddings.weight"][: tokens.shape[1]]
+    for layer in range(model.num_layers):
+        mine = {
+            key.removeprefix("decoder.layers."): value[layer]
+            for key, value in weights.items()
+            if key.startswith("decoder.layers.")
+        }
+        x = x + _attention(
+            model, mine, _norm(model, mine, "self_attention.linear_qkv.layer_norm", x)
+        )
+        x = x + _feed_forward(model, mine, _norm(model, mine, "mlp.linear_fc1.layer_norm", x))
+    x = _norm(model, weights, "decoder.final_layernorm", x)
+    head = (
+        embedding if model.share_embeddings_and_output_weights else weights["output_layer.weight"]
+    )
+    logits = x @ head.T
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(
+        labels.shape
+    )
+
+
+def _linear(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+    return functional.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+
+def _norm(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+    join = "." if f"{name}.weight" in weights else "_"
+    scale, epsilon = weights[f"{name}{join}weight"], model.layernorm_epsilon
+    if model.normalization == "RMSNorm":
+        return x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt() * scale
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred * (variance + epsilon).rsqrt() * scale + weights[f"{name}{join}bias"]
+
+
+def _attention(model: ModelConfig, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+    batch, length, _ = x.shape
+    groups, per_group = model.query_groups, model.num_attention_heads // model.query_groups
+    mixed = _linear(weights, "self_attention.linear_qkv", x)
+    mixed = mixed.view(batch, length, groups, per_group + 2, model.head_dim)
+    query, key, value = mixed.split([per_group, 1, 1], dim=3)  # (b, s, group, heads, d)
+    if model.qk_layernorm:
+        query = _norm(model, weights, "self_attention.q_layernorm", query)
+        key = _norm(model, weights, "self_attention.k_layernorm", key)
+    if model.position_embedding_type == "rope":
+        query, key = _rotate(model, query), _rotate(model, key)
+    scores = torch.einsum("bsghd,btgxd->bghst", query, key) / model.head_dim**0.5
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+    weight = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    context = torch.einsum("bghst,btgxd->bsghd", weight, value)
+    return _linear(weights, "self_attention.linear_proj", context.flatten(2))
+
+
+def _rotate(model: ModelConfig, x: torch.Tensor) -> torch.Tensor:
+    """Rotary positions, halves convention; x: (b, s, group, heads, d)."""
+    size = int(model.head_dim * model.rotary_percent)
+    turning, still = x[..., :size], x[..., size:]
+    rate = model.rotary_base ** (-torch.arange(0, size, 2, dtype=x.dtype) / size)
+    angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * rate  # (s, size / 2)
+    cos, sin = (f(angle)[:, None, None, :] for f in (torch.cos, torch.sin))
+    first, second = turning.chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([turned, still], dim=-1)
+
+
+def _feed_forward(model: ModelConfig, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+    x = _linear(weights, "mlp.linear_fc1", x)
+    if model.activation == "swiglu":
+        gate, up = x.chunk(2, dim=-1)
+        x = functional.silu(gate) * up
+    elif model.activation == "squared_relu":
+        x = functional.relu(x).square()
+    else:
+        x = functional.gelu(x)
+    return _linear(weights, "mlp.linear_fc2", x)

@@ -1,0 +1,113 @@
+"""Losses and gradients of every tensor against a GPT in plain PyTorch, on several layouts."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import OptimizerSection
+from megatron_grow.config.stages import StageSection
+from megatron_grow.state.axes import logical_tensors
+from megatron_grow.state.boxes import slices
+from megatron_grow.state.live import MAIN_PARAM
+from tests.distributed import run_ranks
+from tests.model import reference
+from tests.state.snapshot import Part, assemble, snapshot
+from tests.toy import MODEL, begin, layout, micro_batches, run_config, tokens
+
+BETA1 = 0.9
+GPT2 = replace(MODEL, num_layers=2, num_query_groups=None)
+LLAMA = replace(
+    GPT2,
+    num_query_groups=2,
+    position_embedding_type="rope",
+    normalization="RMSNorm",
+    activation="swiglu",
+    add_bias_linear=False,
+    share_embeddings_and_output_weights=False,
+)
+QWEN = replace(LLAMA, add_qkv_bias=True, qk_layernorm=True, rotary_percent=0.5)
+MODELS = {
+    "GPT-2": GPT2,
+    "no layers": replace(GPT2, num_layers=0),
+    "LLaMA": LLAMA,
+    "Qwen": QWEN,
+    "squared ReLU": replace(GPT2, activation="squared_relu"),
+}
+TP2 = (2, layout(tp=2))
+SP2 = (2, layout(tp=2, sequence_parallel=True))
+PP2 = (2, layout(pp=2))
+
+
+def _run(model: ModelConfig, parallel: dict[str, Any], **train: Any) -> RunConfig:
+    optimizer = OptimizerSection(adam_beta1=BETA1, clip_grad=0.0)
+    return run_config(StageSection(parallel=parallel), model=model, optimizer=optimizer, **train)
+
+
+def _step(config: RunConfig, world_size: int) -> tuple[list[Part], float, float, list[Part]]:
+    """Weights, evaluation loss, training loss, and the state after one step."""
+    live = begin(config, world_size)
+    for piece in live.pieces():
+        if piece.kind == MAIN_PARAM:  # no bias stays zero, no norm one
+            generator = torch.Generator().manual_seed(zlib.crc32(piece.key.encode()))
+            noise = torch.randn(live.tensors[piece.key].shape, generator=generator)
+            piece.data.add_(0.1 * noise[slices(piece.box)])
+    live.publish()
+    weights = snapshot(live.pieces())
+    measured = live.evaluate(micro_batches(config, 0), 1)
+    loss, _ = live.train_step(1, micro_batches(config, 0))
+    return weights, measured, live.mean_loss(loss, 1), snapshot(live.pieces())
+
+
+def _check(config: RunConfig, world_size: int, loss_error: float, gradient_error: float) -> None:
+    model, tensors = config.model, logical_tensors(config.model)
+    results = run_ranks(world_size, _step, config, world_size)
+    before = assemble(tensors, [weights for weights, *_ in results])
+    after = assemble(tensors, [state for *_, state in results])
+
+    exact = {
+        key: torch.from_numpy(before[key, MAIN_PARAM]).double().requires_grad_() for key in tensors
+    }
+    shaped = {key: value.reshape(tensors[key].checkpoint_shape) for key, value in exact.items()}
+    batch = tokens(0, model.vocab_size, config.train.global_batch_size, config.train.seq_length)
+    loss = reference.losses(model, shaped, batch[:, :-1], batch[:, 1:]).mean()
+    loss.backward()
+
+    for _, measured, trained, _ in results:
+        assert measured == pytest.approx(loss.item(), rel=loss_error)
+        assert trained == pytest.approx(loss.item(), rel=loss_error)
+    for key, value in exact.items():
+        found = torch.from_numpy(after[key, "exp_avg"]).double() / (1 - BETA1)
+        error = (found - value.grad).norm() / value.grad.norm()
+        assert error < gradient_error, f"gradient of {key}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_architectures(name: str) -> None:
+    _check(_run(MODELS[name], layout()), 1, loss_error=1e-6, gradient_error=1e-5)
+
+
+@pytest.mark.parametrize("model", ["GPT-2", "Qwen"])
+@pytest.mark.parametrize("where", [TP2, SP2, PP2], ids=["TP2", "TP2 SP", "PP2"])
+def test_layouts(model: str, where: tuple[int, dict]) -> None:
+    world_size, parallel = where
+    _check(_run(MODELS[model], parallel), world_size, loss_error=1e-6, gradient_error=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["full", "selective"])
+def test_recomputed_activations(granularity: str) -> None:
+    config = _run(GPT2, layout(tp=2, sequence_parallel=True), recompute_granularity=granularity)
+    _check(config, 2, loss_error=1e-6, gradient_error=1e-5)
+
+
+@pytest.mark.parametrize("where", [(1, layout()), SP2], ids=["one rank", "TP2 SP"])
+def test_bf16(where: tuple[int, dict]) -> None:
+    world_size, parallel = where
+    config = _run(GPT2, parallel, precision="bf16")
+    _check(config, world_size, loss_error=5e-3, gradient_error=3e-2)
