@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `make demo` runs: the Python standard library's sources become a corpus; a model grows from
 # zero layers to full depth inside one torchrun job of two ranks, data-parallel while it is small and
-# tensor-parallel when it has grown; its fixed-size twin trains on the same samples; a report follows.
+# pipeline-parallel when it has grown; its fixed-size twin trains on the same samples; a report follows.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export OMP_NUM_THREADS=1
