@@ -37,8 +37,11 @@ class LiveStage:
         self._train = config.train
         self._seed = config.run.seed
         process_groups.set_up(stage.parallel, config.run.seed)
-        sharded = stage.parallel.use_distributed_optimizer and supports_distributed_optimizer(
-            config.optimizer
+        peers = parallel_state.get_data_parallel_world_size()
+        sharded = (
+            stage.parallel.use_distributed_optimizer
+            and peers > 1  # alone, it would only copy all gradients once more
+            and supports_distributed_optimizer(config.optimizer)
         )
         gpt = build_gpt(stage.model, stage.parallel, config.train)
         self.chunks: list[DistributedDataParallel] = [
@@ -53,7 +56,6 @@ class LiveStage:
         engine = self.chunks[0].config
         engine.finalize_model_grads_func = finalize_model_grads
         engine.grad_scale_func = self.optimizer.scale_loss
-        peers = parallel_state.get_data_parallel_world_size()
         batch = config.train.global_batch_size
         self._micro_batches = batch // (config.train.micro_batch_size * peers)
 

@@ -20,7 +20,6 @@ from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
 from megatron_grow.growth.at_load import load
-from megatron_grow.growth.in_memory import transfer
 from megatron_grow.growth.plan import resharding
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.optim.state import get_step, set_step
@@ -31,6 +30,7 @@ from megatron_grow.train.live_stage import Batches, LiveStage
 from megatron_grow.train.metrics import MetricsLog
 from megatron_grow.train.preflight import Prepared
 from megatron_grow.train.signals import StopRequest
+from megatron_grow.train.transition import begin, grow
 
 
 class Trainer:
@@ -78,10 +78,7 @@ class Trainer:
     # Beginnings
 
     def _begin(self) -> LiveStage:
-        live = LiveStage(self.stages[0], self.config, self.plans[0].tensors)
-        transfer(self.plans[0], [], live.pieces())
-        live.publish()
-        return live
+        return begin(self.stages[0], self.config, self.plans[0])
 
     def _resume(self) -> LiveStage:
         assert self.start is not None
@@ -103,19 +100,13 @@ class Trainer:
         loss_before = self._evaluate(live)  # known already unless the run resumed right here
         dist.barrier()
         began = time.perf_counter()
-        source, updates = live.pieces(), get_step(live.optimizer)
-        live.release()
-        grown = LiveStage(stage, self.config, plan.tensors)
-        received = transfer(plan, source, grown.pieces())
-        del source
-        grown.publish()
-        set_step(grown.optimizer, 0 if plan.optimizer_state == "reset" else updates or self.step)
+        grown, received = grow(live, stage, self.config, plan)
         dist.barrier()
         pause = time.perf_counter() - began
         layouts = before.parallel.describe(world), stage.parallel.describe(world)
-        grow = asdict(stage.grow) if stage.grow else None
+        section = asdict(stage.grow) if stage.grow else None
         self.growths.append(
-            GrowthEvent(self.step, stage.index, plan.summary, *layouts, grow, plan.seed)
+            GrowthEvent(self.step, stage.index, plan.summary, *layouts, section, plan.seed)
         )
         row = {
             "event": "growth",

@@ -1,0 +1,35 @@
+"""Into the first stage, and from one stage to the next, in the same processes."""
+
+from __future__ import annotations
+
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.stages import Stage
+from megatron_grow.growth.in_memory import transfer
+from megatron_grow.growth.plan import Plan
+from megatron_grow.optim.state import get_step, set_step
+from megatron_grow.train.live_stage import LiveStage
+
+
+def begin(stage: Stage, config: RunConfig, plan: Plan) -> LiveStage:
+    """A stage with the fresh state of ``plan``; every rank of the job takes part."""
+    live = LiveStage(stage, config, plan.tensors)
+    transfer(plan, [], live.pieces())
+    live.publish()
+    return live
+
+
+def grow(live: LiveStage, stage: Stage, config: RunConfig, plan: Plan) -> tuple[LiveStage, int]:
+    """Tear ``live`` down, build ``stage``, move the state by ``plan``; every rank takes part.
+
+    Returns:
+        The new stage, and the bytes that this rank received.
+    """
+    source, updates = live.pieces(), get_step(live.optimizer)
+    live.release()
+    grown = LiveStage(stage, config, plan.tensors)
+    received = transfer(plan, source, grown.pieces())
+    del source
+    grown.publish()
+    updates = 0 if plan.optimizer_state == "reset" else updates or stage.first_step
+    set_step(grown.optimizer, updates)
+    return grown, received
