@@ -13,10 +13,9 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, TrainSection
 from megatron_grow.config.stages import GrowSection, StageSection
-from megatron_grow.growth.in_memory import transfer
 from megatron_grow.growth.plan import growth, initialisation
 from megatron_grow.optim.schedule import LearningRateSchedule
-from megatron_grow.optim.state import get_step, set_step
+from megatron_grow.train import transition
 from megatron_grow.train.live_stage import LiveStage
 
 MODEL = ModelConfig(
@@ -107,10 +106,7 @@ def begin(config: RunConfig, world_size: int) -> LiveStage:
     """The first stage, initialised."""
     stage = config.resolve(world_size)[0]
     plan = initialisation(stage.model, config.model.num_layers, config.run.seed)
-    live = LiveStage(stage, config, plan.tensors)
-    transfer(plan, [], live.pieces())
-    live.publish()
-    return live
+    return transition.begin(stage, config, plan)
 
 
 def grow(
@@ -125,12 +121,7 @@ def grow(
         target_depth=config.model.num_layers,
         seed=config.run.seed,
     )
-    source, updates = live.pieces(), get_step(live.optimizer)
-    live.release()
-    grown = LiveStage(stage, config, plan.tensors)
-    received = transfer(plan, source, grown.pieces())
-    grown.publish()
-    set_step(grown.optimizer, updates or stage.first_step)
+    grown, received = transition.grow(live, stage, config, plan)
     if trace is not None:
         trace.received.append(received)
     return grown
