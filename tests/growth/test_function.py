@@ -245,7 +245,6 @@ def weights_after_steps(config: RunConfig) -> list[Gradients]:
         weights.append({})
         for piece in live.pieces():
             if piece.kind == "main_param":
-                # One rank's distributed optimizer holds each parameter as one box.
                 layer = piece.box[0][0] if ".layers." in piece.key else 0
                 weights[-1][piece.key, layer] = piece.data.numpy().copy()
         live.train_step(STEPS + 1 + step, batches)

@@ -45,7 +45,8 @@ def model_weights(module: torch.nn.Module) -> list[Part]:
                 data = shard.data.detach()[(None,) * shard.prepend_axis_num]
                 ends = (o + size for o, size in zip(shard.global_offset, data.shape, strict=True))
                 box = tuple(zip(shard.global_offset, ends, strict=True))
-                parts.append(Part(shard.key, str(data.dtype), box, data.float().numpy(), False))
+                values = data.float().numpy().copy()
+                parts.append(Part(shard.key, str(data.dtype), box, values, False))
     return parts
 
 
