@@ -26,7 +26,7 @@ setup(
         "megatron-core>=0.16,<0.17",
         "psutil",  # dist_checkpointing.save needs it without declaring it
         "numpy",
-        "jsonargparse[signatures]",
+        "jsonargparse[signatures]>=4.49",
         "PyYAML",
         "tokenizers",
         "nltk",

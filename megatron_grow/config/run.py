@@ -98,7 +98,7 @@ def parse_run(argv: list[str] | None = None) -> RunConfig:
         namespace: Namespace = parser.parse_args(
             _replacing_lists(sys.argv[1:] if argv is None else argv)
         )
-        values = parser.instantiate_classes(namespace)
+        values = parser.instantiate(namespace)
     except UserError:
         raise
     except (

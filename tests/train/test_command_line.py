@@ -264,7 +264,10 @@ MISTAKES = {
     ),
     "unknown field": (["--train.train_itters", "5"], ["--train.train_itters"]),
     "unknown field of a stage": (
-        ["--stages", json.dumps([{"until": 5, "model": {"layers": 0}}, {}])],
+        [
+            "--stages",
+            json.dumps([{"until": 5, "model": {"layers": 0}}, {"grow": {"depth": "random"}}]),
+        ],
         ["stages[0].model.layers", "num_layers"],
     ),
     "fewer layers": (
