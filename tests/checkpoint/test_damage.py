@@ -9,17 +9,24 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from megatron_grow.checkpoint.layout import COMPLETE, RECORD, TRACKER, latest, locate, saved_steps
 from megatron_grow.checkpoint.record import read_record
 from megatron_grow.checkpoint.stream import CheckpointReader
 from megatron_grow.config.errors import UserError
-from megatron_grow.state.live import MAIN_PARAM
-from tests.checkpoint.still import TENSORS, read, values, write
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.growth import at_load
+from megatron_grow.growth.plan import resharding
+from megatron_grow.state.axes import logical_tensors
+from megatron_grow.state.boxes import full
+from megatron_grow.state.live import MAIN_PARAM, Piece
+from tests.checkpoint.still import SMALL, TENSORS, read, values, write
 from tests.distributed import run_ranks
 
 METADATA, CHUNKS = ".metadata", "__0_0.distcp"
@@ -182,6 +189,26 @@ def test_a_record_that_is_no_record(root: Path) -> None:
         refused(lambda: read_record(path.parent), path, "damaged")
     path.write_text(json.dumps({**values, "format": 2}))
     refused(lambda: read_record(path.parent), path, "format 2")
+
+
+def test_a_checkpoint_of_another_model(root: Path) -> None:
+    """Without the state that the run needs, or with other shapes."""
+    reader = CheckpointReader(root / "iter_0000010")
+
+    def load(model: ModelConfig, kind: str) -> None:
+        tensors = logical_tensors(model)
+        target = [
+            Piece(key, kind, full(tensor.shape), torch.empty(tensor.shape), owned=True)
+            for key, tensor in tensors.items()
+        ]
+        at_load.load(resharding(model), reader, tensors, target)
+
+    load(SMALL, MAIN_PARAM)
+    refused(lambda: load(SMALL, "exp_avg_sq"), reader.directory, "optimizer.state.exp_avg_sq.")
+    deeper = replace(SMALL, num_layers=2)
+    refused(lambda: load(deeper, MAIN_PARAM), reader.directory, "shape", "decoder.layers.", "(2, ")
+    normed = replace(SMALL, qk_layernorm=True)
+    refused(lambda: load(normed, MAIN_PARAM), reader.directory, "q_layernorm")
 
 
 # The tracker, and what is kept.
