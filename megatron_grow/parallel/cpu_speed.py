@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
+_LIBC = ctypes.CDLL(None)
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def install() -> None:
     """Apply to this process; called once, by :func:`megatron_grow.parallel.cpu.install`."""
-    _keep_freed_memory()
+    if hasattr(_LIBC, "malloc_trim"):
+        _keep_freed_memory()
     if not _multiplies_bf16():
         torch.matmul = _in_fp32(torch.matmul)
         for name in ("matmul", "__matmul__"):
@@ -23,15 +25,14 @@ def install() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let malloc reuse the memory of large tensors.
+    """Let malloc reuse the memory of large tensors, as the GPU's allocator does.
 
     By default glibc returns each to the system and faults it in again at the next step, page by
     page, which takes longer than to compute an activation.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    _LIBC.mallopt(_M_MMAP_MAX, 0)
+    _LIBC.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    torch.cuda.empty_cache = lambda: _LIBC.malloc_trim(0)  # type: ignore[assignment]
 
 
 def _multiplies_bf16() -> bool:
@@ -49,9 +50,10 @@ def _in_fp32(matmul: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     """
 
     def multiply(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if kwargs or any(x.dtype is not torch.bfloat16 for x in args):
-            return matmul(*args, **kwargs)
-        left, right = args
-        return matmul(left.float(), right.float()).bfloat16()
+        if not kwargs:
+            left, right = args
+            if left.dtype is right.dtype is torch.bfloat16:
+                return matmul(left.float(), right.float()).bfloat16()
+        return matmul(*args, **kwargs)
 
     return multiply

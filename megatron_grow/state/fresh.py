@@ -7,6 +7,7 @@ the converter, makes any slice and gets the same bits.
 from __future__ import annotations
 
 import hashlib
+from math import prod
 
 import numpy as np
 import torch
@@ -44,16 +45,19 @@ def _normal(out: torch.Tensor, shape: tuple[int, ...], box: Box, name: str) -> N
     first_column, last_column = box[-1]
     rows_per_tile = max(1, _TILE // columns)
     flat = out.view(-1, last_column - first_column)  # (rows, columns) of the box, in its own order
-    done = 0
+    done, number, drawn = 0, -1, np.empty(0)
     for _, ((begin, end), _) in fold(shape, box, (len(shape) - 1, 1)):
         for tile in range(begin // rows_per_tile, -(-end // rows_per_tile)):
             origin = tile * rows_per_tile
+            if tile != number:  # many short runs of rows may lie in one tile
+                # All of a tile is drawn, so that a row's bits do not depend on who asks.
+                rows_here = min(rows_per_tile, prod(shape[:-1]) - origin)
+                drawn = _generator(f"{name}/{tile}").standard_normal(
+                    (rows_here, columns), dtype=np.float32
+                )
+                number = tile
             start, stop = max(begin, origin), min(end, origin + rows_per_tile)
-            # Rows up to `stop` are drawn, so that a row's bits do not depend on who asks.
-            drawn = _generator(f"{name}/{tile}").standard_normal(
-                ((stop - origin), columns), dtype=np.float32
-            )
-            rows = drawn[start - origin :, first_column:last_column]
+            rows = drawn[start - origin : stop - origin, first_column:last_column]
             flat[done : done + stop - start] = torch.from_numpy(np.ascontiguousarray(rows))
             done += stop - start
 

@@ -113,9 +113,17 @@ class LiveStage:
 
     def release(self) -> None:
         """Let go of model, gradients and groups; pieces that were taken keep their memory."""
+        # Parameters of the sharded optimizer hold, by their autograd history, hooks that hold the
+        # chunks. Python's collector does not see that: the way back is cut here, and the collector
+        # finds the optimizer first, then the chunks.
+        for chunk in self.chunks:
+            chunk.config.grad_scale_func = None
+            chunk.grad_accs.clear()
         self.chunks.clear()
         del self.optimizer
-        gc.collect()  # hooks and buffers refer to each other
+        gc.collect()
+        gc.collect()
+        torch.cuda.empty_cache()  # another shape would not fit the holes that this one leaves
         process_groups.tear_down()
 
     def _run(self, batches: Batches | None, forward_only: bool) -> torch.Tensor:

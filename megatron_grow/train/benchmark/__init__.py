@@ -1,0 +1,1 @@
+"""Measurements behind docs/benchmarks.md; the command line is tools/benchmark.py."""

@@ -1,0 +1,123 @@
+"""Ranks in processes of their own, which do one thing at a time on request.
+
+What is compared runs in separate processes, so that nothing that one side does to its process (the
+CPU seam, memory that is kept, process groups) helps or hinders the other; and in turns, so that a
+busy or throttled machine slows both.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+_CONTEXT = multiprocessing.get_context("spawn")
+_PATIENCE = 600
+"""Seconds for one request."""
+
+
+class Gang:
+    """``world_size`` processes that form one job, each with an object made by ``factory``."""
+
+    def __init__(
+        self, factory: Callable[..., Any], *args: Any, world_size: int = 1, threads: int = 1
+    ) -> None:
+        """Start the ranks and make ``factory(*args)`` on each; it must be importable by name."""
+        port = _free_port()
+        self._ranks: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
+        for rank in range(world_size):
+            ours, theirs = _CONTEXT.Pipe()
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": str(threads),
+            }
+            process = _CONTEXT.Process(
+                target=_serve, args=(theirs, environment, factory, args), daemon=True
+            )
+            os.environ.update(environment)  # torch reads OMP_NUM_THREADS when it is imported
+            process.start()
+            theirs.close()
+            self._ranks.append((process, ours))
+        try:
+            self._collect()
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every rank's object; its results, by rank."""
+        for _, connection in self._ranks:
+            connection.send((method, args))
+        return self._collect()
+
+    def close(self) -> None:
+        """End the processes."""
+        for process, connection in self._ranks:
+            connection.close()
+            process.terminate()
+            process.join()
+        self._ranks.clear()
+
+    def __enter__(self) -> Gang:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _collect(self) -> list[Any]:
+        ranks = {connection: rank for rank, (_, connection) in enumerate(self._ranks)}
+        results: dict[int, Any] = {}
+        while len(results) < len(ranks):
+            waiting = [connection for connection, rank in ranks.items() if rank not in results]
+            ready = wait(waiting, _PATIENCE)
+            if not ready:
+                raise RuntimeError(f"no answer from the ranks in {_PATIENCE} s")
+            for connection in ready:
+                rank = ranks[connection]  # type: ignore[index]
+                try:
+                    ok, value = connection.recv()  # type: ignore[union-attr]
+                except EOFError:
+                    ok, value = False, "it died"
+                if not ok:
+                    raise RuntimeError(f"rank {rank} failed: {value}")
+                results[rank] = value
+        return [results[rank] for rank in range(len(ranks))]
+
+
+def _serve(
+    connection: Connection,
+    environment: dict[str, str],
+    factory: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    os.environ.update(environment)
+    try:
+        worker = factory(*args)
+        connection.send((True, None))
+        while True:
+            method, arguments = connection.recv()
+            connection.send((True, getattr(worker, method)(*arguments)))
+    except EOFError:
+        pass  # the parent has closed its end
+    except BaseException:
+        connection.send((False, traceback.format_exc()))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,105 @@
+"""Measure speed and memory on this machine; docs/benchmarks.md explains the figures.
+
+  python tools/benchmark.py throughput            tokens/s against transformers' GPT-2
+  python tools/benchmark.py seam                  what the CPU seam costs
+  python tools/benchmark.py growth-step           a step after growth against a fixed-size run's
+  python tools/benchmark.py growth-pause          the pause of a growth against a checkpoint save
+
+Each takes a few minutes at most, and little if nothing else keeps the machine busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+warnings.filterwarnings("ignore")
+
+from megatron_grow.config.model import ModelConfig
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    description, _, epilog = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("benchmark", choices=("throughput", "seam", "growth-step", "growth-pause"))
+    add = parser.add_argument
+    add("--num-layers", type=int, metavar="N", help="default 6; growth-pause 12")
+    add("--hidden-size", type=int, metavar="N", help="default 384; growth-pause 768")
+    add("--num-attention-heads", type=int, metavar="N", help="default 6; growth-pause 12")
+    add("--vocab-size", type=int, default=50304, metavar="N", help="default %(default)s")
+    add("--seq-length", type=int, metavar="N", help="default 256; growth-pause 1024")
+    add(
+        "--batch",
+        type=int,
+        default=8,
+        metavar="N",
+        help="sequences in a step (default %(default)s)",
+    )
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        nargs="+",
+        help="default: both in throughput, else fp32",
+    )
+    add(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="default: cores (%(default)s)",
+    )
+    add(
+        "--repetitions",
+        type=int,
+        default=5,
+        metavar="N",
+        help="measured turns of each (default %(default)s)",
+    )
+    add("--json", type=Path, metavar="FILE", help="write every figure here")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one benchmark, print its table, write its JSON."""
+    args = parse_args(argv)
+    from rich.console import Console
+
+    from megatron_grow.train.benchmark import growth_pause, growth_step, seam, throughput
+
+    large = args.benchmark == "growth-pause"
+    model = ModelConfig(
+        num_layers=args.num_layers or (12 if large else 6),
+        hidden_size=args.hidden_size or (768 if large else 384),
+        num_attention_heads=args.num_attention_heads or (12 if large else 6),
+        vocab_size=args.vocab_size,
+        max_position_embeddings=args.seq_length or (1024 if large else 256),
+    )
+    turns = args.threads, args.repetitions
+    if args.benchmark == "throughput":
+        precisions = args.precision or ("fp32", "bf16")
+        report = throughput.measure(model, args.batch, precisions, *turns)
+    elif args.benchmark == "seam":
+        report = seam.measure(model, args.batch, (args.precision or ["fp32"])[0], *turns)
+    elif args.benchmark == "growth-step":
+        report = growth_step.measure(model, args.batch, (args.precision or ["fp32"])[0], *turns)
+    else:
+        report = growth_pause.measure(model, args.repetitions)
+    console = Console(highlight=False)
+    console.print(report.table())
+    console.print(", ".join(f"{name} {value}" for name, value in report.machine.items() if value))
+    if args.json:
+        args.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
