@@ -1,4 +1,4 @@
-"""Measure speed and memory on this machine; docs/benchmarks.md explains the figures.
+"""Measure speed and memory on this machine, side by side in one run.
 
   python tools/benchmark.py throughput            tokens/s against transformers' GPT-2
   python tools/benchmark.py seam                  what the CPU seam costs
