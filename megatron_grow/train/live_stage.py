@@ -113,16 +113,11 @@ class LiveStage:
 
     def release(self) -> None:
         """Let go of model, gradients and groups; pieces that were taken keep their memory."""
-        # Parameters of the sharded optimizer hold, by their autograd history, hooks that hold the
-        # chunks. Python's collector does not see that: the way back is cut here, and the collector
-        # finds the optimizer first, then the chunks.
-        for chunk in self.chunks:
-            chunk.config.grad_scale_func = None
-            chunk.grad_accs.clear()
+        _cut_cycles(self.chunks)
         self.chunks.clear()
         del self.optimizer
-        gc.collect()
-        gc.collect()
+        gc.collect()  # finds the optimizer
+        gc.collect()  # finds the chunks, which the optimizer held
         torch.cuda.empty_cache()  # another shape would not fit the holes that this one leaves
         process_groups.tear_down()
 
@@ -160,6 +155,17 @@ class LiveStage:
         finally:
             for chunk in hooked:
                 chunk.enable_forward_pre_hook()
+
+
+def _cut_cycles(chunks: list[DistributedDataParallel]) -> None:
+    """Let Python's collector find ``chunks``.
+
+    Parameters of the sharded optimizer hold, by their autograd history, hooks that hold the chunks.
+    The collector does not see that part of the circle.
+    """
+    for chunk in chunks:
+        chunk.config.grad_scale_func = None
+        chunk.grad_accs.clear()
 
 
 def _forward_step(batches: Batches | None, model: torch.nn.Module) -> tuple:
