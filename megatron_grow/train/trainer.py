@@ -221,12 +221,12 @@ class Trainer:
     def _save(self, live: LiveStage) -> None:
         if self._saved_step == self.step:
             return
-        config = self.config
+        config, updates = self.config, get_step(live.optimizer)
         record = Record(
             step=self.step,
             stage=live.stage.index,
             consumed_samples=self.step * config.train.global_batch_size,
-            optimizer_step=get_step(live.optimizer) or self.step,
+            optimizer_step=self.step if updates is None else updates,
             model=asdict(live.stage.model),
             precision=config.train.precision,
             config=asdict(config),

@@ -30,6 +30,7 @@ def grow(live: LiveStage, stage: Stage, config: RunConfig, plan: Plan) -> tuple[
     received = transfer(plan, source, grown.pieces())
     del source
     grown.publish()
-    updates = 0 if plan.optimizer_state == "reset" else updates or stage.first_step
-    set_step(grown.optimizer, updates)
+    if plan.optimizer_state == "reset":
+        updates = 0
+    set_step(grown.optimizer, stage.first_step if updates is None else updates)
     return grown, received
