@@ -1,5 +1,6 @@
 """What the fork server imports before it forks ranks; nothing here may start a thread."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,4 +11,9 @@ import megatron.core.models.gpt.gpt_layer_specs
 import megatron.core.optimizer
 import megatron.core.pipeline_parallel  # noqa: F401
 
-import megatron_grow.parallel.process_groups  # noqa: F401
+import megatron_grow.train.transition  # noqa: F401
+import tests.toy  # noqa: F401
+
+# Ranks share these pages as long as no collector writes to them.
+gc.collect()
+gc.freeze()

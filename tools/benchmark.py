@@ -20,8 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 warnings.filterwarnings("ignore")
 
-from megatron_grow.config.model import ModelConfig
-
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
@@ -74,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     from rich.console import Console
 
+    from megatron_grow.config.model import ModelConfig
     from megatron_grow.train.benchmark import growth_pause, growth_step, seam, throughput
 
     large = args.benchmark == "growth-pause"

@@ -43,8 +43,7 @@ def load(
             return _read(reader, stored[key], kind, box)
 
         for box in split(piece.box, _PART):
-            values = materialise(tensor_map, box, read, plan.seed)
-            piece.data[slices(box, piece.box)].copy_(values)
+            materialise(tensor_map, box, read, plan.seed, piece.data[slices(box, piece.box)])
 
 
 def _read(reader: CheckpointReader, tensor: LogicalTensor, kind: str, box: Box) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Apply a plan between two live models: each rank receives the slices that it needs, no more.
 
 All ranks first tell each other what they hold. Each then finds, for every piece of its new state,
-which source slices it takes and from whom, and asks for them. Values move in rounds of about one
-layer, so that beside the source and the target a rank never holds more than that.
+which source slices it takes and from whom, and asks for them. Values move in rounds, so that beside
+the source and the target a rank never holds more than about one layer.
 """
 
 from __future__ import annotations
@@ -112,20 +112,20 @@ class _Holders:
 
 
 def _rounds(tensors: Iterable[LogicalTensor]) -> list[list[tuple[str, Box]]]:
-    """Chunks of target tensors, dealt into rounds of about one layer."""
+    """Chunks of all target tensors, dealt into rounds like cards.
+
+    Each round is a sample of the whole model, so that all ranks have work in it, whichever layers
+    and whichever parts of an embedding they hold.
+    """
     tensors = list(tensors)
     layer = sum(volume(full(t.shape)) // t.shape[0] for t in tensors if t.stacked)
-    budget = max(layer, 1 << 20)
-    rounds: list[list[tuple[str, Box]]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        for box in split(full(tensor.shape), budget):
-            if filled + volume(box) > budget and rounds[-1]:
-                rounds.append([])
-                filled = 0
-            rounds[-1].append((tensor.key, box))
-            filled += volume(box)
-    return rounds
+    # Each of a chunk's values is of three kinds and on its way twice, in what is sent and received.
+    budget = max(layer // 4, 1 << 20)
+    most = max(budget // dist.get_world_size(), 1 << 16)
+    chunks = [(tensor.key, box) for tensor in tensors for box in split(full(tensor.shape), most)]
+    total = sum(volume(box) for _, box in chunks)
+    number = -(-total // budget)
+    return [chunks[first::number] for first in range(number)]
 
 
 def _tasks(
@@ -222,5 +222,5 @@ def _make(
             whole[slices(common, box)] = values
         return whole
 
-    values = materialise(plan.map(task.target.key, task.target.kind), task.box, read, plan.seed)
-    task.target.data[slices(task.box, task.target.box)].copy_(values)
+    out = task.target.data[slices(task.box, task.target.box)]
+    materialise(plan.map(task.target.key, task.target.kind), task.box, read, plan.seed, out)

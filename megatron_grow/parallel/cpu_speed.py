@@ -32,7 +32,7 @@ def _keep_freed_memory() -> None:
     """
     _LIBC.mallopt(_M_MMAP_MAX, 0)
     _LIBC.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    torch.cuda.empty_cache = lambda: _LIBC.malloc_trim(0)  # type: ignore[assignment]
+    torch.cuda.empty_cache = lambda: _LIBC.malloc_trim(0)
 
 
 def _multiplies_bf16() -> bool:

@@ -55,13 +55,17 @@ def slices(box: Box, origin: Box | None = None) -> tuple[slice, ...]:
 
 
 def split(box: Box, most: int) -> Iterator[Box]:
-    """Cut ``box`` along its leading axes into boxes of about ``most`` elements, in order."""
+    """Cut ``box`` along its leading axes into boxes of at most ``most`` elements, in order.
+
+    Cuts lie a power of two apart, as do those of most layouts.
+    """
     if volume(box) <= most or all(stop - start == 1 for start, stop in box):
         yield box
         return
     axis = next(i for i, (start, stop) in enumerate(box) if stop - start > 1)
     start, stop = box[axis]
     step = max(1, (stop - start) * most // volume(box))
+    step = 1 << (step.bit_length() - 1)
     for begin in range(start, stop, step):
         part = (*box[:axis], (begin, min(begin + step, stop)), *box[axis + 1 :])
         yield from split(part, most)

@@ -1,67 +1,99 @@
 """Fresh values that do not depend on the layout.
 
-Every value is a function of (seed, key, layer, position in the tensor) alone, so that any rank, or
+Every value is a function of (seed, key, layer, position in the matrix) alone, so that any rank, or
 the converter, makes any slice and gets the same bits.
 """
 
 from __future__ import annotations
 
 import hashlib
-from math import prod
+from collections import defaultdict
+from itertools import product
 
 import numpy as np
 import torch
 
 from megatron_grow.state.axes import Constant, Init, LogicalTensor
-from megatron_grow.state.boxes import Box, fold, shape_of
+from megatron_grow.state.boxes import Box, fold, full, intersect, shape_of, slices
 
-# Rows are drawn in tiles of about this many values: small, so that a slice wastes little, and large
-# against the cost of starting a generator.
-_TILE = 1 << 16
+# Matrices are drawn in square tiles: small, so that a cut along either side wastes little, and
+# large against the cost of starting a generator.
+_TILE = 256
 
 
-def fresh(tensor: LogicalTensor, box: Box, init: Init, seed: int) -> torch.Tensor:
+def fresh(
+    tensor: LogicalTensor, box: Box, init: Init, seed: int, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Fresh values of ``tensor`` in ``box``.
 
+    Args:
+        tensor: what they are for.
+        box: in its fine axes.
+        init: their rule.
+        seed: that of the run.
+        out: written to and returned, if given; fp32, of the box's shape, on any device.
+
     Returns:
-        fp32 on the CPU, of the shape of ``box``. Normal values come from numpy's Philox generator
-        and ziggurat, plain C without vector variants, so that their bits do not depend on the
-        processor.
+        fp32, of the shape of ``box``. Normal values come from numpy's SFC64 generator and ziggurat,
+        plain C without vector variants, so that their bits do not depend on the processor.
     """
+    out = torch.empty(shape_of(box)) if out is None else out
     if isinstance(init, Constant):
-        return torch.full(shape_of(box), init.value)
-    values = torch.empty(shape_of(box))
-    if tensor.stacked:
-        for i, layer in enumerate(range(*box[0])):
-            _normal(values[i], tensor.shape[1:], box[1:], f"{seed}/{tensor.key}/{layer}")
-    else:
-        _normal(values, tensor.shape, box, f"{seed}/{tensor.key}")
-    return values.mul_(init.std)
+        return out.fill_(init.value)
+    values = out if out.is_cpu else torch.empty(shape_of(box))
+    for name, shape, parts in _matrices(tensor, box, values):
+        _normal(f"{seed}/{name}", shape, parts)
+    values.mul_(init.std)
+    return out if values is out else out.copy_(values)
 
 
-def _normal(out: torch.Tensor, shape: tuple[int, ...], box: Box, name: str) -> None:
-    """Fill ``out`` with the part ``box`` of the standard normal tensor that ``name`` identifies."""
-    columns = shape[-1]
-    first_column, last_column = box[-1]
-    rows_per_tile = max(1, _TILE // columns)
-    flat = out.view(-1, last_column - first_column)  # (rows, columns) of the box, in its own order
-    done, number, drawn = 0, -1, np.empty(0)
-    for _, ((begin, end), _) in fold(shape, box, (len(shape) - 1, 1)):
-        for tile in range(begin // rows_per_tile, -(-end // rows_per_tile)):
-            origin = tile * rows_per_tile
-            if tile != number:  # many short runs of rows may lie in one tile
-                # All of a tile is drawn, so that a row's bits do not depend on who asks.
-                rows_here = min(rows_per_tile, prod(shape[:-1]) - origin)
-                drawn = _generator(f"{name}/{tile}").standard_normal(
-                    (rows_here, columns), dtype=np.float32
-                )
-                number = tile
-            start, stop = max(begin, origin), min(end, origin + rows_per_tile)
-            rows = drawn[start - origin : stop - origin, first_column:last_column]
-            flat[done : done + stop - start] = torch.from_numpy(np.ascontiguousarray(rows))
-            done += stop - start
+Part = tuple[Box, torch.Tensor]
+"""A (rows, columns) box of a matrix, and the memory to fill with it."""
+
+
+def _matrices(
+    tensor: LogicalTensor, box: Box, values: torch.Tensor
+) -> list[tuple[str, tuple[int, ...], list[Part]]]:
+    """The matrices, as Megatron's checkpoint has them, of which ``box`` is made.
+
+    Returns:
+        Of each its name, its (rows, columns), and the parts of it that ``values`` must hold.
+    """
+    stored = tensor.checkpoint_shape
+    lead = max(len(stored) - 2, int(tensor.stacked))  # a layer, say: which matrix it is
+    parts: dict[str, list[Part]] = defaultdict(list)
+    for fine, coarse in fold(tensor.shape, box, tensor.groups):
+        out = values[slices(fine, box)].view(shape_of(coarse))
+        for index in product(*(range(*extent) for extent in coarse[:lead])):
+            where = tuple(i - start for i, (start, _) in zip(index, coarse, strict=False))
+            matrix = out[where] if where else out
+            rows_columns = coarse[lead:]
+            if len(rows_columns) == 1:
+                rows_columns, matrix = ((0, 1), *rows_columns), matrix[None]
+            parts["/".join(map(str, (tensor.key, *index)))].append((rows_columns, matrix))
+    shape = (1, *stored[lead:])[-2:]
+    return [(name, shape, found) for name, found in parts.items()]
+
+
+def _normal(name: str, shape: tuple[int, ...], parts: list[Part]) -> None:
+    """Fill ``parts`` of the standard normal matrix that ``name`` identifies."""
+    wanted: dict[tuple[int, ...], list[Part]] = defaultdict(list)
+    for box, out in parts:
+        for tile in product(*(range(start // _TILE, -(-stop // _TILE)) for start, stop in box)):
+            wanted[tile].append((box, out))
+    for tile, users in wanted.items():
+        # All of a tile is drawn, so that bits do not depend on who asks for which part.
+        origin = tuple((i * _TILE, (i + 1) * _TILE) for i in tile)
+        held = intersect(origin, full(shape))
+        assert held is not None
+        generator = _generator(f"{name}/{tile[0]}/{tile[1]}")
+        drawn = torch.from_numpy(generator.standard_normal(shape_of(held), dtype=np.float32))
+        for box, out in users:
+            common = intersect(box, held)
+            assert common is not None
+            out[slices(common, box)] = drawn[slices(common, held)]
 
 
 def _generator(name: str) -> np.random.Generator:
     key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
-    return np.random.Generator(np.random.Philox(key=key))
+    return np.random.Generator(np.random.SFC64(key))

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from megatron_grow.state.axes import Init, LogicalTensor
-from megatron_grow.state.boxes import Box, shape_of, slices
+from megatron_grow.state.boxes import Box, shape_of, slices, subtract
 from megatron_grow.state.fresh import fresh
 
 FRESH = -1
@@ -173,55 +173,46 @@ def all_fresh(tensor: LogicalTensor) -> TensorMap:
 def sources(tensor_map: TensorMap, box: Box) -> list[tuple[str, Box]]:
     """The source slices that :func:`materialise` will read for ``box``, in its order."""
     return [
-        (term.source, tuple(segment.source for segment in segments))  # type: ignore[misc]
+        (term.source, _source(block))
         for term in tensor_map.terms
-        for segments in _blocks(term.axes, box)
-        if all(segment.source is not None for segment in segments)
+        for block in _blocks(term.axes, box)
+        if _is_drawn(block)
     ]
 
 
-def materialise(tensor_map: TensorMap, box: Box, read: Read, seed: int) -> torch.Tensor:
-    """The values of the target in ``box``.
+def materialise(
+    tensor_map: TensorMap, box: Box, read: Read, seed: int, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The values of the target in ``box``; the same bits in whatever boxes it is asked for.
 
     Args:
         tensor_map: the map.
         box: in the fine axes of the target.
         read: supplies source slices; only those of :func:`sources` are asked for.
         seed: decides fresh values.
+        out: written to and returned, if given; fp32, of the box's shape, on any device.
 
     Returns:
-        fp32, of the shape of ``box``. It may share memory with what ``read`` returned.
+        fp32, of the shape of ``box``.
     """
-    if not tensor_map.terms:
-        return fresh(tensor_map.target, box, tensor_map.fresh, seed)
-    if len(tensor_map.terms) == 1:
-        return _one_term(tensor_map, box, read, seed)
-    out = torch.zeros(shape_of(box))
-    covered = torch.zeros(shape_of(box), dtype=torch.bool)
-    for term in tensor_map.terms:
-        for segments in _blocks(term.axes, box):
-            if (values := _draw(term, segments, read)) is not None:
-                where = slices(_target(segments), box)
-                out[where] += values
-                covered[where] = True
-    if not covered.all():
-        out = torch.where(covered, out, fresh(tensor_map.target, box, tensor_map.fresh, seed))
-    return out
-
-
-def _one_term(tensor_map: TensorMap, box: Box, read: Read, seed: int) -> torch.Tensor:
-    # The blocks of one term tile the box, so each is either drawn or fresh.
-    term = tensor_map.terms[0]
-    blocks = list(_blocks(term.axes, box))
-    out = None if len(blocks) == 1 else torch.empty(shape_of(box))
-    for segments in blocks:
-        values = _draw(term, segments, read)
-        if values is None:
-            values = fresh(tensor_map.target, _target(segments), tensor_map.fresh, seed)
-        if out is None:
-            return values
-        out[slices(_target(segments), box)] = values
-    assert out is not None
+    out = torch.empty(shape_of(box)) if out is None else out
+    one_term = len(tensor_map.terms) == 1
+    if not one_term:
+        out.zero_()
+    blocks = [(term, block) for term in tensor_map.terms for block in _blocks(term.axes, box)]
+    for term, block in blocks:
+        if _is_drawn(block):
+            part, values = out[slices(_target(block), box)], _draw(term, block, read)
+            part.copy_(values) if one_term else part.add_(values.to(out.device))
+    if one_term:  # its blocks tile the box
+        missing = [_target(block) for _, block in blocks if not _is_drawn(block)]
+    else:
+        missing = [box]
+        for _, block in blocks:
+            if _is_drawn(block):
+                missing = [rest for left in missing for rest in subtract(left, _target(block))]
+    for rest in missing:
+        fresh(tensor_map.target, rest, tensor_map.fresh, seed, out[slices(rest, box)])
     return out
 
 
@@ -233,19 +224,36 @@ def _target(segments: Sequence[Segment]) -> Box:
     return tuple(segment.target for segment in segments)
 
 
-def _draw(term: Term, segments: Sequence[Segment], read: Read) -> torch.Tensor | None:
-    """The contribution of ``term`` to one block; None where it covers nothing."""
-    if any(segment.source is None for segment in segments):
-        return None
-    values = read(term.source, tuple(segment.source for segment in segments))  # type: ignore[misc]
-    for axis, segment in enumerate(segments):
+def _is_drawn(block: Sequence[Segment]) -> bool:
+    return all(segment.source is not None for segment in block)
+
+
+def _source(block: Sequence[Segment]) -> Box:
+    return tuple(segment.source for segment in block)  # type: ignore[misc]
+
+
+def _draw(term: Term, block: Sequence[Segment], read: Read) -> torch.Tensor:
+    """What ``term`` contributes to one block."""
+    values = read(term.source, _source(block))
+    for axis, segment in enumerate(block):
         device = values.device
         if segment.index is not None:
             values = values.index_select(axis, segment.index.to(device))
         if segment.matrix is not None:
-            values = torch.tensordot(segment.matrix.to(device), values, ([1], [axis]))
-            values = values.movedim(0, axis)
+            values = _mix(segment.matrix.to(device), values, axis)
         if segment.scale is not None:
             shape = [-1 if i == axis else 1 for i in range(values.ndim)]
             values = values * segment.scale.to(device).view(shape)
     return values
+
+
+def _mix(matrix: torch.Tensor, values: torch.Tensor, axis: int) -> torch.Tensor:
+    """``matrix`` applied along ``axis``, summed in the order of the source axis.
+
+    A matrix product would sum in an order that depends on the shape, so on the slice.
+    """
+    shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+    mixed = torch.zeros((), device=values.device)
+    for weights, entry in zip(matrix.unbind(1), values.split(1, axis), strict=True):
+        mixed = mixed + weights.view(shape) * entry
+    return mixed

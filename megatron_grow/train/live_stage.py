@@ -118,7 +118,6 @@ class LiveStage:
         del self.optimizer
         gc.collect()  # finds the optimizer
         gc.collect()  # finds the chunks, which the optimizer held
-        torch.cuda.empty_cache()  # another shape would not fit the holes that this one leaves
         process_groups.tear_down()
 
     def _run(self, batches: Batches | None, forward_only: bool) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.in_memory import transfer
@@ -29,6 +31,7 @@ def grow(live: LiveStage, stage: Stage, config: RunConfig, plan: Plan) -> tuple[
     grown = LiveStage(stage, config, plan.tensors)
     received = transfer(plan, source, grown.pieces())
     del source
+    torch.cuda.empty_cache()  # activations of another shape would not fit the holes
     grown.publish()
     if plan.optimizer_state == "reset":
         updates = 0

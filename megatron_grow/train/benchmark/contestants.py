@@ -138,11 +138,11 @@ class Transformers:
             embd_pdrop=model.hidden_dropout,
             attn_pdrop=model.attention_dropout,
             activation_function=activation,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # type: ignore[call-arg]
             use_cache=False,
         )
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[weights]
-        self.model = GPT2LMHeadModel(config).to(self.device, dtype)
+        self.model = GPT2LMHeadModel(config).to(self.device, dtype)  # type: ignore[arg-type]
         self.autocast = train.precision == "bf16" and weights == "fp32"
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),

@@ -79,23 +79,22 @@ class Gang:
         self.close()
 
     def _collect(self) -> list[Any]:
-        ranks = {connection: rank for rank, (_, connection) in enumerate(self._ranks)}
+        waiting = {connection: rank for rank, (_, connection) in enumerate(self._ranks)}
         results: dict[int, Any] = {}
-        while len(results) < len(ranks):
-            waiting = [connection for connection, rank in ranks.items() if rank not in results]
-            ready = wait(waiting, _PATIENCE)
+        while waiting:
+            ready = wait(list(waiting), _PATIENCE)
             if not ready:
                 raise RuntimeError(f"no answer from the ranks in {_PATIENCE} s")
-            for connection in ready:
-                rank = ranks[connection]  # type: ignore[index]
+            for connection in [known for known in waiting if known in ready]:
+                rank = waiting.pop(connection)
                 try:
-                    ok, value = connection.recv()  # type: ignore[union-attr]
+                    ok, value = connection.recv()
                 except EOFError:
                     ok, value = False, "it died"
                 if not ok:
                     raise RuntimeError(f"rank {rank} failed: {value}")
                 results[rank] = value
-        return [results[rank] for rank in range(len(ranks))]
+        return [results[rank] for rank in range(len(results))]
 
 
 def _serve(

@@ -33,7 +33,8 @@ def measure(
     model: ModelConfig, batch: int, precisions: Sequence[str], threads: int, repetitions: int
 ) -> Report:
     """Run both in turns, in each precision."""
-    rows, values = [], {}
+    rows: list[list[str]] = []
+    values: dict[str, Any] = {}
     for precision in precisions:
         train = train_section(model, batch, precision)
         with ExitStack() as stack:
