@@ -10,19 +10,47 @@ from jsonargparse import ArgumentError, ArgumentParser
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.recipes import expand
 
 Section = TypeVar("Section", ModelConfig, ParallelConfig)
 
 
 @dataclass
 class GrowSection:
-    """How a stage begins from the one before: an operator for each axis, and a state policy."""
+    """How a stage begins from the one before: an operator for each axis, and a state policy.
 
+    An operator is a name or ``{operator: NAME, ...its options}``.
+    """
+
+    recipe: str | None = None
+    """A published combination; it fills in the keys below that are absent."""
     depth: str | dict[str, Any] | None = None
-    """Operator name, or ``{operator: NAME, ...its options}``."""
-    optimizer_state: Literal["carry", "carry_old", "reset"] = "carry"
-    """``carry`` maps moments as gradients; ``carry_old`` keeps those of original entries and starts
-    duplicates at zero; ``reset`` starts all at zero."""
+    """num_layers."""
+    width: str | dict[str, Any] | None = None
+    """hidden_size."""
+    heads: str | dict[str, Any] | None = None
+    """num_attention_heads, num_query_groups, kv_channels."""
+    ffn: str | dict[str, Any] | None = None
+    """ffn_hidden_size."""
+    vocab: str | dict[str, Any] | None = None
+    """vocab_size."""
+    positions: str | dict[str, Any] | None = None
+    """max_position_embeddings, where positions are learned."""
+    optimizer_state: Literal["carry", "carry_old", "reset"] | None = None
+    """``carry``, the default, maps moments as gradients; ``carry_old`` keeps those of original
+    entries and starts duplicates at zero; ``reset`` starts all at zero."""
+
+    def __post_init__(self) -> None:
+        for key, value in expand(self.recipe).items():
+            if getattr(self, key) is None:
+                setattr(self, key, value)
+        self.optimizer_state = self.optimizer_state or "carry"
+
+    @property
+    def operators(self) -> dict[str, str | dict[str, Any]]:
+        """What was asked for, by key."""
+        keys = ("depth", "width", "heads", "ffn", "vocab", "positions")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
 
 @dataclass
@@ -150,30 +178,39 @@ def _step(until: int | float | None, train_iters: int, where: str) -> int:
     raise UserError(f"{where}.until={until} must be a fraction of at most 1.0 or an integer step")
 
 
+_GROWING = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
+_CHANGING = (
+    *_GROWING,
+    "num_query_groups",
+    "kv_channels",
+    "ffn_hidden_size",
+    "vocab_size",
+    "rotary_base",
+    "layernorm_epsilon",
+    "init_method_std",
+    "hidden_dropout",
+    "attention_dropout",
+)
+"""Fields in which a stage may differ from the one before."""
+
+
 def _check_growth(before: ModelConfig, stage: Stage, where: str) -> None:
     after = stage.model
-    if after.num_layers < before.num_layers:
-        raise UserError(
-            f"{where}.model.num_layers={after.num_layers} is less than the {before.num_layers} "
-            "of the stage before; a run only grows"
-        )
-    differing = [
-        f.name
-        for f in fields(ModelConfig)
-        if f.name != "num_layers" and getattr(before, f.name) != getattr(after, f.name)
-    ]
-    if differing:
-        raise UserError(
-            f"{where}.model: {', '.join(differing)} differ(s) from the stage before; "
-            "only num_layers can grow in this version"
-        )
+    for name in _GROWING:
+        if getattr(after, name) < getattr(before, name):
+            raise UserError(
+                f"{where}.model.{name}={getattr(after, name)} is less than the "
+                f"{getattr(before, name)} of the stage before; a run only grows"
+            )
+    for field_ in fields(ModelConfig):
+        was, is_ = getattr(before, field_.name), getattr(after, field_.name)
+        if field_.name not in _CHANGING and was != is_:
+            raise UserError(
+                f"{where}.model.{field_.name}={is_} differs from the {was} of the stage before; no "
+                "growth changes that"
+            )
     if after.num_layers > before.num_layers and (stage.grow is None or stage.grow.depth is None):
         raise UserError(
             f"{where}.grow.depth is missing: say how {before.num_layers} layers become "
             f"{after.num_layers}, for example grow: {{depth: random}}"
-        )
-    if after.num_layers == before.num_layers and stage.grow is not None and stage.grow.depth:
-        raise UserError(
-            f"{where}.grow.depth={stage.grow.depth} has nothing to do: the stage before has "
-            f"{before.num_layers} layers too; raise model.num_layers or leave grow.depth out"
         )

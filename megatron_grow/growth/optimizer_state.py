@@ -6,34 +6,64 @@ from dataclasses import replace
 from typing import Literal
 
 from megatron_grow.state.axes import Constant
-from megatron_grow.state.maps import Gather, TensorMap
+from megatron_grow.state.maps import FRESH, AxisMap, Gather, TensorMap, Term
 
 Policy = Literal["carry", "carry_old", "reset"]
 
+_SQUARES = ("exp_avg_sq",)
+"""Moments of squared gradients."""
 
-def moment_map(gradient: TensorMap, policy: Policy) -> TensorMap:
-    """The map of a tensor's moments, first or second.
+
+def moment_map(gradient: TensorMap, policy: Policy, kind: str) -> TensorMap:
+    """The map of a tensor's moments.
 
     Args:
         gradient: how the tensor's gradient follows from the source's.
         policy: ``carry`` moves moments as gradients move; ``carry_old`` keeps, of entries that copy
             one source entry, only the first, which breaks the symmetry of copies (``[S, 0]`` of
             arXiv 2602.02472); ``reset`` keeps none.
+        kind: which moment; second ones scale by the square.
 
     Entries without a source start at zero.
     """
-    zero = replace(gradient, fresh=Constant(0.0))
-    if policy == "carry":
-        return zero
-    if policy == "reset":
-        return replace(zero, terms=())
-    terms = tuple(
-        replace(
-            term,
-            axes=tuple(
-                axis.first_only() if isinstance(axis, Gather) else axis for axis in term.axes
-            ),
-        )
-        for term in zero.terms
-    )
-    return replace(zero, terms=terms)
+    terms = gradient.terms if policy != "reset" else ()
+    if policy == "carry_old":
+        terms = _originals(terms)
+
+    def moved(axis: AxisMap) -> AxisMap:
+        if isinstance(axis, Gather):
+            axis = replace(axis, fresh=None)
+        return axis.squared() if kind in _SQUARES else axis
+
+    terms = tuple(replace(term, axes=tuple(moved(axis) for axis in term.axes)) for term in terms)
+    return replace(gradient, terms=terms, fresh=Constant(0.0))
+
+
+def _originals(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """The same without copies, within a term and between terms."""
+    kept: list[Term] = []
+    for term in terms:
+        axes = [axis.first_only() if isinstance(axis, Gather) else axis for axis in term.axes]
+        for earlier in kept:
+            differing = [
+                i
+                for i, (a, b) in enumerate(zip(axes, earlier.axes, strict=True))
+                if _drawn(a) != _drawn(b)
+            ]
+            if len(differing) > 1:
+                continue
+            # All other axes draw on the same entries, so along this one each is drawn once.
+            place = differing[0] if differing else 0
+            mine = axes[place]
+            if isinstance(mine, Gather):
+                seen = _drawn(earlier.axes[place])
+                axes[place] = replace(
+                    mine, index=tuple(FRESH if i in seen else i for i in mine.index)
+                )
+        kept.append(replace(term, axes=tuple(axes)))
+    return tuple(kept)
+
+
+def _drawn(axis: AxisMap) -> frozenset[int]:
+    """The source entries that a gather draws on; nothing for other maps, which draw on all."""
+    return frozenset(axis.index) - {FRESH} if isinstance(axis, Gather) else frozenset()

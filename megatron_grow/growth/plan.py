@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.optimizer_state import Policy, moment_map
-from megatron_grow.operators import depth_operator
+from megatron_grow.operators import operator
+from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.state.axes import LogicalTensor, logical_tensors
 from megatron_grow.state.live import MAIN_PARAM
-from megatron_grow.state.maps import TensorMap, all_fresh, identity
+from megatron_grow.state.maps import (
+    Gather,
+    Identity,
+    TensorMap,
+    Term,
+    all_fresh,
+    identity,
+)
 
 
 @dataclass(frozen=True)
@@ -27,13 +37,14 @@ class Plan:
     """Decides fresh values."""
     summary: str
     """What grows, for people."""
-    preserves_function: bool = False
+    caveats: tuple[str, ...] = ()
+    """Why the function changes, if it does."""
 
     def map(self, key: str, kind: str) -> TensorMap:
         """The map of one kind of state of the tensor ``key``."""
         if kind == MAIN_PARAM:
             return self.weights[key]
-        return moment_map(self.gradients[key], self.optimizer_state)
+        return moment_map(self.gradients[key], self.optimizer_state, kind)
 
 
 def initialisation(model: ModelConfig, target_depth: int, seed: int) -> Plan:
@@ -47,7 +58,7 @@ def resharding(model: ModelConfig) -> Plan:
     """The plan that keeps a state as it is, for another layout."""
     tensors = logical_tensors(model)
     same = {key: identity(tensor) for key, tensor in tensors.items()}
-    return Plan(tensors, same, same, "carry", 0, "the same model", preserves_function=True)
+    return Plan(tensors, same, same, "carry", 0, "the same model")
 
 
 def growth(
@@ -72,19 +83,125 @@ def growth(
     Raises:
         UserError: an unknown operator or option, or an impossible growth.
     """
-    if grow is None:
-        return resharding(target)
-    tensors = logical_tensors(target, target_depth)
-    weights = {key: identity(tensor) for key, tensor in tensors.items()}
-    gradients = dict(weights)
-    summary, preserves = "the same model", True
-    if grow.depth is not None:
-        operator = depth_operator(grow.depth, f"{where}.depth")
-        operator.check(source.num_layers, target.num_layers, f"{where}.depth")
-        for key, tensor in tensors.items():
-            if tensor.stacked:
-                weights[key] = operator.weights(tensor, source.num_layers)
-                gradients[key] = operator.gradients(tensor, source.num_layers)
-        summary = f"{source.num_layers} -> {target.num_layers} layers by {operator.name}"
-        preserves = operator.preserves_function
-    return Plan(tensors, weights, gradients, grow.optimizer_state, seed, summary, preserves)
+    grow = grow or GrowSection()
+    operators = {key: operator(key, spec, f"{where}.{key}") for key, spec in grow.operators.items()}
+    tensors, before = logical_tensors(target, target_depth), logical_tensors(source)
+    grown = _grown_axes(before, tensors)
+    if source.num_layers != target.num_layers:
+        grown["layer"] = (source.num_layers, target.num_layers)
+    if source.vocab_size != target.vocab_size:
+        grown["vocab"] = (source.padded_vocab_size, target.padded_vocab_size)
+    working = {}
+    for key, chosen in operators.items():
+        if chosen.axes(source, target) & set(grown):
+            chosen.check(source, target, f"{where}.{key}")
+            working[key] = chosen
+        elif grow.recipe is None and not (source.num_layers == 0 and key in ("heads", "ffn")):
+            raise UserError(
+                f"{where}.{key}={grow.operators[key]} has nothing to do: the stage before has the "
+                "same sizes; change the model or leave it out"
+            )
+    _check_all_grow(grown, working, source, target, where)
+    weights, gradients = (
+        {
+            key: _compose(
+                tensor, [getattr(o, how)(tensor, source, target) for o in working.values()]
+            )
+            for key, tensor in tensors.items()
+        }
+        for how in ("weights", "gradients")
+    )
+    return Plan(
+        tensors,
+        weights,
+        gradients,
+        grow.optimizer_state or "carry",
+        seed,
+        _summary(working, grown),
+        _caveats(working, source, target),
+    )
+
+
+# The key of `grow` that grows an axis, and the field of `model` that sizes it.
+_AXES = {
+    "layer": ("depth", "num_layers"),
+    "hidden": ("width", "hidden_size"),
+    "kv_group": ("heads", "num_query_groups"),
+    "query_head": ("heads", "num_attention_heads / num_query_groups"),
+    "qkv_head": ("heads", "num_attention_heads / num_query_groups"),
+    "head_dim": ("heads", "kv_channels (hidden_size / num_attention_heads)"),
+    "ffn": ("ffn", "ffn_hidden_size"),
+    "vocab": ("vocab", "padded vocab_size"),
+    "position": ("positions", "max_position_embeddings"),
+}
+
+
+def _grown_axes(
+    before: dict[str, LogicalTensor], after: dict[str, LogicalTensor]
+) -> dict[str, tuple[int, int]]:
+    """The axes whose size changes, of tensors that the source has: size before and after."""
+    return {
+        new.name: (old.size, new.size)
+        for key, tensor in after.items()
+        if key in before
+        for old, new in zip(before[key].axes, tensor.axes, strict=True)
+        if old.size != new.size
+    }
+
+
+def _check_all_grow(
+    grown: dict[str, tuple[int, int]],
+    operators: dict[str, Operator],
+    source: ModelConfig,
+    target: ModelConfig,
+    where: str,
+) -> None:
+    covered = {axis for chosen in operators.values() for axis in chosen.axes(source, target)}
+    for axis, (before, after) in grown.items():
+        if axis not in covered:
+            key, field = _AXES[axis]
+            raise UserError(
+                f"{where}.{key} is missing: {field} goes from {before} to {after}; say how it "
+                "grows, or keep it"
+            )
+
+
+def _compose(tensor: LogicalTensor, choices: list[list[Draw]]) -> TensorMap:
+    """One term for each combination of what the operators draw."""
+    terms = []
+    for draws in product(*choices):
+        merged: Draw = {}
+        for draw in draws:
+            for name, how in draw.items():
+                first = merged.get(name)
+                # Only layers are drawn twice: by depth, from layers that a wider model has.
+                merged[name] = first.after(how) if isinstance(first, Gather) else how
+        axes = tuple(merged.get(axis.name, Identity()) for axis in tensor.axes)
+        terms.append(Term(tensor.key, axes))
+    return TensorMap(tensor, tuple(terms), tensor.init)
+
+
+def _summary(operators: dict[str, Operator], grown: dict[str, tuple[int, int]]) -> str:
+    names = {key: chosen.name for key, chosen in operators.items()}
+    parts = []
+    for axis, (before, after) in grown.items():
+        if axis == "qkv_head":
+            continue  # the query heads say it
+        key, field = _AXES[axis]
+        what = "layers" if axis == "layer" else field
+        by = names.get(key) or names.get("width")
+        parts.append(f"{before} -> {after} {what} by {by}")
+    return ", ".join(parts) or "the same model"
+
+
+def _caveats(
+    operators: dict[str, Operator], source: ModelConfig, target: ModelConfig
+) -> tuple[str, ...]:
+    found = [
+        f"{key}: {reason}"
+        for key, chosen in operators.items()
+        if (reason := chosen.caveat(source, target))
+    ]
+    if source.rotary_base != target.rotary_base:
+        found.append(f"rotary_base: {source.rotary_base} -> {target.rotary_base} moves positions")
+    return tuple(found)

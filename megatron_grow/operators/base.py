@@ -6,46 +6,45 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
 from megatron_grow.state.axes import LogicalTensor
-from megatron_grow.state.maps import Gather, Identity, TensorMap, Term
+from megatron_grow.state.maps import AxisMap
+
+Draw = dict[str, AxisMap]
+"""How a tensor's axes are drawn, by name; an axis that is absent stays as it is."""
 
 
 @dataclass(frozen=True)
-class DepthOperator(ABC):
-    """Grows the ``layer`` axis.
+class Operator(ABC):
+    """Grows some axes of every tensor that has them.
 
     An operator's dataclass fields are its options in a run file; its docstring says what it does,
-    whether it preserves the function, and where it was published.
+    whether it preserves the function, and where it was published. It never sees a rank, a shard or
+    a file.
     """
 
     name: ClassVar[str]
-    preserves_function: ClassVar[bool] = False
-    least_source_layers: ClassVar[int] = 1
-
-    def check(self, source: int, target: int, where: str) -> None:
-        """Raise :class:`UserError`, beginning with ``where``, if the growth is impossible."""
-        if source < self.least_source_layers:
-            raise UserError(
-                f"{where}: {self.name} copies layers and needs a source of at least "
-                f"{self.least_source_layers}; the stage before has num_layers={source}; use random "
-                "or zero"
-            )
 
     @abstractmethod
-    def layers(self, source: int, target: int) -> Gather:
-        """For each of ``target`` layers, which of ``source`` layers it copies, or ``FRESH``."""
+    def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
+        """Names of the axes that it grows."""
 
-    def weights(self, tensor: LogicalTensor, source: int) -> TensorMap:
-        """How ``tensor``, stacked over the target's layers, is made from ``source`` layers."""
-        return gather_layers(tensor, self.layers(source, tensor.axes[0].size))
+    def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
+        """Raise :class:`UserError`, beginning with ``where``, if the growth is impossible."""
+        return None
 
-    def gradients(self, tensor: LogicalTensor, source: int) -> TensorMap:
-        """How the gradient of ``tensor``, and so a carried moment, follows from the source's."""
-        return self.weights(tensor, source)
+    @abstractmethod
+    def weights(
+        self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
+    ) -> list[Draw]:
+        """How ``tensor``, of the target, is made: a sum of draws, mostly of one."""
 
+    def gradients(
+        self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
+    ) -> list[Draw]:
+        """How its gradient, and so a carried moment, follows from the source's; fresh is zero."""
+        return self.weights(tensor, source, target)
 
-def gather_layers(tensor: LogicalTensor, layers: Gather) -> TensorMap:
-    """The map that draws whole layers and leaves all other axes as they are."""
-    inner = (Identity(),) * (len(tensor.axes) - 1)
-    return TensorMap(tensor, (Term(tensor.key, (layers, *inner)),), tensor.init)
+    @abstractmethod
+    def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
+        """Why the function changes; None if it does not."""

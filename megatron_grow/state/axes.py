@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from math import prod, sqrt
+from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
 
@@ -64,6 +65,8 @@ class LogicalTensor:
     """How fresh entries are made."""
     cut: str | None = None
     """The axis that tensor parallelism cuts; None: every rank holds all of it."""
+    norm: Literal["gain", "bias"] | None = None
+    """Which parameter of a norm it is, if it is one."""
     ends_branch: bool = False
     """Whether it is the last of a residual branch: zero here, and the branch adds nothing."""
 
@@ -118,7 +121,10 @@ def logical_tensors(
         )
     if model.num_layers:
         tensors += _layer_tensors(model, target_depth or model.num_layers)
-    tensors += _norm("decoder.final_layernorm.", (), _hidden(model), model)
+    # Under a tied head, which cannot share out its columns, the last norm does so in its place.
+    tied = model.share_embeddings_and_output_weights
+    last = _hidden(model, Role.CONSUMES if tied else Role.PRODUCES)
+    tensors += _norm("decoder.final_layernorm.", (), last, model)
     if not model.share_embeddings_and_output_weights:
         tensors.append(_embedding("output_layer.weight", "vocab", model.padded_vocab_size, model))
     return {tensor.key: tensor for tensor in tensors}
@@ -144,10 +150,10 @@ def _norm(
     prefix: str, layer: tuple[Axis, ...], axis: Axis, model: ModelConfig
 ) -> list[LogicalTensor]:
     axes, groups = (*layer, axis), (1,) * (len(layer) + 1)
-    gain = LogicalTensor(f"{prefix}weight", axes, groups, Constant(1.0))
+    gain = LogicalTensor(f"{prefix}weight", axes, groups, Constant(1.0), norm="gain")
     if model.normalization == "RMSNorm":
         return [gain]
-    return [gain, LogicalTensor(f"{prefix}bias", axes, groups, Constant(0.0))]
+    return [gain, LogicalTensor(f"{prefix}bias", axes, groups, Constant(0.0), norm="bias")]
 
 
 def _layer_tensors(model: ModelConfig, target_depth: int) -> list[LogicalTensor]:

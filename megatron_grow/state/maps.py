@@ -9,14 +9,14 @@ that all of them get the same bits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Protocol
 
 import torch
 
-from megatron_grow.state.axes import Init, LogicalTensor
+from megatron_grow.state.axes import Constant, Init, LogicalTensor
 from megatron_grow.state.boxes import Box, shape_of, slices, subtract
 from megatron_grow.state.fresh import fresh
 
@@ -37,9 +37,11 @@ class Segment:
     index: torch.Tensor | None = None
     """Positions within ``source``, one for each target entry; None: one to one."""
     matrix: torch.Tensor | None = None
-    """(target, source) weights; None: a plain gather."""
+    """(target, source) weights, or (1, source) for all entries alike; None: a plain gather."""
     scale: torch.Tensor | None = None
     """Factor for each target entry."""
+    fresh: Init | None = None
+    """Rule for these entries if they are fresh; None: the tensor's own."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Identity:
         """What entries ``start:stop`` need."""
         return [Segment((start, stop), (start, stop))]
 
+    def squared(self) -> Identity:
+        """The map of squares."""
+        return self
+
 
 @dataclass(frozen=True)
 class Gather:
@@ -57,20 +63,29 @@ class Gather:
 
     index: tuple[int, ...]
     scale: tuple[float, ...] | None = None
+    fresh: Init | None = None
+    """Rule for entries of index ``FRESH``; None: the tensor's own."""
 
     def segments(self, start: int, stop: int) -> list[Segment]:
         """What entries ``start:stop`` need: runs of consecutive source entries, and fresh runs."""
         runs = list(self._runs(start, stop))
-        if len(runs) <= _MOST_RUNS:
-            return [
-                Segment(
-                    (a, b),
-                    None if self.index[a] == FRESH else (self.index[a], self.index[a] + b - a),
-                    scale=self._scales(a, b),
-                )
-                for a, b in runs
-            ]
-        return [self._span(a, b) for a, b in self._covered(start, stop)]
+        if len(runs) > _MOST_RUNS:
+            return [self._span(a, b) for a, b in self._covered(start, stop)]
+        return [
+            Segment((a, b), None, fresh=self.fresh)
+            if self.index[a] == FRESH
+            else Segment((a, b), (self.index[a], self.index[a] + b - a), scale=self._scales(a, b))
+            for a, b in runs
+        ]
+
+    def after(self, first: AxisMap) -> AxisMap:
+        """The map that applies ``first`` to the source and then this one."""
+        if isinstance(first, Identity):
+            return self
+        if not isinstance(first, Gather) or first.scale is not None:
+            raise TypeError("only plain gathers are chained")
+        index = tuple(FRESH if i == FRESH else first.index[i] for i in self.index)
+        return replace(self, index=index)
 
     def first_only(self) -> Gather:
         """The same gather without duplicates: of entries that copy one, the first keeps it."""
@@ -79,7 +94,19 @@ class Gather:
         for source in self.index:
             index.append(FRESH if source in seen else source)
             seen.add(source)
-        return Gather(tuple(index), self.scale)
+        return replace(self, index=tuple(index))
+
+    def squared(self) -> Gather:
+        """The same gather with squared scales."""
+        if self.scale is None:
+            return self
+        return replace(self, scale=tuple(factor * factor for factor in self.scale))
+
+    def without_fresh_tail(self) -> Gather:
+        """The same gather up to its first fresh entry."""
+        end = self.index.index(FRESH) if FRESH in self.index else len(self.index)
+        scale = None if self.scale is None else self.scale[:end]
+        return replace(self, index=self.index[:end], scale=scale)
 
     def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Maximal ranges over which the index is FRESH, or counts up by one."""
@@ -103,14 +130,16 @@ class Gather:
     def _span(self, a: int, b: int) -> Segment:
         part = self.index[a:b]
         if part[0] == FRESH:
-            return Segment((a, b), None)
+            return Segment((a, b), None, fresh=self.fresh)
         low, high = min(part), max(part) + 1
         return Segment(
             (a, b), (low, high), index=torch.tensor(part) - low, scale=self._scales(a, b)
         )
 
     def _scales(self, a: int, b: int) -> torch.Tensor | None:
-        return None if self.scale is None else torch.tensor(self.scale[a:b])
+        if self.scale is None:
+            return None
+        return torch.tensor(self.scale[a:b], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -124,8 +153,35 @@ class Dense:
         rows = self.matrix[start:stop]
         return [Segment((start, stop), (0, rows.shape[1]), matrix=rows)]
 
+    def squared(self) -> Dense:
+        """The map of squares of entries that are independent."""
+        return Dense(self.matrix.square())
 
-AxisMap = Identity | Gather | Dense
+
+@dataclass(frozen=True)
+class MeanPadding:
+    """The entries of ``kept``, and after them the mean of the source's first ``count``."""
+
+    kept: Gather
+    size: int
+    """Entries of the target axis."""
+    count: int
+
+    def segments(self, start: int, stop: int) -> list[Segment]:
+        """What entries ``start:stop`` need."""
+        end = len(self.kept.index)
+        found = self.kept.segments(start, min(stop, end)) if start < end else []
+        if stop > end:
+            mean = torch.full((1, self.count), 1 / self.count, dtype=torch.float64)
+            found.append(Segment((max(start, end), stop), (0, self.count), matrix=mean))
+        return found
+
+    def squared(self) -> MeanPadding:
+        """Not needed: nothing carries the gradient of a mean."""
+        raise TypeError("a mean has no map of squares")
+
+
+AxisMap = Identity | Gather | Dense | MeanPadding
 
 
 @dataclass(frozen=True)
@@ -144,7 +200,8 @@ class TensorMap:
     target: LogicalTensor
     terms: tuple[Term, ...]
     fresh: Init
-    """Rule for entries that no term covers."""
+    """Rule for entries that no term covers, unless an axis along which they are new has its own; a
+    rule that asks for zeros wins."""
 
     @cached_property
     def is_copy(self) -> bool:
@@ -204,15 +261,8 @@ def materialise(
         if _is_drawn(block):
             part, values = out[slices(_target(block), box)], _draw(term, block, read)
             part.copy_(values) if one_term else part.add_(values.to(out.device))
-    if one_term:  # its blocks tile the box
-        missing = [_target(block) for _, block in blocks if not _is_drawn(block)]
-    else:
-        missing = [box]
-        for _, block in blocks:
-            if _is_drawn(block):
-                missing = [rest for left in missing for rest in subtract(left, _target(block))]
-    for rest in missing:
-        fresh(tensor_map.target, rest, tensor_map.fresh, seed, out[slices(rest, box)])
+    for rest, rule in _missing(tensor_map, box, blocks):
+        fresh(tensor_map.target, rest, rule, seed, out[slices(rest, box)])
     return out
 
 
@@ -222,6 +272,35 @@ def _blocks(axes: Sequence[AxisMap], box: Box) -> Iterator[tuple[Segment, ...]]:
 
 def _target(segments: Sequence[Segment]) -> Box:
     return tuple(segment.target for segment in segments)
+
+
+def _missing(
+    tensor_map: TensorMap, box: Box, blocks: Sequence[tuple[Term, Sequence[Segment]]]
+) -> list[tuple[Box, Init]]:
+    """The parts of ``box`` that no term covers, and the rule for each."""
+    if not tensor_map.terms:
+        return [(box, tensor_map.fresh)]
+    # The blocks of the first term tile the box; what it does not draw, others may.
+    first = tensor_map.terms[0]
+    missing = [
+        (_target(block), _rule(tensor_map, block))
+        for term, block in blocks
+        if term is first and not _is_drawn(block)
+    ]
+    for term, block in blocks:
+        if term is not first and _is_drawn(block):
+            missing = [
+                (rest, rule) for part, rule in missing for rest in subtract(part, _target(block))
+            ]
+    return missing
+
+
+def _rule(tensor_map: TensorMap, block: Sequence[Segment]) -> Init:
+    """How the entries of a block without source are made."""
+    rules = [s.fresh for s in block if s.source is None and s.fresh is not None]
+    if Constant(0.0) in rules:
+        return Constant(0.0)
+    return rules[0] if rules else tensor_map.fresh
 
 
 def _is_drawn(block: Sequence[Segment]) -> bool:
@@ -236,15 +315,15 @@ def _draw(term: Term, block: Sequence[Segment], read: Read) -> torch.Tensor:
     """What ``term`` contributes to one block."""
     values = read(term.source, _source(block))
     for axis, segment in enumerate(block):
-        device = values.device
         if segment.index is not None:
-            values = values.index_select(axis, segment.index.to(device))
+            values = values.index_select(axis, segment.index.to(values.device))
         if segment.matrix is not None:
-            values = _mix(segment.matrix.to(device), values, axis)
+            values = _mix(segment.matrix.to(values), values, axis)
         if segment.scale is not None:
             shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-            values = values * segment.scale.to(device).view(shape)
-    return values
+            values = values * segment.scale.to(values).view(shape)
+    # One row of a mix may stand for many entries.
+    return values.expand(shape_of(_target(block)))
 
 
 def _mix(matrix: torch.Tensor, values: torch.Tensor, axis: int) -> torch.Tensor:
@@ -253,7 +332,7 @@ def _mix(matrix: torch.Tensor, values: torch.Tensor, axis: int) -> torch.Tensor:
     A matrix product would sum in an order that depends on the shape, so on the slice.
     """
     shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-    mixed = torch.zeros((), device=values.device)
+    mixed = torch.zeros((), dtype=values.dtype, device=values.device)
     for weights, entry in zip(matrix.unbind(1), values.split(1, axis), strict=True):
         mixed = mixed + weights.view(shape) * entry
     return mixed

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import ClassVar
 
-from megatron_grow.operators.random import Random
-from megatron_grow.state.axes import Constant, LogicalTensor
-from megatron_grow.state.maps import TensorMap
+from megatron_grow.operators.depth.random import Random
+from megatron_grow.state.axes import Constant
+from megatron_grow.state.maps import Gather
 
 
 class Zero(Random):
@@ -18,6 +18,6 @@ class Zero(Random):
     name: ClassVar[str] = "zero"
     preserves_function: ClassVar[bool] = True
 
-    def weights(self, tensor: LogicalTensor, source: int) -> TensorMap:
+    def layer_map(self, source: int, target: int) -> Gather:
         """w1 w2 -> w1 w2 0 0."""
-        return replace(super().weights(tensor, source), fresh=Constant(0.0))
+        return replace(super().layer_map(source, target), fresh=Constant(0.0))

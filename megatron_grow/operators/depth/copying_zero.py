@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import ClassVar
 
-from megatron_grow.operators.base import DepthOperator, gather_layers
+from megatron_grow.operators.depth.base import DepthOperator, originals
 from megatron_grow.state.axes import Constant, LogicalTensor
-from megatron_grow.state.maps import Gather, TensorMap
+from megatron_grow.state.maps import AxisMap, Gather
 
 
 class CopyingZero(DepthOperator):
@@ -20,7 +20,7 @@ class CopyingZero(DepthOperator):
     name: ClassVar[str] = "copying_zero"
     preserves_function: ClassVar[bool] = True
 
-    def layers(self, source: int, target: int) -> Gather:
+    def layer_map(self, source: int, target: int) -> Gather:
         """w1 w2 -> w1 w1 w2 w2, the second of each pair being the copy."""
         index: list[int] = []
         for layer in range(source):
@@ -28,13 +28,10 @@ class CopyingZero(DepthOperator):
             index += [layer] * (layer + 1 + copies_so_far - len(index))
         return Gather(tuple(index))
 
-    def weights(self, tensor: LogicalTensor, source: int) -> TensorMap:
+    def layer_weights(self, tensor: LogicalTensor, layers: AxisMap) -> AxisMap:
         """Copies, but zeros where a residual branch of a new layer ends."""
-        if not tensor.ends_branch:
-            return super().weights(tensor, source)
-        return self.gradients(tensor, source)
+        return self.layer_gradients(tensor, layers) if tensor.ends_branch else layers
 
-    def gradients(self, tensor: LogicalTensor, source: int) -> TensorMap:
+    def layer_gradients(self, tensor: LogicalTensor, layers: AxisMap) -> AxisMap:
         """Only originals: a branch that ends in zeros passes no gradient to the layer's inside."""
-        originals = self.layers(source, tensor.axes[0].size).first_only()
-        return replace(gather_layers(tensor, originals), fresh=Constant(0.0))
+        return replace(originals(layers), fresh=Constant(0.0))

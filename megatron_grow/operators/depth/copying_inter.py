@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from megatron_grow.operators.base import DepthOperator
+from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.state.maps import Gather
 
 
@@ -14,7 +14,7 @@ class CopyingInter(DepthOperator):
 
     name: ClassVar[str] = "copying_inter"
 
-    def layers(self, source: int, target: int) -> Gather:
+    def layer_map(self, source: int, target: int) -> Gather:
         """w1 w2 -> w1 w1 w2 w2."""
         # In integers: int(i / (target / source)) is off by one for 14 -> 18 and others.
         return Gather(tuple(i * source // target for i in range(target)))

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from megatron_grow.operators.base import DepthOperator
+from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.state.maps import Gather
 
 
@@ -14,6 +14,6 @@ class CopyingLast(DepthOperator):
 
     name: ClassVar[str] = "copying_last"
 
-    def layers(self, source: int, target: int) -> Gather:
+    def layer_map(self, source: int, target: int) -> Gather:
         """w1 w2 -> w1 w2 w2 w2."""
         return Gather(tuple(min(i, source - 1) for i in range(target)))

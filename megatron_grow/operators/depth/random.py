@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from megatron_grow.operators.base import DepthOperator
+from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.state.maps import FRESH, Gather
 
 
@@ -17,6 +17,6 @@ class Random(DepthOperator):
     name: ClassVar[str] = "random"
     least_source_layers: ClassVar[int] = 0
 
-    def layers(self, source: int, target: int) -> Gather:
+    def layer_map(self, source: int, target: int) -> Gather:
         """w1 w2 -> w1 w2 * *."""
         return Gather((*range(source), *[FRESH] * (target - source)))

@@ -1,0 +1,74 @@
+"""What every depth operator is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.operators.base import Draw, Operator
+from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.state.maps import AxisMap, Gather
+
+
+@dataclass(frozen=True)
+class DepthOperator(Operator):
+    """Grows the ``layer`` axis."""
+
+    preserves_function: ClassVar[bool] = False
+    least_source_layers: ClassVar[int] = 1
+
+    def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
+        """The layers."""
+        return {"layer"}
+
+    def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
+        """Refuse to copy from a source without layers."""
+        if source.num_layers < self.least_source_layers:
+            raise UserError(
+                f"{where}: {self.name} copies layers and needs a source of at least "
+                f"{self.least_source_layers}; the stage before has num_layers={source.num_layers}; "
+                "use random or zero"
+            )
+
+    @abstractmethod
+    def layer_map(self, source: int, target: int) -> AxisMap:
+        """For each of ``target`` layers, which of ``source`` layers it copies, or ``FRESH``."""
+
+    def layer_weights(self, tensor: LogicalTensor, layers: AxisMap) -> AxisMap:
+        """``layers``, as it applies to ``tensor``."""
+        return layers
+
+    def layer_gradients(self, tensor: LogicalTensor, layers: AxisMap) -> AxisMap:
+        """The same for its gradient."""
+        return self.layer_weights(tensor, layers)
+
+    def weights(
+        self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
+    ) -> list[Draw]:
+        """Whole layers; all other axes stay as they are."""
+        if not tensor.stacked:
+            return [{}]
+        layers = self.layer_map(source.num_layers, target.num_layers)
+        return [{"layer": self.layer_weights(tensor, layers)}]
+
+    def gradients(
+        self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
+    ) -> list[Draw]:
+        """Whole layers."""
+        if not tensor.stacked:
+            return [{}]
+        layers = self.layer_map(source.num_layers, target.num_layers)
+        return [{"layer": self.layer_gradients(tensor, layers)}]
+
+    def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
+        """Layers that compute something are new."""
+        return None if self.preserves_function else "new layers change what the model computes"
+
+
+def originals(layers: AxisMap) -> Gather:
+    """``layers`` without copies: of target layers that copy one, the first keeps it."""
+    assert isinstance(layers, Gather)
+    return layers.first_only()

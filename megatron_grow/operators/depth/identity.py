@@ -1,0 +1,26 @@
+"""The operator ``identity``."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+from megatron_grow.operators.depth.base import originals
+from megatron_grow.operators.depth.copying_zero import CopyingZero
+from megatron_grow.state.axes import Constant, LogicalTensor
+from megatron_grow.state.maps import AxisMap
+
+
+class Identity(CopyingZero):
+    """Insert copies whose norms and biases are zero, spread evenly among the originals.
+
+    The depth operator of staged training (Shen et al. 2022, arXiv 2203.06211). Function-preserving,
+    exactly: behind a zero norm a branch computes nothing. At first only the norms of a new layer
+    receive gradient.
+    """
+
+    name: ClassVar[str] = "identity"
+
+    def layer_weights(self, tensor: LogicalTensor, layers: AxisMap) -> AxisMap:
+        """Copies of matrices; zeros for norms and biases."""
+        if tensor.norm is None and not tensor.key.endswith("bias"):
+            return layers
+        return replace(originals(layers), fresh=Constant(0.0))

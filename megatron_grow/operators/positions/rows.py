@@ -1,0 +1,94 @@
+"""The operators of ``positions``: rows of a learned position embedding beyond the source's."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.operators.base import Draw, Operator
+from megatron_grow.operators.depth.mix import interpolation
+from megatron_grow.operators.expansion import cyclic, padded
+from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.state.maps import AxisMap, Dense, Gather
+
+
+@dataclass(frozen=True)
+class PositionOperator(Operator):
+    """Grows ``max_position_embeddings``; rotary positions have no rows and need none."""
+
+    def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
+        """Positions."""
+        return {"position"}
+
+    def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
+        """More, and learned."""
+        if target.position_embedding_type != "learned_absolute":
+            raise UserError(f"{where}: rotary positions have no rows to grow; leave it out")
+
+    @abstractmethod
+    def rows(self, source: int, target: int) -> AxisMap:
+        """Where each position comes from."""
+
+    def weights(
+        self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
+    ) -> list[Draw]:
+        """The position embedding alone has them."""
+        rows = self.rows(source.max_position_embeddings, target.max_position_embeddings)
+        return [{axis.name: rows for axis in tensor.axes if axis.name == "position"}]
+
+    def gradients(
+        self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
+    ) -> list[Draw]:
+        """Old positions keep theirs."""
+        rows = padded(source.max_position_embeddings, target.max_position_embeddings)
+        return [{axis.name: Gather(rows) for axis in tensor.axes if axis.name == "position"}]
+
+    def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
+        """None: sequences of the old length see the old rows."""
+        return None
+
+
+class PositionCopy(PositionOperator):
+    """Repeat the source's positions."""
+
+    name: ClassVar[str] = "copy"
+
+    def rows(self, source: int, target: int) -> Gather:
+        """p0 p1 -> p0 p1 p0 p1."""
+        return Gather(cyclic(source, target))
+
+
+class PositionRandom(PositionOperator):
+    """Draw new positions."""
+
+    name: ClassVar[str] = "random"
+
+    def rows(self, source: int, target: int) -> Gather:
+        """p0 p1 -> p0 p1 * *."""
+        return Gather(padded(source, target))
+
+
+class PositionInterpolate(PositionOperator):
+    """Stretch the source's positions over the new length, linearly.
+
+    Not function-preserving: a position now means another distance.
+    """
+
+    name: ClassVar[str] = "interpolate"
+
+    def rows(self, source: int, target: int) -> Dense:
+        """First and last stay."""
+        return Dense(interpolation(source, target))
+
+    def gradients(
+        self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
+    ) -> list[Draw]:
+        """As the rows."""
+        return self.weights(tensor, source, target)
+
+    def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
+        """All positions move."""
+        return "positions are stretched"

@@ -1,0 +1,121 @@
+"""Operators that work alike along the hidden size, the heads and the feed-forward units."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.operators.expansion import AxisOperator, Expansion
+
+Sizes = dict[str, tuple[int, int]]
+"""Size before and after of each axis that grows, by name."""
+
+
+@dataclass(frozen=True)
+class UnitOperator(AxisOperator):
+    """Grows hidden units (``width``), heads (``heads``) or feed-forward units (``ffn``).
+
+    Heads grow by more key/value groups, or by more query heads in each group, or both; a head's own
+    size stays. A group's query heads stay with its key and value head.
+    """
+
+    kind: Literal["width", "heads", "ffn"]
+    """Which units; the key of ``grow`` under which the operator was named."""
+    whole_factor: ClassVar[bool] = False
+    """Whether the target must be a multiple of the source."""
+
+    @abstractmethod
+    def expand(self, axis: str, source: int, target: int, model: ModelConfig) -> Expansion:
+        """How ``source`` units of ``axis`` become the ``target`` of ``model``."""
+
+    def caveat_along(self, axis: str, source: int, target: int, model: ModelConfig) -> str | None:
+        """Why growth along ``axis`` changes the function; None if it does not."""
+        return None
+
+    def sizes(self, source: ModelConfig, target: ModelConfig) -> Sizes:
+        """What grows."""
+        before, after = _units(source)[self.kind], _units(target)[self.kind]
+        return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
+
+    def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
+        """Refuse what it cannot grow."""
+        if self.kind == "heads" and source.head_dim != target.head_dim:
+            raise UserError(
+                f"{where}: {self.name} keeps the size of a head, which goes from {source.head_dim} "
+                f"to {target.head_dim} (hidden_size / num_attention_heads, unless kv_channels says "
+                "otherwise); set model.kv_channels or use head_size"
+            )
+        for axis, (before, after) in self.sizes(source, target).items():
+            if after < before:
+                raise UserError(
+                    f"{where}: {axis} would go from {before} to {after}; a run only grows"
+                )
+            if self.whole_factor and after % before:
+                raise UserError(
+                    f"{where}: {self.name} needs a whole factor along {axis}, not "
+                    f"{before} -> {after}; {after // before * before} or "
+                    f"{(after // before + 1) * before} would be possible"
+                )
+
+    def expansions(self, source: ModelConfig, target: ModelConfig) -> dict[str, Expansion]:
+        """Each axis that grows; query heads as rows of QKV and as columns of the projection."""
+        found = {
+            axis: self.expand(axis, before, after, target)
+            for axis, (before, after) in self.sizes(source, target).items()
+        }
+        if "query_head" in found:
+            found["qkv_head"] = _with_key_and_value(found["query_head"])
+        return found
+
+    def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
+        """The first reason, if any."""
+        for axis, (before, after) in self.sizes(source, target).items():
+            if reason := self.caveat_along(axis, before, after, target):
+                return reason
+        return None
+
+
+def epsilon_caveat(source: ModelConfig, target: ModelConfig, kept: float) -> str | None:
+    """Why padding by units that norms see as zero changes the function, if it does.
+
+    Args:
+        source: the shape before.
+        target: the shape after.
+        kept: share of the target's hidden units that are not padding; variances shrink by it.
+    """
+    needed = source.layernorm_epsilon * kept
+    if kept == 1.0 or abs(target.layernorm_epsilon / needed - 1) < 1e-6:
+        return None
+    return (
+        f"variances shrink by {kept:.4g} and layernorm_epsilon={target.layernorm_epsilon:g} does "
+        f"not; with {needed:.6g} in the target the function is kept"
+    )
+
+
+def _units(model: ModelConfig) -> dict[str, dict[str, int]]:
+    return {
+        "width": {"hidden": model.hidden_size},
+        "heads": {
+            "kv_group": model.query_groups,
+            "query_head": model.num_attention_heads // model.query_groups,
+        },
+        "ffn": {"ffn": model.ffn_size},
+    }
+
+
+def _with_key_and_value(queries: Expansion) -> Expansion:
+    """The same along a group's rows of QKV: its query heads, then its key, then its value."""
+    before = max(queries.index) + 1
+
+    def more(factors: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return None if factors is None else (*factors, 1.0, 1.0)
+
+    return replace(
+        queries,
+        index=(*queries.index, before, before + 1),
+        scale=more(queries.scale),
+        share=more(queries.share),
+    )

@@ -1,0 +1,56 @@
+"""The operator ``lemon``."""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import ClassVar
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.operators.expansion import ZERO, Expansion, cyclic, uneven_shares
+from megatron_grow.operators.units.base import UnitOperator, epsilon_caveat
+from megatron_grow.state.maps import FRESH
+
+
+@dataclass(frozen=True)
+class Lemon(UnitOperator):
+    """Copy all units as often as they fit, with uneven shares, and pad the rest.
+
+    LEMON (Wang et al. 2023, arXiv 2310.07999). Function-preserving for any target: hidden units
+    that no whole copy fills are the mean of the others under LayerNorm and zero under RMSNorm,
+    neither of which the norm passes on, and its gain makes up for the changed variance (its epsilon
+    must, too: the plan says which). Uneven shares let copies learn apart; along the hidden size they
+    pass through norms, so that carried moments of rows are right on average only.
+    """
+
+    name: ClassVar[str] = "lemon"
+
+    split: float = 0.6
+    """What the first copy gets; the others get equal parts of the rest."""
+
+    def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
+        """Besides: a share is a share."""
+        super().check(source, target, where)
+        if not 0.0 < self.split < 1.0:
+            raise UserError(f"{where}.split={self.split} must lie between 0 and 1")
+
+    def expand(self, axis: str, source: int, target: int, model: ModelConfig) -> Expansion:
+        """0 1 -> 0 1 0 1 *."""
+        copied = target // source * source
+        index = (*cyclic(source, copied), *[FRESH] * (target - copied))
+        share = (*uneven_shares(index[:copied], self.split), *[1.0] * (target - copied))
+        if axis != "hidden":
+            return Expansion(index, share=share, new_columns=ZERO)
+        return Expansion(
+            index,
+            share=share,
+            new_rows=ZERO,
+            mean_rows=model.normalization == "LayerNorm" and copied < target,
+            gain=sqrt(copied / target),
+        )
+
+    def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
+        """Besides: the norms' epsilon."""
+        if reason := super().caveat(source, target):
+            return reason
+        kept = target.hidden_size // source.hidden_size * source.hidden_size / target.hidden_size
+        return epsilon_caveat(source, target, kept) if self.kind == "width" else None

@@ -1,0 +1,110 @@
+"""The operators of ``vocab``: what a new token's embedding and head row begin as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.operators.base import Draw, Operator
+from megatron_grow.operators.expansion import padded
+from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.state.maps import FRESH, AxisMap, Gather, MeanPadding
+
+
+def _tokens(model: ModelConfig) -> int:
+    assert model.vocab_size is not None, "the tokenizer supplies it"
+    return model.vocab_size
+
+
+@dataclass(frozen=True)
+class VocabRandom(Operator):
+    """Keep the rows of known tokens and draw new ones.
+
+    Tokens that the source knew keep their logits; the softmax now counts the others.
+    """
+
+    name: ClassVar[str] = "random"
+
+    def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
+        """Tokens."""
+        return {"vocab"}
+
+    def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
+        """No token is lost."""
+        if _tokens(target) < _tokens(source):
+            raise UserError(
+                f"{where}: vocab_size goes from {_tokens(source)} to {_tokens(target)}; it only "
+                "grows, unless a mapping names the rows to keep"
+            )
+
+    def rows(self, source: ModelConfig, target: ModelConfig) -> AxisMap:
+        """Known tokens in place; padding is made anew."""
+        return Gather(padded(_tokens(source), target.padded_vocab_size))
+
+    def weights(
+        self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
+    ) -> list[Draw]:
+        """Embedding and head alike."""
+        return [
+            {axis.name: self.rows(source, target) for axis in tensor.axes if axis.name == "vocab"}
+        ]
+
+    def gradients(
+        self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
+    ) -> list[Draw]:
+        """Only of known tokens."""
+        known = Gather(padded(_tokens(source), target.padded_vocab_size))
+        return [{axis.name: known for axis in tensor.axes if axis.name == "vocab"}]
+
+    def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
+        """New logits take part in the softmax."""
+        return "new tokens take part in the softmax"
+
+
+@dataclass(frozen=True)
+class VocabMean(VocabRandom):
+    """Keep the rows of known tokens; new ones begin as their mean (Hewitt 2021)."""
+
+    name: ClassVar[str] = "mean"
+
+    def rows(self, source: ModelConfig, target: ModelConfig) -> AxisMap:
+        """Known tokens in place, then their mean."""
+        kept = Gather(tuple(range(_tokens(source))))
+        return MeanPadding(kept, target.padded_vocab_size, _tokens(source))
+
+
+@dataclass(frozen=True)
+class VocabMapping(VocabRandom):
+    """Give every token of the target the row that a list names: for another tokenizer."""
+
+    name: ClassVar[str] = "mapping"
+
+    tokens: list[int] = field(default_factory=list)
+    """For each token of the target, the source's token whose row it takes; -1: fresh."""
+
+    def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
+        """One known token for each."""
+        if len(self.tokens) != _tokens(target):
+            raise UserError(
+                f"{where}.tokens names {len(self.tokens)} tokens; the target has "
+                f"vocab_size={_tokens(target)}"
+            )
+        for token in self.tokens:
+            if not FRESH <= token < _tokens(source):
+                raise UserError(
+                    f"{where}.tokens names token {token}; the source has 0 to "
+                    f"{_tokens(source) - 1}, and -1 is fresh"
+                )
+
+    def rows(self, source: ModelConfig, target: ModelConfig) -> AxisMap:
+        """As named, then fresh padding."""
+        padding = target.padded_vocab_size - len(self.tokens)
+        return Gather((*self.tokens, *[FRESH] * padding))
+
+    def gradients(
+        self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
+    ) -> list[Draw]:
+        """As the rows."""
+        return self.weights(tensor, source, target)
