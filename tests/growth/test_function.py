@@ -18,6 +18,7 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth.plan import growth
+from megatron_grow.operators import OPERATORS
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import Box, full, slices
 from megatron_grow.state.maps import materialise

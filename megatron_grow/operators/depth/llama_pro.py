@@ -23,6 +23,6 @@ class LlamaPro(CopyingZero):
             possible = [before + n for n in range(1, before + 1) if before % n == 0]
             raise UserError(
                 f"{where}: llama_pro inserts one layer after every n; {new} new layers do not "
-                f"divide the source's {before}; num_layers of {', '.join(map(str, possible))} would "
-                "be possible, or copying_zero"
+                f"divide the source's {before}; num_layers of {', '.join(map(str, possible))} "
+                "would be possible, or copying_zero"
             )

@@ -17,9 +17,9 @@ class Lemon(UnitOperator):
 
     LEMON (Wang et al. 2023, arXiv 2310.07999). Function-preserving for any target: hidden units
     that no whole copy fills are the mean of the others under LayerNorm and zero under RMSNorm,
-    neither of which the norm passes on, and its gain makes up for the changed variance (its epsilon
-    must, too: the plan says which). Uneven shares let copies learn apart; along the hidden size they
-    pass through norms, so that carried moments of rows are right on average only.
+    neither of which the norm passes on, and its gain makes up for the changed variance (its
+    epsilon must, too: the plan says which). Uneven shares let copies learn apart; along the hidden
+    size they pass through norms, so that carried moments of rows are right on average only.
     """
 
     name: ClassVar[str] = "lemon"
