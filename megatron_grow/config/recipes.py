@@ -22,6 +22,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "hypercloning": {"width": "hypercloning", "heads": "hypercloning", "ffn": "hypercloning"},
     # Wang et al. 2023, arXiv 2310.07999
     "lemon": {"depth": "copying_zero", "width": "lemon", "heads": "lemon", "ffn": "lemon"},
+    # Yao et al. 2023, arXiv 2305.02869
+    "msg": {
+        "depth": "random",
+        "width": "random",
+        "heads": "random",
+        "ffn": "random",
+        "mask_iters": 1000,
+    },
     # Shen et al. 2022, arXiv 2203.06211
     "staged": {"depth": "identity", "width": "block_diagonal"},
 }

@@ -40,11 +40,15 @@ class GrowSection:
     """``carry``, the default, maps moments as gradients; ``carry_old`` keeps those of original
     entries and starts duplicates at zero; ``reset`` starts all at zero."""
 
+    mask_iters: int | None = None
+    """Steps over which random new units fade in (MSG); 0, the default: they take part at once."""
+
     def __post_init__(self) -> None:
         for key, value in expand(self.recipe).items():
             if getattr(self, key) is None:
                 setattr(self, key, value)
-        self.optimizer_state = self.optimizer_state or "carry"
+        if self.mask_iters is not None and self.mask_iters < 0:
+            raise UserError(f"grow.mask_iters={self.mask_iters} must be 0 or more")
 
     @property
     def operators(self) -> dict[str, str | dict[str, Any]]:

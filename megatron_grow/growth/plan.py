@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from megatron_grow.config.errors import UserError
@@ -10,7 +10,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.optimizer_state import Policy, moment_map
 from megatron_grow.operators import operator
-from megatron_grow.operators.base import Draw, Operator
+from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import LogicalTensor, logical_tensors
 from megatron_grow.state.live import MAIN_PARAM
 from megatron_grow.state.maps import (
@@ -39,6 +39,8 @@ class Plan:
     """What grows, for people."""
     caveats: tuple[str, ...] = ()
     """Why the function changes, if it does."""
+    fading_in: NewUnits = field(default_factory=dict)
+    """By axis, the new units that are masked at first."""
 
     def map(self, key: str, kind: str) -> TensorMap:
         """The map of one kind of state of the tensor ``key``."""
@@ -118,7 +120,8 @@ def growth(
         grow.optimizer_state or "carry",
         seed,
         _summary(working, grown),
-        _caveats(working, source, target),
+        _caveats(working, source, target, masked=bool(grow.mask_iters)),
+        _fading_in(working, source, target, where) if grow.mask_iters else {},
     )
 
 
@@ -194,13 +197,27 @@ def _summary(operators: dict[str, Operator], grown: dict[str, tuple[int, int]]) 
     return ", ".join(parts) or "the same model"
 
 
+def _fading_in(
+    operators: dict[str, Operator], source: ModelConfig, target: ModelConfig, where: str
+) -> NewUnits:
+    fading = [chosen for chosen in operators.values() if chosen.can_fade_in]
+    if not fading:
+        raise UserError(f"{where}.mask_iters masks random new units; no operator here makes any")
+    return {
+        axis: flags
+        for chosen in fading
+        for axis, flags in chosen.new_units(source, target).items()
+        if any(flags)
+    }
+
+
 def _caveats(
-    operators: dict[str, Operator], source: ModelConfig, target: ModelConfig
+    operators: dict[str, Operator], source: ModelConfig, target: ModelConfig, masked: bool
 ) -> tuple[str, ...]:
     found = [
         f"{key}: {reason}"
         for key, chosen in operators.items()
-        if (reason := chosen.caveat(source, target))
+        if not (masked and chosen.can_fade_in) and (reason := chosen.caveat(source, target))
     ]
     if source.rotary_base != target.rotary_base:
         found.append(f"rotary_base: {source.rotary_base} -> {target.rotary_base} moves positions")

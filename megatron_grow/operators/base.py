@@ -10,6 +10,9 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.maps import AxisMap
 
+NewUnits = dict[str, tuple[bool, ...]]
+"""By axis, a flag for each unit."""
+
 Draw = dict[str, AxisMap]
 """How a tensor's axes are drawn, by name; an axis that is absent stays as it is."""
 
@@ -24,6 +27,8 @@ class Operator(ABC):
     """
 
     name: ClassVar[str]
+    can_fade_in: ClassVar[bool] = False
+    """Whether masking its new units at first (``grow.mask_iters``) preserves the function."""
 
     @abstractmethod
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
@@ -44,6 +49,10 @@ class Operator(ABC):
     ) -> list[Draw]:
         """How its gradient, and so a carried moment, follows from the source's; fresh is zero."""
         return self.weights(tensor, source, target)
+
+    def new_units(self, source: ModelConfig, target: ModelConfig) -> NewUnits:
+        """Along each axis, which of the target's units are new."""
+        return {}
 
     @abstractmethod
     def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:

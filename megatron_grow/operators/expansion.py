@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.operators.base import Draw, Operator
+from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import Axis, Constant, Init, LogicalTensor, Role
-from megatron_grow.state.maps import FRESH, AxisMap, Gather, MeanPadding
+from megatron_grow.state.maps import FRESH, AxisMap, Gather, MeanPadding, Noise
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Expansion:
     """The same for columns that consume them."""
     mean_rows: bool = False
     """New activations, all of them at the end, are the mean of the source's."""
+    noise: Noise | None = None
+    """On the columns of matrices that consume."""
     gain: float = 1.0
     """Factor on the gains of norms over this axis, whose statistics new activations change."""
 
@@ -42,8 +44,10 @@ class Expansion:
         """How ``axis`` of ``tensor`` is drawn."""
         factor = self.gain if tensor.norm == "gain" else 1.0
         if axis.role is Role.CONSUMES:
-            new = None if tensor.norm else self.new_columns
-            return Gather(self.index, _times(self.share, len(self.index), factor), new)
+            share = _times(self.share, len(self.index), factor)
+            if tensor.norm:
+                return Gather(self.index, share)
+            return Gather(self.index, share, self.new_columns, self.noise)
         new = None if tensor.norm else self.new_rows
         rows = Gather(self.index, _times(self.scale, len(self.index), factor), new)
         if self.mean_rows and axis.role is Role.PRODUCES and not tensor.norm:
@@ -70,9 +74,12 @@ class AxisOperator(Operator):
     def expansions(self, source: ModelConfig, target: ModelConfig) -> dict[str, Expansion]:
         """How each of its axes grows, by name."""
 
-    def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
-        """Those that it expands."""
-        return set(self.expansions(source, target))
+    def new_units(self, source: ModelConfig, target: ModelConfig) -> NewUnits:
+        """Those that copy none."""
+        return {
+            name: tuple(i == FRESH for i in found.index)
+            for name, found in self.expansions(source, target).items()
+        }
 
     def weights(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 
-from megatron_grow.state.axes import Constant, Init, LogicalTensor
+from megatron_grow.state.axes import Constant, Init, LogicalTensor, Normal
 from megatron_grow.state.boxes import Box, shape_of, slices, subtract
 from megatron_grow.state.fresh import fresh
 
@@ -25,6 +25,18 @@ FRESH = -1
 
 # A gather of more runs than this over one slice reads the range that spans them, once.
 _MOST_RUNS = 8
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Entry i is multiplied by 1 + ``level[i]`` x e, with e normal and new for every other index.
+
+    Entries with one ``partner`` get the same e; with opposite levels, what they add up to stays.
+    """
+
+    partner: tuple[int, ...]
+    """An entry of the axis."""
+    level: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,8 @@ class Segment:
     """Factor for each target entry."""
     fresh: Init | None = None
     """Rule for these entries if they are fresh; None: the tensor's own."""
+    noise: Noise | None = None
+    """Of these entries."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,7 @@ class Gather:
     scale: tuple[float, ...] | None = None
     fresh: Init | None = None
     """Rule for entries of index ``FRESH``; None: the tensor's own."""
+    noise: Noise | None = None
 
     def segments(self, start: int, stop: int) -> list[Segment]:
         """What entries ``start:stop`` need: runs of consecutive source entries, and fresh runs."""
@@ -74,7 +89,12 @@ class Gather:
         return [
             Segment((a, b), None, fresh=self.fresh)
             if self.index[a] == FRESH
-            else Segment((a, b), (self.index[a], self.index[a] + b - a), scale=self._scales(a, b))
+            else Segment(
+                (a, b),
+                (self.index[a], self.index[a] + b - a),
+                scale=self._scales(a, b),
+                noise=self._noise(a, b),
+            )
             for a, b in runs
         ]
 
@@ -133,8 +153,15 @@ class Gather:
             return Segment((a, b), None, fresh=self.fresh)
         low, high = min(part), max(part) + 1
         return Segment(
-            (a, b), (low, high), index=torch.tensor(part) - low, scale=self._scales(a, b)
+            (a, b),
+            (low, high),
+            index=torch.tensor(part) - low,
+            scale=self._scales(a, b),
+            noise=self._noise(a, b),
         )
+
+    def _noise(self, a: int, b: int) -> Noise | None:
+        return self.noise and Noise(self.noise.partner[a:b], self.noise.level[a:b])
 
     def _scales(self, a: int, b: int) -> torch.Tensor | None:
         if self.scale is None:
@@ -260,6 +287,7 @@ def materialise(
     for term, block in blocks:
         if _is_drawn(block):
             part, values = out[slices(_target(block), box)], _draw(term, block, read)
+            values = _noisy(values, tensor_map.target, block, seed)
             part.copy_(values) if one_term else part.add_(values.to(out.device))
     for rest, rule in _missing(tensor_map, box, blocks):
         fresh(tensor_map.target, rest, rule, seed, out[slices(rest, box)])
@@ -324,6 +352,25 @@ def _draw(term: Term, block: Sequence[Segment], read: Read) -> torch.Tensor:
             values = values * segment.scale.to(values).view(shape)
     # One row of a mix may stand for many entries.
     return values.expand(shape_of(_target(block)))
+
+
+def _noisy(
+    values: torch.Tensor, tensor: LogicalTensor, block: Sequence[Segment], seed: int
+) -> torch.Tensor:
+    """``values`` of one block of ``tensor``, with the noise of its segments."""
+    for axis, segment in enumerate(block):
+        if segment.noise is None:
+            continue
+        partner = torch.tensor(segment.noise.partner)
+        first = int(partner.min())
+        box = list(_target(block))
+        box[axis] = (first, int(partner.max()) + 1)
+        of_noise = replace(tensor, key=f"{tensor.key}/noise")
+        drawn = fresh(of_noise, tuple(box), Normal(1.0), seed).index_select(axis, partner - first)
+        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+        level = torch.tensor(segment.noise.level, dtype=torch.float64).view(shape)
+        values = values * (1 + level.to(values) * drawn.to(values))
+    return values
 
 
 def _mix(matrix: torch.Tensor, values: torch.Tensor, axis: int) -> torch.Tensor:

@@ -1,191 +1,246 @@
-"""Every operator against a GPT in plain PyTorch, in fp64: logits, and gradients tensor by tensor.
-
-The growth is applied to the whole model at once, without ranks: what is tested is the algebra.
-"""
+"""Plans: published factors, groups, tokens, positions, order, policies and mistakes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
-from megatron_grow.growth.plan import Plan, growth
-from megatron_grow.state.axes import logical_tensors
-from megatron_grow.state.boxes import Box, full, slices
+from megatron_grow.growth.plan import growth
+from megatron_grow.operators import operator
 from megatron_grow.state.live import MAIN_PARAM
-from megatron_grow.state.maps import materialise
-from tests.model import reference
-
-GPT2 = ModelConfig(
-    num_layers=2,
-    hidden_size=8,
-    num_attention_heads=4,
-    kv_channels=4,
-    ffn_hidden_size=12,
-    vocab_size=40,
-    make_vocab_size_divisible_by=8,
-    max_position_embeddings=8,
-)
-UNTIED = replace(GPT2, share_embeddings_and_output_weights=False, activation="squared_relu")
-LLAMA = replace(
+from tests.growth.algebra import (
+    GPT2,
+    LLAMA,
     UNTIED,
-    num_query_groups=2,
-    position_embedding_type="rope",
-    normalization="RMSNorm",
-    activation="swiglu",
-    add_bias_linear=False,
+    applied,
+    grown_model,
+    loss_and_gradients,
+    weights_of,
 )
-TIED_LLAMA = replace(LLAMA, share_embeddings_and_output_weights=True, add_qkv_bias=True)
-MODELS = {"GPT-2": GPT2, "untied": UNTIED, "LLaMA": LLAMA, "tied LLaMA": TIED_LLAMA}
-
-Weights = dict[str, torch.Tensor]
 
 
-def weights_of(model: ModelConfig, seed: int = 0) -> Weights:
-    """Random ones, in which no norm is one and no bias zero; (checkpoint shapes)."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        key: (
-            torch.randn(tensor.checkpoint_shape, generator=generator, dtype=torch.float64) * 0.4
-            + (1.0 if tensor.norm == "gain" else 0.0)
+def test_noise_is_at_the_stated_ratio_and_apart_in_every_row() -> None:
+    """At 10 dB, as HyperCloning has it: a tenth of the power, mirrored between a pair's halves."""
+    source = replace(GPT2, num_layers=1, hidden_size=64, vocab_size=512)
+    target = replace(source, hidden_size=128)
+    weights = weights_of(source)
+    quiet, noisy = (
+        applied(
+            growth(
+                source,
+                target,
+                GrowSection(width={"operator": "hypercloning", "snr_db": snr}),
+                target_depth=1,
+                seed=3,
+            ),
+            source,
+            weights,
+            MAIN_PARAM,
         )
-        for key, tensor in logical_tensors(model).items()
-    }
+        for snr in (None, 10.0)
+    )
+    key = "decoder.layers.mlp.linear_fc1.weight"
+    noise = noisy[key] - quiet[key]
+    assert noise.square().mean() / quiet[key].square().mean() == pytest.approx(0.1, rel=0.1)
+    assert torch.allclose(noise[..., :64], -noise[..., 64:])
+    relative = (noise / quiet[key])[0, :, :64]
+    assert torch.corrcoef(relative).triu(1).abs().max() < 0.6  # 64 samples a row
+    embedding = "embedding.word_embeddings.weight"
+    assert torch.equal(noisy[embedding], quiet[embedding])
 
 
-def applied(plan: Plan, source: ModelConfig, values: Weights, kind: str) -> Weights:
-    """The plan, applied to whole tensors."""
-    before = logical_tensors(source)
-
-    def read(key: str, box: Box) -> torch.Tensor:
-        return values[key].view(before[key].shape)[slices(box)]
-
-    return {
-        key: materialise(
-            plan.map(key, kind),
-            full(tensor.shape),
-            read,
-            plan.seed,
-            torch.empty(tensor.shape, dtype=torch.float64),
-        ).view(tensor.checkpoint_shape)
-        for key, tensor in plan.tensors.items()
-    }
+# Published ratios and factors.
 
 
-TOKENS = torch.randint(0, 40, (3, 9), generator=torch.Generator().manual_seed(5))
+def ratios(source: ModelConfig, target: ModelConfig, grow: dict[str, Any]) -> dict[str, set[float]]:
+    """What carried first moments are multiplied by, tensor by tensor; zeros left out."""
+    plan = growth(source, target, GrowSection(**grow), target_depth=9, seed=3)
+    ones = {key: torch.ones_like(value) for key, value in weights_of(source).items()}
+    carried = applied(plan, source, ones, "exp_avg")
+    return {key: set(value.unique().tolist()) - {0.0} for key, value in carried.items()}
 
 
-def loss_and_gradients(model: ModelConfig, weights: Weights) -> tuple[torch.Tensor, Weights]:
-    """Logits' log-softmax losses of some text, and gradients of their sum."""
-    leaves = {key: value.clone().requires_grad_() for key, value in weights.items()}
-    losses = reference.losses(model, leaves, TOKENS[:, :8], TOKENS[:, 1:])
-    losses.sum().backward()
-    zero = torch.zeros(())
-    return losses.detach(), {
-        key: zero if leaf.grad is None else leaf.grad for key, leaf in leaves.items()
-    }
+def test_published_gradient_ratios() -> None:
+    """HyperCloning x2: 0.5, and 1 for the head; block-diagonal x2: 0.5, and 1 for the last norm."""
+    twice = {"hidden_size": 16, "groups": 2.0, "ffn_hidden_size": 24}
+    for key, found in ratios(
+        UNTIED, grown_model(UNTIED, twice), {"recipe": "hypercloning"}
+    ).items():
+        assert found == ({1.0} if key == "output_layer.weight" else {0.5}), key
+    for key, found in ratios(GPT2, grown_model(GPT2, twice), {"width": "block_diagonal"}).items():
+        assert found == ({1.0} if "final_layernorm" in key else {0.5}), key
 
 
-@dataclass
-class Case:
-    grow: dict[str, Any]
-    model: dict[str, Any]
-    carries: bool = True
-    """Whether moments follow exactly."""
+@pytest.mark.parametrize(
+    ("growth_of_width", "both", "none"),
+    [
+        (0.25, 0.7559, 0.8944),
+        (0.5, 0.6325, 0.8165),
+        (1, 0.5, 0.7071),
+        (2, 0.3333, 0.5774),
+        (3, 0.25, 0.5),
+    ],
+)
+def test_sparkling_factors(growth_of_width: float, both: float, none: float) -> None:
+    """arXiv 2602.02472: what consumers are multiplied by, for a relative growth of c."""
+    for copy, factor in (("both", both), ("none", none)):
+        made = operator("width", {"operator": "sparkling", "copy": copy}, "grow.width")
+        target = replace(GPT2, hidden_size=int(8 * (1 + growth_of_width)))
+        (expansion,) = made.expansions(GPT2, target).values()  # type: ignore[attr-defined]
+        assert list(expansion.share) == pytest.approx([factor] * len(expansion.share), abs=5e-5)
 
 
-EPS = GPT2.layernorm_epsilon
-PRESERVING: dict[str, Case] = {
-    "ffn fpi": Case({"ffn": "fpi"}, {"ffn_hidden_size": 20}),
-    "ffn tiled": Case({"ffn": "hypercloning"}, {"ffn_hidden_size": 48}),
-    "ffn lemon": Case({"ffn": "lemon"}, {"ffn_hidden_size": 31}),
-    "ffn zero": Case({"ffn": "zero"}, {"ffn_hidden_size": 17}),
-    "groups fpi": Case({"heads": "fpi"}, {"groups": 5}),
-    "groups hypercloning": Case({"heads": "hypercloning"}, {"groups": 2.0}),
-    "groups lemon": Case({"heads": "lemon"}, {"groups": 9}),
-    "groups zero": Case({"heads": "zero"}, {"groups": 6}),
-    "queries fpi": Case({"heads": "fpi"}, {"per_group": 5}),
-    "queries zero": Case({"heads": "zero"}, {"per_group": 3}),
-    "groups and queries": Case(
-        {"heads": {"operator": "fpi", "map": "cyclic"}}, {"groups": 6, "per_group": 4}
+# Groups, vocabulary, positions.
+
+
+def test_regrouping_to_single_heads_and_back() -> None:
+    """GQA to MHA keeps the function; back, the copies are equal, so their average is too."""
+    many = replace(LLAMA, num_query_groups=4)
+    weights = weights_of(LLAMA)
+    losses, _ = loss_and_gradients(LLAMA, weights)
+    there = growth(LLAMA, many, GrowSection(heads="regroup"), target_depth=2, seed=1)
+    assert there.caveats == ()
+    apart = applied(there, LLAMA, weights, MAIN_PARAM)
+    assert torch.allclose(loss_and_gradients(many, apart)[0], losses, rtol=1e-12, atol=0)
+    back = growth(many, LLAMA, GrowSection(heads="regroup"), target_depth=2, seed=1)
+    assert any("averaged" in caveat for caveat in back.caveats)
+    for key, value in applied(back, many, apart, MAIN_PARAM).items():
+        assert torch.allclose(value, weights[key], rtol=1e-14, atol=0), key
+
+
+def test_new_tokens() -> None:
+    """Known rows stay; new ones are drawn, the mean of the known, or those that a list names."""
+    target = replace(GPT2, vocab_size=45)
+    weights = weights_of(GPT2)
+    key = "embedding.word_embeddings.weight"
+    known = weights[key][:40]
+    specs = {"random": "random", "mean": "mean", "mapping": {"operator": "mapping"}}
+    specs["mapping"] = {"operator": "mapping", "tokens": [*range(1, 40), *[-1] * 5, 7]}
+    for name, spec in specs.items():
+        plan = growth(GPT2, target, GrowSection(vocab=spec), target_depth=2, seed=1)
+        rows = applied(plan, GPT2, weights, MAIN_PARAM)[key]
+        assert rows.shape == (48, 8)
+        if name == "mapping":
+            assert torch.equal(rows[:39], known[1:]) and torch.equal(rows[44], known[7])
+            assert rows[39:44].abs().max() < 0.2  # fresh: the init's deviation is 0.02
+            continue
+        assert torch.equal(rows[:40], known)
+        mean = known.mean(0).expand(5, -1)
+        assert torch.allclose(rows[40:45], mean, rtol=1e-12) == (name == "mean")
+
+
+def test_new_positions() -> None:
+    target = replace(GPT2, max_position_embeddings=15)
+    weights = weights_of(GPT2)
+    key = "embedding.position_embeddings.weight"
+    known = weights[key]
+    for name in ("copy", "random", "interpolate"):
+        plan = growth(GPT2, target, GrowSection(positions=name), target_depth=2, seed=1)
+        rows = applied(plan, GPT2, weights, MAIN_PARAM)[key]
+        if name == "interpolate":
+            assert torch.allclose(rows[::2], known)
+            assert torch.allclose(rows[1::2], (known[1:] + known[:-1]) / 2)
+        else:
+            assert torch.equal(rows[:8], known)
+            assert torch.equal(rows[8:], known[:7]) == (name == "copy")
+
+
+# Order, policies, mistakes.
+
+
+def test_operators_commute() -> None:
+    """One growth along four axes has the same bits as four growths, in any order."""
+    steps: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"depth": "copying_inter"}, {"num_layers": 5}),
+        ({"width": "hypercloning"}, {"hidden_size": 16}),
+        ({"heads": {"operator": "fpi", "map": "cyclic"}}, {"groups": 8}),
+        ({"ffn": "fpi"}, {"ffn_hidden_size": 19}),
+    ]
+    grow = {name: spec for grows, _ in steps for name, spec in grows.items()}
+    sizes = {name: size for _, changes in steps for name, size in changes.items()}
+    weights = weights_of(GPT2)
+    target = grown_model(GPT2, sizes)
+    together = growth(GPT2, target, GrowSection(**grow), target_depth=5, seed=3)
+    for kind in (MAIN_PARAM, "exp_avg", "exp_avg_sq"):
+        at_once = applied(together, GPT2, weights, kind)
+        for order in (steps, steps[::-1], [steps[i] for i in (2, 0, 3, 1)]):
+            model, values = GPT2, weights
+            for grows, changes in order:
+                after = grown_model(model, changes)
+                plan = growth(model, after, GrowSection(**grows), target_depth=5, seed=3)
+                model, values = after, applied(plan, model, values, kind)
+            for key, value in at_once.items():
+                assert torch.equal(values[key], value), (kind, key)
+
+
+def test_carry_old_keeps_originals_alone() -> None:
+    """Every entry of the source's moments is in the target once, at an original's place."""
+    sizes = {"num_layers": 4, "hidden_size": 16, "groups": 2.0, "ffn_hidden_size": 24}
+    cases = [
+        ({"recipe": "hypercloning", "depth": "copying_stack"}, sizes),
+        ({"width": "block_diagonal", "depth": "copying_inter"}, sizes),
+    ]
+    for grow, changes in cases:
+        target = grown_model(GPT2, changes)
+        section = GrowSection(**grow, optimizer_state="carry_old")
+        plan = growth(GPT2, target, section, target_depth=5, seed=3)
+        moments = weights_of(GPT2, seed=1)
+        carried = applied(plan, GPT2, moments, "exp_avg")
+        for key, value in moments.items():
+            assert (carried[key] != 0).sum() == value.numel(), key
+
+
+MISTAKES = {
+    "a factor that is none": (
+        {"width": "hypercloning"},
+        {"hidden_size": 12},
+        ["grow.width", "hypercloning", "hidden", "8 -> 12", "8 or 16"],
     ),
-    "head size": Case({"heads": "head_size"}, {"kv_channels": 8}),
-    "width hypercloning": Case({"width": "hypercloning"}, {"hidden_size": 24}),
-    "width fpi": Case({"width": {"operator": "fpi", "map": "cyclic"}}, {"hidden_size": 16}),
-    "width block-diagonal": Case(
-        {"width": "block_diagonal"}, {"hidden_size": 16, "groups": 2.0, "ffn_hidden_size": 24}
+    "a key that is missing": (
+        {"ffn": "fpi"},
+        {"hidden_size": 16, "ffn_hidden_size": 24},
+        ["grow.width is missing", "hidden_size", "8 to 16"],
     ),
-    "hypercloning": Case(
-        {"recipe": "hypercloning"}, {"hidden_size": 16, "groups": 2.0, "ffn_hidden_size": 36}
+    "nothing to do": ({"ffn": "fpi"}, {}, ["grow.ffn", "nothing to do"]),
+    "less": ({"ffn": "fpi"}, {"ffn_hidden_size": 8}, ["grow.ffn", "12 to 8"]),
+    "half of block-diagonal": (
+        {"width": "block_diagonal"},
+        {"hidden_size": 16, "groups": 2.0},
+        ["grow.width", "ffn_hidden_size", "24"],
     ),
-    "staged": Case(
-        {"recipe": "staged"},
-        {"num_layers": 4, "hidden_size": 16, "groups": 2.0, "ffn_hidden_size": 24},
+    "a head's size": (
+        {"heads": "fpi"},
+        {"kv_channels": 8, "groups": 8},
+        ["grow.heads", "4", "8", "kv_channels"],
     ),
-    "everything": Case(
-        {"depth": "copying_zero", "width": "hypercloning", "heads": "zero", "ffn": "fpi"},
-        {"num_layers": 5, "hidden_size": 16, "groups": 7, "ffn_hidden_size": 30},
+    "groups that do not divide": (
+        {"heads": "regroup"},
+        {"groups": 3, "num_attention_heads": 12},
+        ["grow.heads", "regroup"],
     ),
-    # Along the hidden size, uneven shares and means go through a norm: moments follow roughly.
-    "width lemon": Case(
-        {"width": "lemon"},
-        {"hidden_size": 21, "layernorm_epsilon": EPS * 16 / 21},
-        carries=False,
+    "nothing to mask": (
+        {"ffn": "fpi", "mask_iters": 5},
+        {"ffn_hidden_size": 24},
+        ["mask_iters", "random"],
     ),
-    "lemon": Case(
-        {"recipe": "lemon"},
-        {
-            "num_layers": 3,
-            "hidden_size": 13,
-            "groups": 5,
-            "ffn_hidden_size": 20,
-            "layernorm_epsilon": EPS * 8 / 13,
-        },
-        carries=False,
-    ),
-    "depth zero": Case({"depth": "zero"}, {"num_layers": 5}),
-    "depth copying_zero": Case({"depth": "copying_zero"}, {"num_layers": 5}),
-    "depth identity": Case({"depth": "identity"}, {"num_layers": 4}),
-    "llama_pro": Case({"recipe": "llama_pro"}, {"num_layers": 3}),
+    "fewer tokens": ({"vocab": "mean"}, {"vocab_size": 39}, ["grow.vocab", "40", "39"]),
 }
 
 
-def grown_model(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
-    """``groups`` (a factor if a float) and ``per_group`` are key/value groups and their queries."""
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name: str) -> None:
+    grow, changes, parts = MISTAKES[name]
     changes = dict(changes)
-    groups = changes.pop("groups", model.query_groups)
-    if isinstance(groups, float):
-        groups = int(groups * model.query_groups)
-    per_group = changes.pop("per_group", model.num_attention_heads // model.query_groups)
-    heads = {"num_query_groups": groups, "num_attention_heads": groups * per_group}
-    return replace(model, **heads, **changes)
-
-
-@pytest.mark.parametrize("name", PRESERVING)
-@pytest.mark.parametrize("kind", MODELS)
-def test_function_and_gradients(name: str, kind: str) -> None:
-    """Losses to 1e-12; each tensor's gradient is what ``carry`` makes of the source's."""
-    case, source = PRESERVING[name], MODELS[kind]
-    target = grown_model(source, case.model)
-    plan = growth(source, target, GrowSection(**case.grow), target_depth=9, seed=3)
-    assert plan.caveats == ()
-    weights = weights_of(source)
-    losses, gradients = loss_and_gradients(source, weights)
-    grown_losses, grown_gradients = loss_and_gradients(
-        target, applied(plan, source, weights, MAIN_PARAM)
-    )
-    assert (grown_losses - losses).abs().max() < 1e-12 * losses.abs().max()
-    if not case.carries:
-        return
-    carried = applied(plan, source, gradients, "exp_avg")
-    squares = applied(plan, source, {k: g.square() for k, g in gradients.items()}, "exp_avg_sq")
-    for key, gradient in grown_gradients.items():
-        where = carried[key] != 0
-        assert where.any() == (gradients[key].abs().max() > 0 if key in gradients else False)
-        difference = (gradient - carried[key])[where]
-        assert difference.abs().max() < 1e-11 * gradient.abs().max(), key
-        assert torch.allclose(squares[key], carried[key].square(), rtol=1e-12, atol=0), key
+    heads = {k: changes.pop(k) for k in ("num_attention_heads",) if k in changes}
+    target = replace(grown_model(GPT2, changes), **heads)
+    with pytest.raises(UserError) as error:
+        growth(GPT2, target, GrowSection(**grow), target_depth=2, seed=1)
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.operators.base import Draw, Operator
+from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import LogicalTensor
-from megatron_grow.state.maps import AxisMap, Gather
+from megatron_grow.state.maps import FRESH, AxisMap, Gather
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,13 @@ class DepthOperator(Operator):
             return [{}]
         layers = self.layer_map(source.num_layers, target.num_layers)
         return [{"layer": self.layer_gradients(tensor, layers)}]
+
+    def new_units(self, source: ModelConfig, target: ModelConfig) -> NewUnits:
+        """Layers that copy none."""
+        layers = self.layer_map(source.num_layers, target.num_layers)
+        if not isinstance(layers, Gather):
+            return {}
+        return {"layer": tuple(i == FRESH for i in layers.index)}
 
     def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
         """Layers that compute something are new."""

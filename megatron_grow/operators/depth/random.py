@@ -16,6 +16,7 @@ class Random(DepthOperator):
 
     name: ClassVar[str] = "random"
     least_source_layers: ClassVar[int] = 0
+    can_fade_in: ClassVar[bool] = True
 
     def layer_map(self, source: int, target: int) -> Gather:
         """w1 w2 -> w1 w2 * *."""

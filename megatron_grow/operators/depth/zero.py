@@ -17,6 +17,7 @@ class Zero(Random):
 
     name: ClassVar[str] = "zero"
     preserves_function: ClassVar[bool] = True
+    can_fade_in: ClassVar[bool] = False
 
     def layer_map(self, source: int, target: int) -> Gather:
         """w1 w2 -> w1 w2 0 0."""

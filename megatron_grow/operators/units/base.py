@@ -40,6 +40,11 @@ class UnitOperator(AxisOperator):
         before, after = _units(source)[self.kind], _units(target)[self.kind]
         return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
 
+    def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
+        """Those that grow."""
+        grown = set(self.sizes(source, target))
+        return grown | {"qkv_head"} if "query_head" in grown else grown
+
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Refuse what it cannot grow."""
         if self.kind == "heads" and source.head_dim != target.head_dim:

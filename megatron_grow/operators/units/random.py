@@ -16,6 +16,7 @@ class UnitRandom(UnitOperator):
     """
 
     name: ClassVar[str] = "random"
+    can_fade_in: ClassVar[bool] = True
 
     def expand(self, axis: str, source: int, target: int, model: ModelConfig) -> Expansion:
         """0 1 -> 0 1 * *."""

@@ -1,0 +1,142 @@
+"""New units that fade in: masked structural growth (MSG, Yao et al. 2023, arXiv 2305.02869).
+
+After a growth the new units of an axis are multiplied by a mask that rises from 0 to 1 over some
+steps, so that the function is preserved whatever the new weights are. Nothing of it is in the
+model's code: hooks do it, and are gone when the mask is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.utils import unwrap_model
+from torch.utils.hooks import RemovableHandle
+
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.model.norms import Norm
+from megatron_grow.parallel import cpu
+
+NewUnits = dict[str, tuple[bool, ...]]
+"""By axis (``layer``, ``hidden``, ``kv_group``, ``query_head``, ``ffn``): which units are new."""
+
+
+class FadeIn:
+    """The masks of one stage, on the chunks of this rank."""
+
+    def __init__(
+        self, chunks: Sequence[torch.nn.Module], model: ModelConfig, new: NewUnits
+    ) -> None:
+        """Hook into ``chunks``; :meth:`set` says how far along the new units are."""
+        self._new = {axis: torch.tensor(flags, device=cpu.device()) for axis, flags in new.items()}
+        self._model = model
+        self._handles: list[RemovableHandle] = []
+        self._masks: dict[str, torch.Tensor] = {}
+        self.set(0.0)
+        for chunk in chunks:
+            self._hook(unwrap_model(chunk))
+
+    def set(self, strength: float) -> None:
+        """Multiply new units by ``strength`` from now on."""
+        for axis, new in self._new.items():
+            self._masks[axis] = torch.where(new, strength, 1.0)
+
+    def remove(self) -> None:
+        """Leave a plain model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    # Where the masks act
+
+    def _hook(self, gpt: GPTModel) -> None:
+        hidden = "hidden" in self._new
+        if hidden and gpt.pre_process:
+            self._after(gpt.embedding, self._mask_stream)
+        for layer in gpt.decoder.layers:
+            number = layer.layer_number - 1
+            for end in (layer.self_attention.linear_proj, layer.mlp.linear_fc2):
+                self._after(end, partial(self._mask_branch, layer=number))
+            self._before(layer.self_attention.linear_proj, self._mask_heads)
+            self._before(layer.mlp.linear_fc2, self._mask_ffn)
+            if hidden:
+                self._replace_norm(layer.input_layernorm)
+                self._replace_norm(layer.pre_mlp_layernorm)
+        if hidden and gpt.post_process:
+            self._replace_norm(gpt.decoder.final_layernorm)
+
+    def _after(self, module: torch.nn.Module, change: Callable[[Any], Any]) -> None:
+        def hook(_: torch.nn.Module, __: tuple, output: Any) -> Any:
+            return change(output)
+
+        self._handles.append(module.register_forward_hook(hook))
+
+    def _before(self, module: torch.nn.Module, change: Callable[[Any], Any]) -> None:
+        def hook(_: torch.nn.Module, inputs: tuple) -> tuple:
+            return (change(inputs[0]), *inputs[1:])
+
+        self._handles.append(module.register_forward_pre_hook(hook))
+
+    def _replace_norm(self, norm: torch.nn.Module) -> None:
+        def hook(module: Norm, inputs: tuple, _: torch.Tensor) -> torch.Tensor:
+            return self._norm(module, inputs[0])
+
+        self._handles.append(norm.register_forward_hook(hook))
+
+    # What they do there
+
+    def _of(self, axis: str, like: torch.Tensor) -> torch.Tensor:
+        return self._masks[axis].to(like.dtype)
+
+    def _mask_stream(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., hidden)."""
+        return x * self._of("hidden", x)
+
+    def _mask_branch(self, output: tuple, layer: int) -> tuple:
+        """What a layer adds to the residual stream: a value and, apart, its bias."""
+        factor = torch.ones((), device=cpu.device())
+        if "layer" in self._masks:
+            factor = factor * self._masks["layer"][layer]
+        if "hidden" in self._masks:
+            factor = factor * self._masks["hidden"]
+        return tuple(None if part is None else part * factor.to(part.dtype) for part in output)
+
+    def _mask_heads(self, context: torch.Tensor) -> torch.Tensor:
+        """(..., heads of this rank x head size), group by group."""
+        model = self._model
+        per_group = model.num_attention_heads // model.query_groups
+        mask = torch.ones(model.query_groups, per_group, device=context.device)
+        if "kv_group" in self._masks:
+            mask = mask * self._masks["kv_group"][:, None]
+        if "query_head" in self._masks:
+            mask = mask * self._masks["query_head"]
+        mask = _mine(mask).flatten().repeat_interleave(model.head_dim)
+        return context * mask.to(context.dtype)
+
+    def _mask_ffn(self, inner: torch.Tensor) -> torch.Tensor:
+        """(..., feed-forward units of this rank)."""
+        if "ffn" not in self._masks:
+            return inner
+        return inner * _mine(self._of("ffn", inner))
+
+    def _norm(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        """A norm whose statistics count every unit as far as it is there."""
+        mask = self._masks["hidden"]
+        count, values = mask.sum(), x.float()
+        if norm.bias is None:
+            scale = (values.square().sum(-1, keepdim=True) / count + norm.eps).rsqrt()
+            return (values * scale).to(x.dtype) * norm.weight
+        centred = values - values.sum(-1, keepdim=True) / count
+        variance = (mask * centred.square()).sum(-1, keepdim=True) / count
+        normed = centred * (variance + norm.eps).rsqrt() * norm.weight.float() + norm.bias.float()
+        return (normed * mask).to(x.dtype)
+
+
+def _mine(mask: torch.Tensor) -> torch.Tensor:
+    """This tensor-parallel rank's part."""
+    parts = parallel_state.get_tensor_model_parallel_world_size()
+    return mask.chunk(parts)[parallel_state.get_tensor_model_parallel_rank()]

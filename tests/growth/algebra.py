@@ -1,0 +1,103 @@
+"""Growth of whole models in fp64, without ranks: the algebra alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.growth.plan import Plan
+from megatron_grow.state.axes import logical_tensors
+from megatron_grow.state.boxes import Box, full, slices
+from megatron_grow.state.maps import materialise
+from tests.model import reference
+
+GPT2 = ModelConfig(
+    num_layers=2,
+    hidden_size=8,
+    num_attention_heads=4,
+    kv_channels=4,
+    ffn_hidden_size=12,
+    vocab_size=40,
+    make_vocab_size_divisible_by=8,
+    max_position_embeddings=8,
+)
+UNTIED = replace(GPT2, share_embeddings_and_output_weights=False, activation="squared_relu")
+LLAMA = replace(
+    UNTIED,
+    num_query_groups=2,
+    position_embedding_type="rope",
+    normalization="RMSNorm",
+    activation="swiglu",
+    add_bias_linear=False,
+)
+TIED_LLAMA = replace(LLAMA, share_embeddings_and_output_weights=True, add_qkv_bias=True)
+MODELS = {"GPT-2": GPT2, "untied": UNTIED, "LLaMA": LLAMA, "tied LLaMA": TIED_LLAMA}
+
+Weights = dict[str, torch.Tensor]
+
+
+def weights_of(model: ModelConfig, seed: int = 0) -> Weights:
+    """Random ones, in which no norm is one and no bias zero; (checkpoint shapes)."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        key: (
+            torch.randn(tensor.checkpoint_shape, generator=generator, dtype=torch.float64) * 0.4
+            + (1.0 if tensor.norm == "gain" else 0.0)
+        )
+        for key, tensor in logical_tensors(model).items()
+    }
+
+
+def applied(plan: Plan, source: ModelConfig, values: Weights, kind: str) -> Weights:
+    """The plan, applied to whole tensors."""
+    before = logical_tensors(source)
+
+    def read(key: str, box: Box) -> torch.Tensor:
+        return values[key].view(before[key].shape)[slices(box)]
+
+    return {
+        key: materialise(
+            plan.map(key, kind),
+            full(tensor.shape),
+            read,
+            plan.seed,
+            torch.empty(tensor.shape, dtype=torch.float64),
+        ).view(tensor.checkpoint_shape)
+        for key, tensor in plan.tensors.items()
+    }
+
+
+TOKENS = torch.randint(0, 40, (3, 9), generator=torch.Generator().manual_seed(5))
+
+
+def loss_and_gradients(model: ModelConfig, weights: Weights) -> tuple[torch.Tensor, Weights]:
+    """Logits' log-softmax losses of some text, and gradients of their sum."""
+    leaves = {key: value.clone().requires_grad_() for key, value in weights.items()}
+    losses = reference.losses(model, leaves, TOKENS[:, :8], TOKENS[:, 1:])
+    losses.sum().backward()
+    zero = torch.zeros(())
+    return losses.detach(), {
+        key: zero if leaf.grad is None else leaf.grad for key, leaf in leaves.items()
+    }
+
+
+@dataclass
+class Case:
+    grow: dict[str, Any]
+    model: dict[str, Any]
+    carries: bool = True
+    """Whether moments follow exactly."""
+
+
+def grown_model(model: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
+    """``groups`` (a factor if a float) and ``per_group`` are key/value groups and their queries."""
+    changes = dict(changes)
+    groups = changes.pop("groups", model.query_groups)
+    if isinstance(groups, float):
+        groups = int(groups * model.query_groups)
+    per_group = changes.pop("per_group", model.num_attention_heads // model.query_groups)
+    heads = {"num_query_groups": groups, "num_attention_heads": groups * per_group}
+    return replace(model, **heads, **changes)

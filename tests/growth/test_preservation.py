@@ -1,0 +1,156 @@
+"""Every operator against a GPT in plain PyTorch, in fp64: losses, and gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_grow.config.stages import GrowSection
+from megatron_grow.growth.plan import growth
+from megatron_grow.state.live import MAIN_PARAM
+from tests.growth.algebra import (
+    GPT2,
+    LLAMA,
+    MODELS,
+    Case,
+    applied,
+    grown_model,
+    loss_and_gradients,
+    weights_of,
+)
+
+EPS = GPT2.layernorm_epsilon
+PRESERVING: dict[str, Case] = {
+    "ffn fpi": Case({"ffn": "fpi"}, {"ffn_hidden_size": 20}),
+    "ffn tiled": Case({"ffn": "hypercloning"}, {"ffn_hidden_size": 48}),
+    "ffn lemon": Case({"ffn": "lemon"}, {"ffn_hidden_size": 31}),
+    "ffn zero": Case({"ffn": "zero"}, {"ffn_hidden_size": 17}),
+    "groups fpi": Case({"heads": "fpi"}, {"groups": 5}),
+    "groups hypercloning": Case({"heads": "hypercloning"}, {"groups": 2.0}),
+    "groups lemon": Case({"heads": "lemon"}, {"groups": 9}),
+    "groups zero": Case({"heads": "zero"}, {"groups": 6}),
+    "queries fpi": Case({"heads": "fpi"}, {"per_group": 5}),
+    "queries zero": Case({"heads": "zero"}, {"per_group": 3}),
+    "groups and queries": Case(
+        {"heads": {"operator": "fpi", "map": "cyclic"}}, {"groups": 6, "per_group": 4}
+    ),
+    "head size": Case({"heads": "head_size"}, {"kv_channels": 8}),
+    "width hypercloning": Case({"width": "hypercloning"}, {"hidden_size": 24}),
+    "width fpi": Case({"width": {"operator": "fpi", "map": "cyclic"}}, {"hidden_size": 16}),
+    "width block-diagonal": Case(
+        {"width": "block_diagonal"}, {"hidden_size": 16, "groups": 2.0, "ffn_hidden_size": 24}
+    ),
+    "hypercloning": Case(
+        {"recipe": "hypercloning"}, {"hidden_size": 16, "groups": 2.0, "ffn_hidden_size": 36}
+    ),
+    "staged": Case(
+        {"recipe": "staged"},
+        {"num_layers": 4, "hidden_size": 16, "groups": 2.0, "ffn_hidden_size": 24},
+    ),
+    "everything": Case(
+        {"depth": "copying_zero", "width": "hypercloning", "heads": "zero", "ffn": "fpi"},
+        {"num_layers": 5, "hidden_size": 16, "groups": 7, "ffn_hidden_size": 30},
+    ),
+    "noise": Case(
+        {
+            "width": {"operator": "hypercloning", "snr_db": 10},
+            "ffn": {"operator": "hypercloning", "snr_db": 10},
+        },
+        {"hidden_size": 24, "ffn_hidden_size": 24},
+        carries=False,
+    ),
+    # Along the hidden size, uneven shares and means go through a norm: moments follow roughly.
+    "width lemon": Case(
+        {"width": "lemon"},
+        {"hidden_size": 21, "layernorm_epsilon": EPS * 16 / 21},
+        carries=False,
+    ),
+    "lemon": Case(
+        {"recipe": "lemon"},
+        {
+            "num_layers": 3,
+            "hidden_size": 13,
+            "groups": 5,
+            "ffn_hidden_size": 20,
+            "layernorm_epsilon": EPS * 8 / 13,
+        },
+        carries=False,
+    ),
+    "depth zero": Case({"depth": "zero"}, {"num_layers": 5}),
+    "depth copying_zero": Case({"depth": "copying_zero"}, {"num_layers": 5}),
+    "depth identity": Case({"depth": "identity"}, {"num_layers": 4}),
+    "llama_pro": Case({"recipe": "llama_pro"}, {"num_layers": 3}),
+}
+
+
+@pytest.mark.parametrize("name", PRESERVING)
+@pytest.mark.parametrize("kind", MODELS)
+def test_function_and_gradients(name: str, kind: str) -> None:
+    """Losses to 1e-12; each tensor's gradient is what ``carry`` makes of the source's."""
+    case, source = PRESERVING[name], MODELS[kind]
+    target = grown_model(source, case.model)
+    plan = growth(source, target, GrowSection(**case.grow), target_depth=9, seed=3)
+    assert plan.caveats == ()
+    weights = weights_of(source)
+    losses, gradients = loss_and_gradients(source, weights)
+    grown_losses, grown_gradients = loss_and_gradients(
+        target, applied(plan, source, weights, MAIN_PARAM)
+    )
+    assert (grown_losses - losses).abs().max() < 1e-12 * losses.abs().max()
+    if not case.carries:
+        return
+    carried = applied(plan, source, gradients, "exp_avg")
+    squares = applied(plan, source, {k: g.square() for k, g in gradients.items()}, "exp_avg_sq")
+    for key, gradient in grown_gradients.items():
+        where = carried[key] != 0
+        assert where.any() == (gradients[key].abs().max() > 0 if key in gradients else False)
+        difference = (gradient - carried[key])[where]
+        assert difference.abs().max() < 1e-11 * gradient.abs().max(), key
+        assert torch.allclose(squares[key], carried[key].square(), rtol=1e-12, atol=0), key
+
+
+# What is not function-preserving says so before the run, and by how much is pinned here.
+
+CHANGING: dict[str, tuple[Case, str, float]] = {
+    "random ffn": (Case({"ffn": "random"}, {"ffn_hidden_size": 20}), "random", 1e-5),
+    "random heads": (Case({"heads": "random"}, {"groups": 6}), "random", 1e-5),
+    "uneven width": (Case({"width": "fpi"}, {"hidden_size": 12}), "statistics", 1e-2),
+    "aki": (
+        Case({"width": "aki", "ffn": "aki"}, {"hidden_size": 16, "ffn_hidden_size": 24}),
+        "layer above",
+        1e-2,
+    ),
+    "sparkling": (Case({"width": "sparkling"}, {"hidden_size": 12}), "RMS", 1e-2),
+    "stack": (Case({"depth": "copying_stack"}, {"num_layers": 4}), "layers", 1e-2),
+    "epsilon": (Case({"width": "lemon"}, {"hidden_size": 12}), "layernorm_epsilon", 1e-9),
+    "interpolated": (
+        Case({"positions": "interpolate"}, {"max_position_embeddings": 12}),
+        "stretched",
+        1e-3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_what_changes_the_function_says_so(name: str) -> None:
+    case, reason, least = CHANGING[name]
+    target = grown_model(GPT2, case.model)
+    plan = growth(GPT2, target, GrowSection(**case.grow), target_depth=9, seed=3)
+    assert any(reason in caveat for caveat in plan.caveats)
+    weights = weights_of(GPT2)
+    losses, _ = loss_and_gradients(GPT2, weights)
+    grown, _ = loss_and_gradients(target, applied(plan, GPT2, weights, MAIN_PARAM))
+    assert (grown - losses).abs().max() > least * losses.abs().max()
+    if name == "epsilon":
+        assert (grown - losses).abs().max() < 1e-4 * losses.abs().max()
+
+
+def test_zero_padding_under_layer_norm_moves_the_mean() -> None:
+    target = replace(GPT2, hidden_size=12)
+    plan = growth(GPT2, target, GrowSection(width="zero"), target_depth=2, seed=1)
+    assert any("mean" in caveat for caveat in plan.caveats)
+    rms = replace(LLAMA, layernorm_epsilon=1e-5)
+    padded = replace(rms, hidden_size=12, layernorm_epsilon=1e-5 * 8 / 12)
+    assert growth(rms, padded, GrowSection(width="zero"), target_depth=2, seed=1).caveats == ()
