@@ -17,7 +17,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     # Wu et al. 2024, arXiv 2401.02415
     "llama_pro": {"depth": "llama_pro"},
     # Chen et al. 2021, arXiv 2110.07143
-    "bert2bert": {"depth": "copying_stack", "width": "aki", "heads": "aki", "ffn": "aki"},
+    "bert2bert": {
+        "depth": {"operator": "copying_stack", "remainder": "top"},
+        "width": "aki",
+        "heads": "aki",
+        "ffn": "aki",
+    },
     # Samragh et al. 2024, arXiv 2409.12903
     "hypercloning": {"width": "hypercloning", "heads": "hypercloning", "ffn": "hypercloning"},
     # Wang et al. 2023, arXiv 2310.07999

@@ -264,6 +264,12 @@ def sources(tensor_map: TensorMap, box: Box) -> list[tuple[str, Box]]:
     ]
 
 
+def fresh_parts(tensor_map: TensorMap, box: Box) -> list[tuple[Box, Init]]:
+    """The parts of ``box`` that draw on nothing, and how they are made."""
+    blocks = [(term, block) for term in tensor_map.terms for block in _blocks(term.axes, box)]
+    return _missing(tensor_map, box, blocks)
+
+
 def materialise(
     tensor_map: TensorMap, box: Box, read: Read, seed: int, out: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -43,6 +43,8 @@ def model(layers: int) -> ModelConfig:
     [
         ("copying_stack", 4, 6, [0, 1, 2, 3, 0, 1]),
         ("copying_stack", 3, 7, [0, 1, 2, 0, 1, 2, 0]),
+        ({"operator": "copying_stack", "remainder": "top"}, 3, 7, [0, 1, 2, 0, 1, 2, 2]),
+        ("copying_inter", 3, 12, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]),
         ("copying_inter", 4, 6, [0, 0, 1, 2, 2, 3]),
         ("copying_inter", 3, 6, [0, 0, 1, 1, 2, 2]),
         ("copying_last", 4, 6, [0, 1, 2, 3, 3, 3]),

@@ -1,7 +1,7 @@
 """The operator ``copying_stack``."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
@@ -21,6 +21,8 @@ class CopyingStack(DepthOperator):
 
     whole_factor: bool = False
     """Refuse a target that is no multiple of the source, as G_stack has it."""
+    remainder: Literal["bottom", "top"] = "bottom"
+    """Which of the source's layers fill what no whole copy does; bert2BERT takes the top ones."""
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Besides: the factor."""
@@ -34,4 +36,7 @@ class CopyingStack(DepthOperator):
 
     def layer_map(self, source: int, target: int) -> Gather:
         """w1 w2 -> w1 w2 w1 w2."""
-        return Gather(tuple(i % source for i in range(target)))
+        whole = target // source * source
+        first = source - (target - whole) if self.remainder == "top" else 0
+        rest = range(first, first + target - whole)
+        return Gather((*(i % source for i in range(whole)), *rest))
