@@ -75,6 +75,9 @@ class RunConfig:
         return stages
 
 
+_PRINT = "--print_config"
+
+
 def build_parser() -> ArgumentParser:
     """The command line of ``pretrain_progressive.py``."""
     parser = ArgumentParser(
@@ -92,12 +95,16 @@ def parse_run(argv: list[str] | None = None) -> RunConfig:
 
     Raises:
         UserError: an unknown or malformed field, or a file that is not there.
+        SystemExit: after printing what ``--help`` or ``--print_config`` asks for.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if _PRINT in argv:
+        # jsonargparse's own would print what was written, not what a recipe stands for.
+        print(to_yaml(parse_run([part for part in argv if part != _PRINT])), end="")
+        raise SystemExit(0)
     parser = build_parser()
     try:
-        namespace: Namespace = parser.parse_args(
-            _replacing_lists(sys.argv[1:] if argv is None else argv)
-        )
+        namespace: Namespace = parser.parse_args(_replacing_lists(argv))
         values = parser.instantiate(namespace)
     except UserError:
         raise

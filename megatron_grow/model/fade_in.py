@@ -7,7 +7,7 @@ model's code: hooks do it, and are gone when the mask is 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,17 +21,24 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.model.norms import Norm
 from megatron_grow.parallel import cpu
 
-NewUnits = dict[str, tuple[bool, ...]]
-"""By axis (``layer``, ``hidden``, ``kv_group``, ``query_head``, ``ffn``): which units are new."""
-
 
 class FadeIn:
     """The masks of one stage, on the chunks of this rank."""
 
     def __init__(
-        self, chunks: Sequence[torch.nn.Module], model: ModelConfig, new: NewUnits
+        self,
+        chunks: Sequence[torch.nn.Module],
+        model: ModelConfig,
+        new: Mapping[str, Sequence[bool]],
     ) -> None:
-        """Hook into ``chunks``; :meth:`set` says how far along the new units are."""
+        """Hook into ``chunks``; :meth:`set` says how far along the new units are.
+
+        Args:
+            chunks: this rank's, of the local layer specification.
+            model: their shape.
+            new: for each axis that has grown (``layer``, ``hidden``, ``kv_group``, ``query_head``,
+                ``ffn``), which of its units are new.
+        """
         self._new = {axis: torch.tensor(flags, device=cpu.device()) for axis, flags in new.items()}
         self._model = model
         self._handles: list[RemovableHandle] = []
