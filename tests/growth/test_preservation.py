@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.plan import growth
 from megatron_grow.state.live import MAIN_PARAM
@@ -154,3 +158,59 @@ def test_zero_padding_under_layer_norm_moves_the_mean() -> None:
     rms = replace(LLAMA, layernorm_epsilon=1e-5)
     padded = replace(rms, hidden_size=12, layernorm_epsilon=1e-5 * 8 / 12)
     assert growth(rms, padded, GrowSection(width="zero"), target_depth=2, seed=1).caveats == ()
+
+
+@st.composite
+def growths(draw: st.DrawFn) -> tuple[ModelConfig, ModelConfig, GrowSection]:
+    """Any shape, grown by preserving operators along any of its axes."""
+    base = MODELS[draw(st.sampled_from(sorted(MODELS)))]
+    groups, per_group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    source = replace(
+        base,
+        num_layers=draw(st.integers(1, 3)),
+        hidden_size=draw(st.integers(2, 9)),
+        kv_channels=2 * draw(st.integers(1, 3)),
+        num_query_groups=groups,
+        num_attention_heads=groups * per_group,
+        ffn_hidden_size=draw(st.integers(1, 9)),
+    )
+    more = {key: draw(st.integers(0, 4)) for key in ("layers", "groups", "queries", "ffn")}
+    factor = draw(st.integers(1, 3))
+    grown_groups = groups + more["groups"]
+    target = replace(
+        source,
+        num_layers=source.num_layers + more["layers"],
+        hidden_size=source.hidden_size * factor,
+        num_query_groups=grown_groups,
+        num_attention_heads=grown_groups * (per_group + more["queries"]),
+        ffn_hidden_size=source.ffn_size + more["ffn"],
+    )
+    units = st.sampled_from([{"operator": "fpi", "seed": draw(st.integers(0, 9))}, "lemon", "zero"])
+    grow: dict[str, Any] = {}
+    if more["layers"]:
+        grow["depth"] = draw(st.sampled_from(["zero", "copying_zero", "identity"]))
+    if factor > 1:
+        grow["width"] = draw(
+            st.sampled_from(["hypercloning", {"operator": "fpi", "map": "cyclic"}])
+        )
+    if more["groups"] or more["queries"]:
+        grow["heads"] = draw(units)
+    if more["ffn"]:
+        grow["ffn"] = draw(units)
+    return source, target, GrowSection(**grow)
+
+
+@settings(max_examples=30)
+@given(growths())
+def test_any_shape(case: tuple[ModelConfig, ModelConfig, GrowSection]) -> None:
+    source, target, grow = case
+    plan = growth(source, target, grow, target_depth=9, seed=3)
+    assert plan.caveats == ()
+    weights = weights_of(source)
+    losses, gradients = loss_and_gradients(source, weights)
+    grown, grown_gradients = loss_and_gradients(target, applied(plan, source, weights, MAIN_PARAM))
+    assert (grown - losses).abs().max() < 1e-12 * losses.abs().max()
+    carried = applied(plan, source, gradients, "exp_avg")
+    for key, gradient in grown_gradients.items():
+        difference = (gradient - carried[key])[carried[key] != 0]
+        assert not len(difference) or difference.abs().max() < 1e-11 * gradient.abs().max(), key
