@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_grow.config.model import ModelConfig
@@ -77,20 +79,20 @@ def tokens(step: int, vocab: int, batch: int, length: int) -> torch.Tensor:
 
 def micro_batches(config: RunConfig, first_step: int) -> Iterator[dict[str, torch.Tensor]]:
     """This data-parallel rank's share of :func:`tokens`, micro-batch by micro-batch."""
-    train = config.train
+    stages = config.resolve(dist.get_world_size())
     peers = parallel_state.get_data_parallel_world_size()
     rank = parallel_state.get_data_parallel_rank()
-    step = first_step
-    while True:
-        batch = tokens(step, config.model.vocab_size, train.global_batch_size, train.seq_length)
-        for micro in batch.split(train.micro_batch_size)[rank::peers]:
+    for step in count(first_step):
+        shape = next((s for s in stages if step < s.last_step), stages[-1]).batch
+        length = shape.seq_length
+        batch = tokens(step, config.model.vocab_size, shape.global_batch_size, length)
+        for micro in batch.split(shape.micro_batch_size)[rank::peers]:
             yield {
                 "tokens": micro[:, :-1],
                 "labels": micro[:, 1:],
-                "position_ids": torch.arange(train.seq_length).expand(len(micro), -1),
-                "loss_mask": torch.ones(len(micro), train.seq_length),
+                "position_ids": torch.arange(length).expand(len(micro), -1),
+                "loss_mask": torch.ones(len(micro), length),
             }
-        step += 1
 
 
 @dataclass

@@ -33,6 +33,9 @@ class Record:
     stage: int
     """Index of the stage whose model is stored."""
     consumed_samples: int
+    """Whole sequences of the run's longest ``seq_length``, for megatron-core's own resume."""
+    consumed_tokens: int
+    """Where the stream of training tokens goes on."""
     optimizer_step: int
     """Updates that the moments have seen; Adam's bias correction counts from here."""
     model: dict[str, Any]
@@ -66,6 +69,9 @@ def read_record(checkpoint: Path) -> Record:
             raise UserError(
                 f"{path} has format {values['format']}; this version reads {Record.format}"
             )
+        if "consumed_tokens" not in values:  # of a version that had one length for the whole run
+            length = values["config"]["train"]["seq_length"]
+            values["consumed_tokens"] = values["consumed_samples"] * length
         values["growths"] = [GrowthEvent(**growth) for growth in values["growths"]]
         return Record(**values)
     except FileNotFoundError:

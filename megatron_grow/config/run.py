@@ -48,28 +48,27 @@ class RunConfig:
         return Path(self.checkpoint.save or Path(self.run.output_dir) / "checkpoints")
 
     def resolve(self, world_size: int) -> list[Stage]:
-        """The stages with steps, shapes and layouts, all checked against ``world_size`` ranks.
+        """The stages, with all they resolve to, checked against ``world_size`` ranks.
 
         Raises:
             UserError: whatever in the run cannot work, with the field's name.
         """
-        stages = resolve_stages(self.stages, self.model, self.parallel, self.train.train_iters)
-        train = self.train
-        if self.model.position_embedding_type == "learned_absolute" and (
-            train.seq_length > self.model.max_position_embeddings
-        ):
-            raise UserError(
-                f"train.seq_length={train.seq_length} is longer than "
-                f"model.max_position_embeddings={self.model.max_position_embeddings}"
-            )
+        stages = resolve_stages(self.stages, self.model, self.parallel, self.train)
         for stage in stages:
-            where = f"stages[{stage.index}]"
-            stage.parallel.check(stage.model, train.seq_length, world_size, where)
-            data_parallel = stage.parallel.data_parallel_size(world_size)
-            if train.global_batch_size % (train.micro_batch_size * data_parallel):
+            where, model, batch = f"stages[{stage.index}]", stage.model, stage.batch
+            if model.position_embedding_type == "learned_absolute" and (
+                batch.seq_length > model.max_position_embeddings
+            ):
                 raise UserError(
-                    f"{where}: train.global_batch_size={train.global_batch_size} is not a multiple "
-                    f"of micro_batch_size={train.micro_batch_size} x data-parallel size "
+                    f"{where}: train.seq_length={batch.seq_length} is longer than "
+                    f"model.max_position_embeddings={model.max_position_embeddings}"
+                )
+            stage.parallel.check(model, batch.seq_length, world_size, where)
+            data_parallel = stage.parallel.data_parallel_size(world_size)
+            if batch.global_batch_size % (batch.micro_batch_size * data_parallel):
+                raise UserError(
+                    f"{where}: train.global_batch_size={batch.global_batch_size} is not a multiple "
+                    f"of micro_batch_size={batch.micro_batch_size} x data-parallel size "
                     f"{data_parallel}"
                 )
         return stages

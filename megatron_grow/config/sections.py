@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_grow.config.batch import BatchShape
 from megatron_grow.config.errors import UserError
 
 
@@ -30,7 +31,7 @@ class TrainSection:
     micro_batch_size: int = 1
     """Sequences in one forward pass of one rank."""
     seq_length: int = 1024
-    """Tokens in one sequence."""
+    """Tokens in one sequence, at its longest: a stage's may be a part of it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 keeps fp32 main parameters, gradients and optimizer state."""
     log_interval: int = 10
@@ -38,7 +39,7 @@ class TrainSection:
     eval_interval: int = 100
     """Steps between evaluations; the last step and both sides of a growth are always evaluated."""
     eval_iters: int = 10
-    """Global batches in one evaluation, always the same ones; 0 evaluates never."""
+    """Global batches in one evaluation, always the same tokens; 0 evaluates never."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Activation recomputation: of whole layers, or of the attention core alone."""
     recompute_num_layers: int = 1
@@ -59,6 +60,11 @@ class TrainSection:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
         if self.eval_iters < 0:
             raise UserError(f"train.eval_iters={self.eval_iters} must be 0 or more")
+
+    @property
+    def batch(self) -> BatchShape:
+        """What a step reads in stages that do not say otherwise."""
+        return BatchShape(self.seq_length, self.global_batch_size, self.micro_batch_size)
 
 
 @dataclass

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from math import gcd
 from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from megatron_grow.config.batch import BatchShape
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.recipes import expand
+from megatron_grow.config.sections import TrainSection
 
-Section = TypeVar("Section", ModelConfig, ParallelConfig)
+Section = TypeVar("Section", ModelConfig, ParallelConfig, BatchShape)
 
 
 @dataclass
@@ -68,6 +71,9 @@ class StageSection:
     """Fields of ``model`` that differ from the target."""
     parallel: dict[str, Any] = field(default_factory=dict)
     """Fields of ``parallel`` that differ from the run's."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """``seq_length``, ``global_batch_size`` and ``micro_batch_size`` where they differ from the
+    run's; ``seq_length`` divides the run's, of whose sequences it takes the parts in order."""
     grow: GrowSection | None = None
     """How this stage grows out of the one before; required in every stage but the first."""
     lr_multiplier: float = 1.0
@@ -78,7 +84,7 @@ class StageSection:
 
 @dataclass(frozen=True)
 class Stage:
-    """A resolved stage: a model shape, a layout and a range of global steps."""
+    """A resolved stage: a model shape, a layout, a batch and a range of global steps."""
 
     index: int
     first_step: int
@@ -88,8 +94,17 @@ class Stage:
     model: ModelConfig
     parallel: ParallelConfig
     grow: GrowSection | None
+    batch: BatchShape
+    first_token: int = 0
+    """Training tokens consumed before the stage begins; a multiple of its ``seq_length``."""
+    eval_iters: int = 0
+    """Global batches of this stage in one evaluation: in every stage the same tokens."""
     lr_multiplier: float = 1.0
     rewarmup_iters: int = 0
+
+    def tokens_at(self, step: int) -> int:
+        """Training tokens that the run has consumed after ``step``, a step of this stage."""
+        return self.first_token + (step - self.first_step) * self.batch.tokens
 
 
 def override(section: Section, values: dict[str, Any], where: str) -> Section:
@@ -108,24 +123,27 @@ def override(section: Section, values: dict[str, Any], where: str) -> Section:
         checked = parser.parse_object({**asdict(section), **values})
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from None
-    return type(section)(**vars(checked))
+    try:
+        return type(section)(**vars(checked))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def resolve_stages(
     sections: list[StageSection],
     target: ModelConfig,
     parallel: ParallelConfig,
-    train_iters: int,
+    train: TrainSection,
 ) -> list[Stage]:
-    """Turn the list as written into steps, shapes and layouts.
+    """Turn the list as written into steps, shapes, layouts and batches.
 
     An empty list is a run of the target from start to end.
 
     Raises:
         UserError: a list out of order, an unknown field, a shape that shrinks, a stage that does
-            not say how it grows.
+            not say how it grows, a batch that does not fit the stream of tokens.
     """
-    sections = sections or [StageSection()]
+    sections, train_iters = sections or [StageSection()], train.train_iters
     stages: list[Stage] = []
     for index, section in enumerate(sections):
         where = f"stages[{index}]"
@@ -152,6 +170,7 @@ def resolve_stages(
                 f"{where}.model={section.model} differs from model; the last stage is the target, "
                 "leave it out"
             )
+        batch = override(train.batch, section.train, f"{where}.train")
         stage = Stage(
             index=index,
             first_step=first_step,
@@ -159,9 +178,13 @@ def resolve_stages(
             model=model,
             parallel=override(parallel, section.parallel, f"{where}.parallel"),
             grow=section.grow,
+            batch=batch,
+            first_token=stages[-1].tokens_at(first_step) if stages else 0,
+            eval_iters=train.eval_iters * train.batch.tokens // batch.tokens,
             lr_multiplier=section.lr_multiplier,
             rewarmup_iters=section.rewarmup_iters,
         )
+        _check_batch(stage, stages[-1] if stages else None, train, where)
         if stages:
             _check_growth(stages[-1].model, stage, where)
         elif section.grow is not None:
@@ -180,6 +203,41 @@ def _step(until: int | float | None, train_iters: int, where: str) -> int:
     if until.is_integer():
         return int(until)
     raise UserError(f"{where}.until={until} must be a fraction of at most 1.0 or an integer step")
+
+
+def _check_batch(stage: Stage, before: Stage | None, train: TrainSection, where: str) -> None:
+    batch, length = stage.batch, stage.batch.seq_length
+    if train.seq_length % length:
+        raise UserError(
+            f"{where}.train.seq_length={length} does not divide train.seq_length="
+            f"{train.seq_length}, the longest of the run, of which every stage reads parts"
+        )
+    if before is not None and stage.first_token % length:
+        until = f"stages[{before.index}].until={before.last_step}"
+        steps = " or ".join(map(str, _steps_between_sequences(before, stage)))
+        advice = f"could be {steps}" if steps else "has no better value: change a batch before it"
+        raise UserError(
+            f"{where} would begin after {stage.first_token} tokens, which are no multiple of its "
+            f"seq_length={length}; {until} {advice}"
+        )
+    if stage.eval_iters * batch.tokens != train.eval_iters * train.batch.tokens:
+        multiple = batch.tokens // gcd(batch.tokens, train.batch.tokens)
+        raise UserError(
+            f"{where}: an evaluation of train.eval_iters={train.eval_iters} batches of "
+            f"{train.batch.describe()} tokens is not a whole number of this stage's batches of "
+            f"{batch.describe()}; make train.eval_iters a multiple of {multiple}"
+        )
+
+
+def _steps_between_sequences(before: Stage, stage: Stage) -> list[int]:
+    """The last step before and the first after its end where ``before`` could hand over."""
+    earlier = range(before.last_step - 1, before.first_step, -1)
+    later = range(before.last_step + 1, stage.last_step)
+    nearest = [
+        next((step for step in steps if before.tokens_at(step) % stage.batch.seq_length == 0), None)
+        for steps in (earlier, later)
+    ]
+    return [step for step in nearest if step is not None]
 
 
 _GROWING = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")

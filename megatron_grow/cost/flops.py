@@ -23,9 +23,7 @@ def flops_per_token(model: ModelConfig, part: Definition) -> int:
     return 6 * count_parameters(model, part=part)
 
 
-def flops_at_step(
-    stages: Sequence[Stage], step: int, tokens_per_step: int, part: Definition
-) -> int:
+def flops_at_step(stages: Sequence[Stage], step: int, part: Definition) -> int:
     """Cost of a run from its start to ``step``, as :func:`flops_per_token` counts it.
 
     A function of the stages alone, so that a resumed run needs nothing saved.
@@ -33,12 +31,11 @@ def flops_at_step(
     Args:
         stages: the resolved stages of the run.
         step: global steps done.
-        tokens_per_step: tokens in one global batch.
         part: which parameters cost.
     """
     return sum(
         max(0, min(step, stage.last_step) - stage.first_step)
-        * tokens_per_step
+        * stage.batch.tokens
         * flops_per_token(stage.model, part)
         for stage in stages
     )

@@ -15,7 +15,8 @@ def flops_ratio(stages: Sequence[tuple[float, ModelConfig]], part: Definition) -
     parameters it is ``(tau N_s + (T - tau) N_L) / (T N_L)`` (Bu 2025).
 
     Args:
-        stages: (steps, shape) in order; any unit of steps, shares of the run included.
+        stages: (tokens, shape) in order, in any unit; steps, or shares of the run, where all steps
+            read as many tokens.
         part: which parameters cost.
     """
     steps = sum(length for length, _ in stages)

@@ -1,7 +1,8 @@
 """A progressive run against its fixed-size twin: at equal step and at equal FLOPs.
 
 The twin is a run of the progressive one's target from start to end, for as many steps on the same
-batches. Nothing here imports torch.
+stream of tokens. Where stages have smaller batches, as many steps are fewer tokens, and the summary
+says so. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Run:
     """(evaluations,)"""
     flops: dict[Cost, NDArray[np.float64]]
     """(evaluations,) each; since the start of the run."""
+    tokens: int
+    """Training tokens consumed up to the last evaluation."""
     growths: list[Growth]
     wall_seconds: float
     """Training steps and growths; evaluation, checkpoints and restarts are not in it."""
@@ -50,7 +53,7 @@ class Run:
 def load_run(output_dir: Path) -> Run:
     """Read the metrics of the run that wrote to ``output_dir``.
 
-    FLOPs at an evaluation that fell between two logged steps are interpolated.
+    FLOPs and tokens at an evaluation that fell between two logged steps are interpolated.
 
     Raises:
         UserError: not a run, or without the rows that a comparison needs.
@@ -71,7 +74,8 @@ def load_run(output_dir: Path) -> Run:
             output_dir=output_dir,
             steps=steps,
             val_loss=losses,
-            flops={cost: _flops_at(steps, rows, cost) for cost in COSTS},
+            flops={cost: _spent_at(steps, rows, cost) for cost in COSTS},
+            tokens=round(_spent_at(steps, rows, "consumed_tokens")[-1]),
             growths=_growths(train, growth),
             wall_seconds=_wall_seconds(train, growth),
         )
@@ -170,8 +174,8 @@ def _evaluations(
     return steps, np.array([loss for _, loss in points], dtype=np.float64)
 
 
-def _flops_at(
-    steps: NDArray[np.int64], rows: list[dict[str, Any]], cost: Cost
+def _spent_at(
+    steps: NDArray[np.int64], rows: list[dict[str, Any]], cost: Cost | Literal["consumed_tokens"]
 ) -> NDArray[np.float64]:
     known = {0: 0.0} | {row["step"]: float(row[cost]) for row in rows if cost in row}
     if len(known) == 1:
@@ -201,6 +205,7 @@ def _final(run: Run) -> dict[str, Any]:
     return {
         "output_dir": str(run.output_dir),
         "val_loss": float(run.val_loss[-1]),
+        "consumed_tokens": run.tokens,
         **{cost: float(run.flops[cost][-1]) for cost in COSTS},
         "wall_seconds": run.wall_seconds,
     }

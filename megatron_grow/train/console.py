@@ -77,15 +77,20 @@ class Console:
         )
 
     def growth(self, row: Mapping[str, Any]) -> None:
-        """Print what grew, from and to which layout, and what it took."""
+        """Print what grew, from and to which layout and batch, and what it took."""
+        if row["from_layers"] != row["to_layers"]:
+            event = f"grew from {row['from_layers']} to {_layers(row['to_layers'])}"
+        else:
+            event = f"stage {row['stage']}, {row['summary']}"
         lines = [
-            f"{self._position(row['step'])} | grew from {row['from_layers']} to "
-            f"{_layers(row['to_layers'])}",
+            f"{self._position(row['step'])} | {event}",
             f"layout      {row['from_layout']} -> {row['to_layout']}",
             f"parameters  {row['from_parameters']:,} -> {row['to_parameters']:,}",
             f"moved       {_bytes(row['bytes_moved'])} between ranks, "
             f"pause {row['pause_seconds']:.2f} s",
         ]
+        if row["from_batch"] != row["to_batch"]:
+            lines.insert(2, f"batch       {row['from_batch']} -> {row['to_batch']} tokens")
         if row["val_loss_before"] is not None:
             before, after = row["val_loss_before"], row["val_loss_after"]
             lines.append(f"val loss    {before:.4f} before, {after:.4f} after")

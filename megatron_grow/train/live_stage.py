@@ -34,7 +34,6 @@ class LiveStage:
         """Set up the layout of ``stage`` and build its model, of which ``tensors`` tells all."""
         self.stage = stage
         self.tensors = tensors
-        self._train = config.train
         self._seed = config.run.seed
         process_groups.set_up(stage.parallel, config.run.seed)
         peers = parallel_state.get_data_parallel_world_size()
@@ -56,8 +55,8 @@ class LiveStage:
         engine = self.chunks[0].config
         engine.finalize_model_grads_func = finalize_model_grads
         engine.grad_scale_func = self.optimizer.scale_loss
-        batch = config.train.global_batch_size
-        self._micro_batches = batch // (config.train.micro_batch_size * peers)
+        batch = stage.batch
+        self._micro_batches = batch.global_batch_size // (batch.micro_batch_size * peers)
 
     def pieces(self) -> list[Piece]:
         """All state that this rank holds; writing to it changes the live state."""
@@ -126,8 +125,8 @@ class LiveStage:
             data_iterator=batches,
             model=self.chunks,
             num_microbatches=self._micro_batches,
-            seq_length=self._train.seq_length,
-            micro_batch_size=self._train.micro_batch_size,
+            seq_length=self.stage.batch.seq_length,
+            micro_batch_size=self.stage.batch.micro_batch_size,
             forward_only=forward_only,
         )
         losses = [result["loss"] for result in results]

@@ -60,6 +60,9 @@ class GrowthRow(TypedDict):
     to_layers: int
     from_layout: str
     to_layout: str
+    from_batch: str
+    """Sequences by tokens of one global batch: ``8 x 1024``."""
+    to_batch: str
     from_parameters: int
     to_parameters: int
     bytes_moved: int

@@ -99,6 +99,18 @@ def _check_start(start: Start, config: RunConfig, stages: list[Stage]) -> None:
             f"{where} is at step {record.step} of stages[{record.stage}], which now covers steps "
             f"{stage.first_step} to {stage.last_step}; restore stages and train_iters as they were"
         )
+    longest = record.config["train"]["seq_length"]
+    if config.train.seq_length != longest:
+        raise UserError(
+            f"{where} has read samples of train.seq_length={longest}; of "
+            f"train.seq_length={config.train.seq_length} they would be other ones"
+        )
+    if stage.tokens_at(record.step) != record.consumed_tokens:
+        raise UserError(
+            f"{where} has consumed {record.consumed_tokens} tokens in {record.step} steps, the "
+            f"stages now consume {stage.tokens_at(record.step)}; restore their batches (from here "
+            "on, a new batch is a new stage)"
+        )
     if record.precision != config.train.precision:
         raise UserError(
             f"{where} was trained in {record.precision}, train.precision={config.train.precision}"

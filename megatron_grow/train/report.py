@@ -66,6 +66,13 @@ def summary_table(summary: dict[str, Any]) -> Table:
         f"{twin['val_loss']:.4f}",
         f"{summary['final_gap_percent']:+.2f} %",
     )
+    tokens = 100 * (ours["consumed_tokens"] / twin["consumed_tokens"] - 1)
+    table.add_row(
+        "training tokens",
+        f"{ours['consumed_tokens']:.3g}",
+        f"{twin['consumed_tokens']:.3g}",
+        f"{tokens:+.1f} %",
+    )
     labels = {"flops_total": "whole model", "flops_block": "layers only"}
     for cost, label in labels.items():
         saved = summary["savings_percent"][cost]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch.utils.data import Dataset
 
 from megatron_grow.checkpoint.record import GrowthEvent, Record
 from megatron_grow.checkpoint.save import save
@@ -19,6 +20,7 @@ from megatron_grow.cost.flops import flops_at_step
 from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
+from megatron_grow.data.parts import Parts
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import resharding
 from megatron_grow.optim.schedule import LearningRateSchedule
@@ -50,7 +52,7 @@ class Trainer:
             self.config.data,
             seq_length=train.seq_length,
             seed=self.config.run.seed,
-            train_samples=train.train_iters * train.global_batch_size,
+            train_samples=-(-self.stages[-1].tokens_at(train.train_iters) // train.seq_length),
             valid_samples=train.eval_iters * train.global_batch_size,
             vocab_size=vocab_size,
             cache_dir=Path(
@@ -117,6 +119,8 @@ class Trainer:
             "to_layers": stage.model.num_layers,
             "from_layout": layouts[0],
             "to_layout": layouts[1],
+            "from_batch": before.batch.describe(),
+            "to_batch": stage.batch.describe(),
             "from_parameters": count_parameters(before.model),
             "to_parameters": count_parameters(stage.model),
             "bytes_moved": int(sum_over_ranks(received)),
@@ -133,7 +137,7 @@ class Trainer:
     def _train_stage(self, live: LiveStage, stop: StopRequest) -> bool:
         """Train to the end of the stage; False if asked to stop before."""
         stage, config = live.stage, self.config
-        batches = self._batches(live, self.datasets.train, self.step)
+        batches = self._batches(live, self.datasets.train, stage.tokens_at(self.step))
         losses, steps, began = torch.zeros(()), 0, time.perf_counter()
         while self.step < stage.last_step:
             if stop.agreed():
@@ -155,15 +159,16 @@ class Trainer:
             began += time.perf_counter() - paused
         return True
 
-    def _batches(self, live: LiveStage, dataset: Any, first_step: int) -> Batches | None:
+    def _batches(self, live: LiveStage, dataset: Dataset, first_token: int) -> Batches | None:
+        """Micro-batches of the live stage's length, from a place in the stream of tokens on."""
         if not live.needs_data():
             return None
-        train = self.config.train
+        batch = live.stage.batch
         return micro_batches(
-            dataset,
-            first_sample=first_step * train.global_batch_size,
-            global_batch_size=train.global_batch_size,
-            micro_batch_size=train.micro_batch_size,
+            Parts(dataset, self.config.train.seq_length // batch.seq_length),
+            first_sample=first_token // batch.seq_length,
+            global_batch_size=batch.global_batch_size,
+            micro_batch_size=batch.micro_batch_size,
             data_parallel_rank=parallel_state.get_data_parallel_rank(),
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
             num_workers=self.config.data.num_workers,
@@ -172,11 +177,11 @@ class Trainer:
     # What others see
 
     def _measure(self, live: LiveStage) -> float | None:
-        """Validation loss, always over the same samples; None where the run does not evaluate."""
+        """Validation loss, always over the same tokens; None where the run does not evaluate."""
         if not self.config.train.eval_iters or self.datasets.valid is None:
             return None
         batches = self._batches(live, self.datasets.valid, 0)
-        return live.evaluate(batches, self.config.train.eval_iters)
+        return live.evaluate(batches, live.stage.eval_iters)
 
     def _evaluate(self, live: LiveStage) -> float | None:
         """Measure and report, once for each step."""
@@ -191,27 +196,25 @@ class Trainer:
         return loss
 
     def _log(self, stage: Stage, loss: float, grad_norm: float, step_time: float) -> None:
-        train = self.config.train
         row = {
             **self._progress(stage),
             "loss": loss,
             "lr": self.schedule.lr(self.step, self.config.optimizer.lr, stage),
             "grad_norm": grad_norm,
-            "tokens_per_second": train.global_batch_size * train.seq_length / step_time,
+            "tokens_per_second": stage.batch.tokens / step_time,
             "step_time": step_time,
         }
         self.console.train_row(row)
         self._write(row)
 
     def _progress(self, stage: Stage) -> dict[str, int]:
-        tokens = self.config.train.global_batch_size * self.config.train.seq_length
         return {
             "step": self.step,
             "stage": stage.index,
             "num_layers": stage.model.num_layers,
-            "consumed_tokens": self.step * tokens,
-            "flops_total": flops_at_step(self.stages, self.step, tokens, "total"),
-            "flops_block": flops_at_step(self.stages, self.step, tokens, "blocks"),
+            "consumed_tokens": stage.tokens_at(self.step),
+            "flops_total": flops_at_step(self.stages, self.step, "total"),
+            "flops_block": flops_at_step(self.stages, self.step, "blocks"),
         }
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -222,10 +225,12 @@ class Trainer:
         if self._saved_step == self.step:
             return
         config, updates = self.config, get_step(live.optimizer)
+        tokens = live.stage.tokens_at(self.step)
         record = Record(
             step=self.step,
             stage=live.stage.index,
-            consumed_samples=self.step * config.train.global_batch_size,
+            consumed_samples=tokens // config.train.seq_length,
+            consumed_tokens=tokens,
             optimizer_step=self.step if updates is None else updates,
             model=asdict(live.stage.model),
             precision=config.train.precision,

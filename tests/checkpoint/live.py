@@ -21,10 +21,12 @@ from tests.toy import micro_batches
 
 def write(live: LiveStage, config: RunConfig, root: Path, step: int, **options: Any) -> Path:
     """Save ``live`` as it is after ``step`` steps."""
+    tokens = live.stage.tokens_at(step)
     record = Record(
         step=step,
         stage=live.stage.index,
-        consumed_samples=step * config.train.global_batch_size,
+        consumed_samples=tokens // config.train.seq_length,
+        consumed_tokens=tokens,
         optimizer_step=get_step(live.optimizer) or step,
         model=asdict(live.stage.model),
         precision=config.train.precision,
@@ -38,6 +40,7 @@ def resume(path: Path, config: RunConfig, world_size: int) -> LiveStage:
     record = read_record(path)
     stage = config.resolve(world_size)[record.stage]
     assert stage.model == record.model_config
+    assert stage.tokens_at(record.step) == record.consumed_tokens
     live = LiveStage(stage, config, logical_tensors(stage.model))
     load(resharding(stage.model), CheckpointReader(path), live.tensors, live.pieces())
     live.publish()

@@ -36,7 +36,7 @@ def write(root: Path, step: int, seed: int, **options: Any) -> Path:
         for key, tensor in TENSORS.items()
         for kind in KINDS
     ]
-    record = Record(step, 0, 0, seed, asdict(SMALL), "fp32", {})
+    record = Record(step, 0, 0, 0, seed, asdict(SMALL), "fp32", {})
     return save(root, record, pieces, TENSORS, **options)
 
 

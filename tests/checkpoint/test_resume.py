@@ -23,20 +23,29 @@ KINDS: dict[str, dict[str, Any]] = {
     "adam": {},
     "bf16": {"precision": "bf16"},
     "muon": {"optimizer": OptimizerSection(optimizer="muon", lr=1e-2)},
+    "length and batch": {},
 }
+SHORT = {"seq_length": 8, "global_batch_size": 16, "micro_batch_size": 2}
+"""What the first stage of "length and batch" reads; the second reads 4 x 16."""
 # Ranks, layouts before and after the growth, and what is resumed there.
 RESUMED: dict[str, tuple[int, dict, dict, list[str]]] = {
     "the same layout": (*SAVED, list(KINDS)),
-    "TP2, then PP2": (2, TP2, PP2, ["adam", "muon"]),
+    "TP2, then PP2": (2, TP2, PP2, ["adam", "muon", "length and batch"]),
     "one rank": (1, DP, DP, ["adam"]),
 }
 
 
 def config_of(kind: str, before: dict[str, Any], after: dict[str, Any]) -> RunConfig:
     return run_config(
-        StageSection(until=GROWTH, model={"num_layers": 1}, parallel=before),
+        StageSection(
+            until=GROWTH,
+            model={"num_layers": 1},
+            train=SHORT if kind == "length and batch" else {},
+            parallel=before,
+        ),
         StageSection(parallel=after, grow=GrowSection(depth="random")),
         global_batch_size=4,
+        eval_iters=2,
         **KINDS[kind],
     )
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import GrowSection, StageSection, resolve_stages
 from megatron_grow.cost.flops import flops_at_step, flops_per_token, model_flops_per_token
 from megatron_grow.cost.savings import flops_ratio
@@ -57,12 +58,43 @@ def test_cost_of_a_run_up_to_a_step():
         StageSection(until=90, model={"num_layers": 1}, grow=GrowSection(depth="random")),
         StageSection(grow=GrowSection(depth="copying_stack")),
     ]
-    stages = resolve_stages(sections, target, ParallelConfig(), 100)
+    train = TrainSection(train_iters=100, seq_length=128, global_batch_size=8)
+    stages = resolve_stages(sections, target, ParallelConfig(), train)
     one, full = (flops_per_token(gpt2(n, 768), "blocks") for n in (1, 12))
     for step, steps_at_one, steps_at_full in [(0, 0, 0), (80, 0, 0), (85, 5, 0), (100, 10, 10)]:
         expected = 1024 * (steps_at_one * one + steps_at_full * full)
-        assert flops_at_step(stages, step, 1024, "blocks") == expected
+        assert flops_at_step(stages, step, "blocks") == expected
     shapes = [(s.last_step - s.first_step, s.model) for s in stages]
-    assert flops_at_step(stages, 100, 1024, "total") == pytest.approx(
+    assert flops_at_step(stages, 100, "total") == pytest.approx(
         flops_ratio(shapes, "total") * 100 * 1024 * flops_per_token(target, "total")
     )
+
+
+def test_cost_counts_the_tokens_of_each_stage():
+    """10 steps of 16 x 64 tokens, 20 of 4 x 128, 70 of 8 x 256."""
+    sections = [
+        StageSection(
+            until=10,
+            model={"num_layers": 0},
+            train={"seq_length": 64, "global_batch_size": 16},
+        ),
+        StageSection(
+            until=30,
+            model={"num_layers": 1},
+            train={"seq_length": 128, "global_batch_size": 4},
+            grow=GrowSection(depth="random"),
+        ),
+        StageSection(grow=GrowSection(depth="copying_stack")),
+    ]
+    train = TrainSection(train_iters=100, seq_length=256, global_batch_size=8)
+    stages = resolve_stages(sections, gpt2(12, 768), ParallelConfig(), train)
+    consumed = {0: (0, 0, 0), 7: (7168, 0, 0), 10: (10_240, 0, 0), 11: (10_240, 512, 0)}
+    consumed |= {30: (10_240, 10_240, 0), 100: (10_240, 10_240, 143_360)}
+    for part in ("total", "blocks"):
+        costs = [flops_per_token(gpt2(layers, 768), part) for layers in (0, 1, 12)]
+        for step, tokens in consumed.items():
+            expected = sum(number * cost for number, cost in zip(tokens, costs, strict=True))
+            assert flops_at_step(stages, step, part) == expected
+    for stage in stages:
+        for step in consumed.keys() & {stage.first_step, stage.last_step}:
+            assert stage.tokens_at(step) == sum(consumed[step])

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from megatron_grow.config.batch import BatchShape
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
@@ -69,7 +70,15 @@ def test_min_lr_above_a_peak_is_refused() -> None:
 
 def _stage(lr_multiplier: float = 1.0, rewarmup_iters: int = 0) -> Stage:
     return Stage(
-        1, 5000, ITERS, ModelConfig(), ParallelConfig(), None, lr_multiplier, rewarmup_iters
+        index=1,
+        first_step=5000,
+        last_step=ITERS,
+        model=ModelConfig(),
+        parallel=ParallelConfig(),
+        grow=None,
+        batch=BatchShape(1024, 8, 1),
+        lr_multiplier=lr_multiplier,
+        rewarmup_iters=rewarmup_iters,
     )
 
 

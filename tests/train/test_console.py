@@ -14,10 +14,14 @@ ROW = {
 }
 GROWTH = {
     "step": 10,
+    "stage": 1,
+    "summary": "0 -> 12 layers by random",
     "from_layers": 0,
     "to_layers": 12,
     "from_layout": "TP1 PP1 DP4",
     "to_layout": "TP2 PP2 DP1",
+    "from_batch": "8 x 512",
+    "to_batch": "8 x 512",
     "from_parameters": 1000,
     "to_parameters": 250_000,
     "bytes_moved": 2_000_000,
@@ -45,6 +49,17 @@ def test_growth_says_what_grew_and_what_it_took(capsys):
         assert part in measured and part in unmeasured
     assert "5.0000" in measured and "6.0000" in measured
     assert "loss" not in unmeasured
+    assert "batch" not in measured
+
+
+def test_a_stage_that_changes_the_batch_alone(capsys):
+    same = {"from_layers": 12, "summary": "the same model", "to_batch": "4 x 1024"}
+    with Console(total_steps=250) as console:
+        console.growth({**GROWTH, **same})
+    out = capsys.readouterr().out
+    for part in ("stage 1, the same model", "8 x 512 -> 4 x 1024 tokens"):
+        assert part in out
+    assert "grew" not in out
 
 
 def test_other_ranks_are_silent(capsys):

@@ -27,8 +27,9 @@ def write_run(
     grow_at: int = 0,
     growth_rows: bool = True,
     log_interval: int = 10,
+    tokens: int = 64,
 ) -> Path:
-    """100 steps that log and evaluate; the model is small until ``grow_at``."""
+    """100 steps of ``tokens`` that log and evaluate; the model is small until ``grow_at``."""
     rows, total, block = [], 0, 0
     for step in range(1, 101):
         model = SMALL if step <= grow_at else LARGE
@@ -40,6 +41,7 @@ def write_run(
                     "stage": int(step > grow_at > 0),
                     "num_layers": model["num_layers"],
                     "loss": 3.0,
+                    "consumed_tokens": tokens * step,
                     "flops_total": total,
                     "flops_block": block,
                     "step_time": model["time"],
@@ -91,6 +93,15 @@ def test_numbers(runs):
     assert summary["mixing_time_steps"] == 40
 
 
+def test_a_run_of_fewer_tokens_says_so(runs, tmp_path):
+    short = write_run(tmp_path / "short", PROGRESSIVE, grow_at=40, tokens=48)
+    summary = write_report(short, runs[1], tmp_path / "report")
+    assert summary["progressive"]["consumed_tokens"] == 4800
+    assert summary["fixed_size"]["consumed_tokens"] == 6400
+    column = list(summary_table(summary).columns[3].cells)
+    assert "-25.0 %" in column
+
+
 def test_equal_flops(runs):
     equal = compare(*map(load_run, runs))["equal_flops"]
     # the twin had spent 340 at step 68: between 3.0 (step 60) and 2.5 (step 80)
@@ -135,7 +146,7 @@ def test_files_are_whole(runs, tmp_path):
     assert names == ["loss.png", "loss_vs_flops.png", "summary.json"]
     for name in names[:2]:
         assert (output / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert summary_table(summary).row_count == 7
+    assert summary_table(summary).row_count == 8
 
 
 def test_bad_input_is_named_and_nothing_written(runs, tmp_path):

@@ -71,7 +71,7 @@ class Pause(MegatronGrow):
 
     def save(self) -> float:
         """Save a checkpoint; seconds."""
-        record = Record(1, 1, 1, 1, asdict(self.stages[1].model), "fp32", asdict(self.config))
+        record = Record(1, 1, 1, 1, 1, asdict(self.stages[1].model), "fp32", asdict(self.config))
         dist.barrier()
         began = time.perf_counter()
         save(self.directory, record, self.live.pieces(), self.live.tensors)

@@ -1,0 +1,35 @@
+"""What one optimizer step reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from megatron_grow.config.errors import UserError
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """Sequence length and batch sizes: the fields of ``train`` that a stage may replace."""
+
+    seq_length: int
+    """Tokens in one sequence."""
+    global_batch_size: int
+    """Sequences in one optimizer step, over all ranks."""
+    micro_batch_size: int
+    """Sequences in one forward pass of one rank."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise UserError(
+                    f"train.{field.name}={getattr(self, field.name)} must be at least 1"
+                )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in one optimizer step."""
+        return self.global_batch_size * self.seq_length
+
+    def describe(self) -> str:
+        """A global batch in short, sequences by tokens: ``8 x 1024``."""
+        return f"{self.global_batch_size} x {self.seq_length}"
