@@ -23,6 +23,8 @@ class GrowthEvent:
     target_layout: str
     grow: dict[str, Any] | None
     seed: int
+    source_model: dict[str, Any]
+    """Shape before the growth."""
 
 
 @dataclass

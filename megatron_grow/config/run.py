@@ -53,7 +53,13 @@ class RunConfig:
         Raises:
             UserError: whatever in the run cannot work, with the field's name.
         """
-        stages = resolve_stages(self.stages, self.model, self.parallel, self.train)
+        stages = resolve_stages(
+            self.stages,
+            self.model,
+            self.parallel,
+            self.train,
+            grows_at_load=self.checkpoint.load not in (None, "auto"),
+        )
         for stage in stages:
             where, model, batch = f"stages[{stage.index}]", stage.model, stage.batch
             if model.position_embedding_type == "learned_absolute" and (

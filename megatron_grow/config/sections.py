@@ -159,6 +159,9 @@ class CheckpointSection:
     save_optimizer: bool = True
     load: str | None = None
     """A checkpoint directory, or ``auto``: the newest of this run, if there is one."""
+    start: Literal["afresh", "continue"] = "afresh"
+    """A run whose first stage grows out of ``load``: begin at step 0 with the first sample, or go
+    on with the step, the schedule and the samples where that checkpoint stands."""
 
     def __post_init__(self) -> None:
         for name in ("save_interval", "keep_last"):

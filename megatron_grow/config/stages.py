@@ -134,6 +134,8 @@ def resolve_stages(
     target: ModelConfig,
     parallel: ParallelConfig,
     train: TrainSection,
+    *,
+    grows_at_load: bool = False,
 ) -> list[Stage]:
     """Turn the list as written into steps, shapes, layouts and batches.
 
@@ -186,9 +188,12 @@ def resolve_stages(
         )
         _check_batch(stage, stages[-1] if stages else None, train, where)
         if stages:
-            _check_growth(stages[-1].model, stage, where)
-        elif section.grow is not None:
-            raise UserError(f"{where}.grow: the first stage has nothing to grow from; leave it out")
+            check_growth(stages[-1].model, stage, where)
+        elif section.grow is not None and not grows_at_load:
+            raise UserError(
+                f"{where}.grow: the first stage has nothing to grow from; leave it out, or name a "
+                "checkpoint in checkpoint.load"
+            )
         stages.append(stage)
     return stages
 
@@ -256,7 +261,8 @@ _CHANGING = (
 """Fields in which a stage may differ from the one before."""
 
 
-def _check_growth(before: ModelConfig, stage: Stage, where: str) -> None:
+def check_growth(before: ModelConfig, stage: Stage, where: str) -> None:
+    """Raise :class:`UserError` if no growth leads from ``before`` to ``stage``."""
     after = stage.model
     for name in _GROWING:
         if getattr(after, name) < getattr(before, name):

@@ -50,6 +50,7 @@ def _train(config: RunConfig) -> None:
 
     from megatron_grow.parallel import process_groups
     from megatron_grow.parallel.agreement import together
+    from megatron_grow.train.announce import announcements
     from megatron_grow.train.console import Console
     from megatron_grow.train.metrics import MetricsLog
     from megatron_grow.train.preflight import prepare
@@ -64,12 +65,14 @@ def _train(config: RunConfig) -> None:
             write_resolved_config(prepared)
             metrics = MetricsLog(
                 config.run.output_dir,
-                resume_step=prepared.start.record.step if prepared.start else 0,
+                resume_step=prepared.start.step if prepared.start else 0,
                 tensorboard=config.logging.tensorboard,
                 wandb_project=config.logging.wandb_project,
                 run_name=config.run.name,
             )
         with Console(config.train.train_iters, speaks, config.logging.progress_bar) as console:
+            for line in announcements(prepared):
+                console.message(line)
             try:
                 if not Trainer(prepared, console, metrics).run():
                     console.message(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,6 +16,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.model.builder import build_gpt, wrap_data_parallel
+from megatron_grow.model.fade_in import FadeIn
 from megatron_grow.optim.builder import build_optimizer, supports_distributed_optimizer
 from megatron_grow.parallel import cpu, process_groups
 from megatron_grow.state.axes import LogicalTensor
@@ -35,6 +36,7 @@ class LiveStage:
         self.stage = stage
         self.tensors = tensors
         self._seed = config.run.seed
+        self._fade_in: FadeIn | None = None
         process_groups.set_up(stage.parallel, config.run.seed)
         peers = parallel_state.get_data_parallel_world_size()
         sharded = (
@@ -66,6 +68,17 @@ class LiveStage:
         """Make the model's weights those of the main parameters."""
         publish(self.chunks, self.optimizer)
 
+    def fade_in(self, new: Mapping[str, Sequence[bool]], step: int) -> None:
+        """Mask new units, if there are any, until ``grow.mask_iters`` steps of the stage are done.
+
+        Args:
+            new: by axis, which units are new; see :class:`~megatron_grow.model.fade_in.FadeIn`.
+            step: steps done.
+        """
+        if new and self._strength(step) < 1.0:
+            self._fade_in = FadeIn(self.chunks, self.stage.model, new)
+            self._fade_in.set(self._strength(step))
+
     def train_step(self, step: int, batches: Batches | None) -> tuple[torch.Tensor, float]:
         """One optimizer step.
 
@@ -78,6 +91,7 @@ class LiveStage:
             before clipping.
         """
         self._seed_dropout(step)
+        self._set_masks(step)
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
@@ -112,6 +126,7 @@ class LiveStage:
 
     def release(self) -> None:
         """Let go of model, gradients and groups; pieces that were taken keep their memory."""
+        self._fade_in = None
         _cut_cycles(self.chunks)
         self.chunks.clear()
         del self.optimizer
@@ -131,6 +146,20 @@ class LiveStage:
         )
         losses = [result["loss"] for result in results]
         return torch.stack(losses).sum() if losses else torch.zeros((), device=cpu.device())
+
+    def _strength(self, step: int) -> float:
+        """How far new units have faded in after ``step``."""
+        grow = self.stage.grow
+        return (step - self.stage.first_step) / ((grow and grow.mask_iters) or 1)
+
+    def _set_masks(self, step: int) -> None:
+        if self._fade_in is None:
+            return
+        if self._strength(step) < 1.0:
+            self._fade_in.set(self._strength(step))
+        else:
+            self._fade_in.remove()
+            self._fade_in = None
 
     def _seed_dropout(self, step: int) -> None:
         """Make dropout a function of the step, so that a resumed run needs no generator state."""

@@ -22,11 +22,9 @@ from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
 from megatron_grow.data.parts import Parts
 from megatron_grow.growth.at_load import load
-from megatron_grow.growth.plan import resharding
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.optim.state import get_step, set_step
 from megatron_grow.parallel.agreement import sum_over_ranks, together
-from megatron_grow.state.axes import logical_tensors
 from megatron_grow.train.console import Console
 from megatron_grow.train.live_stage import Batches, LiveStage
 from megatron_grow.train.metrics import MetricsLog
@@ -84,15 +82,21 @@ class Trainer:
 
     def _resume(self) -> LiveStage:
         assert self.start is not None
-        record = self.start.record
-        stage = self.stages[record.stage]
-        live = LiveStage(stage, self.config, logical_tensors(stage.model))
-        plan, reader = resharding(stage.model), self.start.reader
-        together(lambda: load(plan, reader, live.tensors, live.pieces()))
+        start = self.start
+        stage = self.stages[start.stage]
+        live = LiveStage(stage, self.config, start.plan.tensors)
+        together(lambda: load(start.plan, start.reader, start.stored, live.pieces()))
         live.publish()
-        set_step(live.optimizer, record.optimizer_step)
-        self.step, self.growths, self._saved_step = record.step, record.growths, record.step
-        self.console.message(f"resumed from {self.start.path} at step {record.step}")
+        set_step(live.optimizer, start.optimizer_step)
+        self.step, self.growths = start.step, start.growths
+        live.fade_in(self.plans[stage.index].fading_in, self.step)
+        if start.resumes:
+            self._saved_step = self.step
+            self.console.message(f"resumed from {start.path} at step {self.step}")
+        else:
+            self.console.message(
+                f"grew {start.plan.summary} while loading {start.path}; begins at step {self.step}"
+            )
         return live
 
     def _grow(self, live: LiveStage) -> LiveStage:
@@ -108,7 +112,15 @@ class Trainer:
         layouts = before.parallel.describe(world), stage.parallel.describe(world)
         section = asdict(stage.grow) if stage.grow else None
         self.growths.append(
-            GrowthEvent(self.step, stage.index, plan.summary, *layouts, section, plan.seed)
+            GrowthEvent(
+                self.step,
+                stage.index,
+                plan.summary,
+                *layouts,
+                section,
+                plan.seed,
+                asdict(before.model),
+            )
         )
         row = {
             "event": "growth",

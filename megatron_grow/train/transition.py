@@ -33,6 +33,7 @@ def grow(live: LiveStage, stage: Stage, config: RunConfig, plan: Plan) -> tuple[
     del source
     torch.cuda.empty_cache()  # activations of another shape would not fit the holes
     grown.publish()
+    grown.fade_in(plan.fading_in, stage.first_step)
     if plan.optimizer_state == "reset":
         updates = 0
     set_step(grown.optimizer, stage.first_step if updates is None else updates)

@@ -200,7 +200,7 @@ def growths(draw: st.DrawFn) -> tuple[ModelConfig, ModelConfig, GrowSection]:
     return source, target, GrowSection(**grow)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(growths())
 def test_any_shape(case: tuple[ModelConfig, ModelConfig, GrowSection]) -> None:
     source, target, grow = case

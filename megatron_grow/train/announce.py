@@ -1,0 +1,37 @@
+"""What a run says of its growths before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.distributed as dist
+from rich.filesize import decimal
+
+from megatron_grow.growth.forecast import forecast
+from megatron_grow.optim.state import moments
+from megatron_grow.train.preflight import Prepared
+
+
+def announcements(prepared: Prepared) -> Iterator[str]:
+    """A line for each growth that is still to come: what, when, between which layouts, how much."""
+    kinds, world_size = moments(prepared.config.optimizer.optimizer), dist.get_world_size()
+    start, stages = prepared.start, prepared.stages
+    done = start.stage if start else 0
+    for stage, plan in zip(stages, prepared.plans, strict=True):
+        at_load = stage.index == 0 and start is not None and not start.resumes
+        if stage.index <= done and not at_load:
+            continue
+        layout = stage.parallel.describe(world_size)
+        if at_load:
+            when = "while loading"
+        else:
+            when = f"after step {stage.first_step}"
+            layout = f"{stages[stage.index - 1].parallel.describe(world_size)} -> {layout}"
+        sizes = forecast(plan, kinds)
+        yield (
+            f"stages[{stage.index}], {when}: {plan.summary} | {layout} | "
+            f"{sizes.parameters:,} parameters, {sizes.fresh:,} of them new | "
+            f"{decimal(sizes.carried_bytes)} of state carried | "
+            + (f"changes the function ({'; '.join(plan.caveats)})" if plan.caveats else "")
+            + ("" if plan.caveats else "keeps the function")
+        )
