@@ -2,105 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.corpus import write_corpus
-from tests.distributed import run_ranks
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a corpus and a run file that grows from 0 to 2 layers at step 10."""
-    directory = tmp_path_factory.mktemp("run")
-    prefix = write_corpus(directory)
-    run = {
-        "run": {"output_dir": "unset", "seed": 7},
-        "model": {
-            "num_layers": 2,
-            "hidden_size": 32,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 32,
-        },
-        "train": {
-            "train_iters": 20,
-            "global_batch_size": 4,
-            "micro_batch_size": 1,
-            "seq_length": 32,
-            "log_interval": 1,
-            "eval_interval": 10,
-            "eval_iters": 1,
-        },
-        "optimizer": {"lr": 3e-3},
-        "data": {"train_data_path": [prefix], "split": "60,40,0"},
-        "checkpoint": {"save_interval": 5},
-        "logging": {"tensorboard": False},
-        "stages": [
-            {"until": 0.5, "model": {"num_layers": 0}},
-            {
-                "grow": {"depth": "random"},
-                "parallel": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
-            },
-        ],
-    }
-    (directory / "run.yaml").write_text(yaml.safe_dump(run))
-    return directory
-
-
-def command(argv: list[str], stop_at: int | None = None) -> tuple[int, str, str]:
-    """Run the command on this rank; exit code, standard output, standard error.
-
-    With ``stop_at``, rank 1 receives SIGTERM during that step.
-    """
-    from megatron_grow.train.entry import main
-    from megatron_grow.train.live_stage import LiveStage
-
-    if stop_at is not None and os.environ["RANK"] == "1":
-        original = LiveStage.train_step
-
-        def train_step(self: LiveStage, step: int, batches: Any) -> Any:
-            if step == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(self, step, batches)
-
-        LiveStage.train_step = train_step  # type: ignore[method-assign]
-    output, errors = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        code = main(argv)
-    return code, output.getvalue(), errors.getvalue()
-
-
-def launch(
-    workplace: Path, name: str, *options: str, world_size: int = 2, stop_at: int | None = None
-) -> tuple[int, str, str]:
-    """The command on real ranks; what rank 0 gives."""
-    argv = ["--config", str(workplace / "run.yaml"), "--run.output_dir", str(workplace / name)]
-    results = run_ranks(world_size, command, [*argv, *options], stop_at)
-    assert len({code for code, _, _ in results}) == 1, results
-    for _, output, errors in results[1:]:
-        assert output == errors == "", "only rank 0 speaks"
-    return results[0]
-
-
-def rows(workplace: Path, name: str) -> list[dict]:
-    return [json.loads(line) for line in (workplace / name / "metrics.jsonl").open()]
-
-
-def losses(workplace: Path, name: str) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in rows(workplace, name) if "loss" in row}
-
-
-def steps_saved(workplace: Path, name: str) -> list[int]:
-    return sorted(int(p.name[5:]) for p in (workplace / name / "checkpoints").glob("iter_*"))
+from tests.train.command import launch, losses, rows, steps_saved
 
 
 @pytest.fixture(scope="module")

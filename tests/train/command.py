@@ -1,0 +1,60 @@
+"""``pretrain_progressive.py`` on ranks forked from a warm process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from tests.distributed import run_ranks
+
+
+def command(argv: list[str], stop_at: int | None = None) -> tuple[int, str, str]:
+    """Run the command on this rank; exit code, standard output, standard error.
+
+    With ``stop_at``, rank 1 receives SIGTERM during that step.
+    """
+    from megatron_grow.train.entry import main
+    from megatron_grow.train.live_stage import LiveStage
+
+    if stop_at is not None and os.environ["RANK"] == "1":
+        original = LiveStage.train_step
+
+        def train_step(self: LiveStage, step: int, batches: Any) -> Any:
+            if step == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, step, batches)
+
+        LiveStage.train_step = train_step  # type: ignore[method-assign]
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        code = main(argv)
+    return code, output.getvalue(), errors.getvalue()
+
+
+def launch(
+    workplace: Path, name: str, *options: str, world_size: int = 2, stop_at: int | None = None
+) -> tuple[int, str, str]:
+    """The command on real ranks; what rank 0 gives."""
+    argv = ["--config", str(workplace / "run.yaml"), "--run.output_dir", str(workplace / name)]
+    results = run_ranks(world_size, command, [*argv, *options], stop_at)
+    assert len({code for code, _, _ in results}) == 1, results
+    for _, output, errors in results[1:]:
+        assert output == errors == "", "only rank 0 speaks"
+    return results[0]
+
+
+def rows(workplace: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (workplace / name / "metrics.jsonl").open()]
+
+
+def losses(workplace: Path, name: str) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in rows(workplace, name) if "loss" in row}
+
+
+def steps_saved(workplace: Path, name: str) -> list[int]:
+    return sorted(int(p.name[5:]) for p in (workplace / name / "checkpoints").glob("iter_*"))
