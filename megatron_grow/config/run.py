@@ -63,15 +63,7 @@ class RunConfig:
                 f"model.max_position_embeddings={self.model.max_position_embeddings}"
             )
         for stage in stages:
-            where = f"stages[{stage.index}]"
-            stage.parallel.check(stage.model, train.seq_length, world_size, where)
-            data_parallel = stage.parallel.data_parallel_size(world_size)
-            if train.global_batch_size % (train.micro_batch_size * data_parallel):
-                raise UserError(
-                    f"{where}: train.global_batch_size={train.global_batch_size} is not a multiple "
-                    f"of micro_batch_size={train.micro_batch_size} x data-parallel size "
-                    f"{data_parallel}"
-                )
+            stage.parallel.check(stage.model, train, world_size, f"stages[{stage.index}]")
         return stages
 
 
