@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.pipeline import check_fields, chunk_layers, parse_layout
+from megatron_grow.config.sections import TrainSection
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """A parallel layout; data parallelism takes the ranks that tensor and pipeline leave.
+    """A parallel layout; data parallelism takes the ranks that the others leave.
 
-    Field names are those of megatron-core's ``ModelParallelConfig`` and
+    Field names are those of megatron-core's ``TransformerConfig`` and
     ``DistributedDataParallelConfig``.
     """
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    """Chunks of layers on each pipeline rank, run by the interleaved schedule: of 4 layers on 2
+    ranks with 2 chunks each, the first has layers 0 and 2. Absent: 1, or what the layout says."""
+    account_for_embedding_in_pipeline_split: bool = False
+    """Count the embedding as a layer: the first pipeline stage gets one layer less."""
+    account_for_loss_in_pipeline_split: bool = False
+    """Count the head and its loss as a layer: the last pipeline stage gets one layer less."""
+    num_layers_in_first_pipeline_stage: int | None = None
+    """Layers of the first pipeline rank, in all its chunks; the others share the rest evenly."""
+    num_layers_in_last_pipeline_stage: int | None = None
+    """Layers of the last pipeline rank, in all its chunks; the others share the rest evenly."""
+    pipeline_model_parallel_layout: str | None = None
+    """All stages by hand, as in ``Et|(tt|)*2,tL``: E is the embedding, t a layer, L the loss; |
+    ends a stage; x*n and (...)*n repeat. Twice as many stages as ranks make 2 chunks on each."""
+    context_parallel_size: int = 1
+    """Ranks that share the tokens of each sequence; needs Transformer Engine."""
     sequence_parallel: bool = False
     """Shard the activations between tensor-parallel regions along the sequence."""
     use_distributed_optimizer: bool = True
@@ -30,9 +49,18 @@ class ParallelConfig:
     """Parameters in one gradient bucket; absent: megatron-core's choice."""
 
     def __post_init__(self) -> None:
-        for field in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
-            if getattr(self, field) < 1:
-                raise UserError(f"parallel.{field}={getattr(self, field)} must be at least 1")
+        for field in (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "virtual_pipeline_model_parallel_size",
+            "num_layers_in_first_pipeline_stage",
+            "num_layers_in_last_pipeline_stage",
+            "context_parallel_size",
+        ):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"parallel.{field}={value} must be at least 1")
+        check_fields(self)
         if self.overlap_param_gather and not (
             self.use_distributed_optimizer and self.overlap_grad_reduce
         ):
@@ -42,32 +70,80 @@ class ParallelConfig:
             )
 
     @property
-    def model_parallel_size(self) -> int:
-        """Ranks that together hold one copy of the model."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+    def model_chunks(self) -> int:
+        """Chunks of layers on each pipeline rank; more than one are interleaved."""
+        if self.pipeline_model_parallel_layout is not None:
+            stages = len(parse_layout(self.pipeline_model_parallel_layout))
+            return stages // self.pipeline_model_parallel_size
+        return self.virtual_pipeline_model_parallel_size or 1
+
+    @property
+    def layers_at_ends(self) -> dict[str, int]:
+        """Those of the fields ``num_layers_in_*_pipeline_stage`` that are given."""
+        fields = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
+        return {field: getattr(self, field) for field in fields if getattr(self, field) is not None}
+
+    @property
+    def counted_as_layers(self) -> list[str]:
+        """Those of the fields ``account_for_*_in_pipeline_split`` that are set."""
+        fields = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
+        return [field for field in fields if getattr(self, field)]
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Copies of the model on ``world_size`` ranks."""
-        return world_size // self.model_parallel_size
+        """Groups of ranks that read samples of their own, on ``world_size`` ranks."""
+        return world_size // self._ranks_for_one_batch
+
+    @property
+    def _ranks_for_one_batch(self) -> int:
+        return (
+            self.tensor_model_parallel_size
+            * self.pipeline_model_parallel_size
+            * self.context_parallel_size
+        )
 
     def describe(self, world_size: int) -> str:
-        """The layout in short, for example ``TP2 PP2 DP1 SP``."""
-        text = (
-            f"TP{self.tensor_model_parallel_size} PP{self.pipeline_model_parallel_size} "
-            f"DP{self.data_parallel_size(world_size)}"
-        )
-        return text + (" SP" if self.sequence_parallel else "")
+        """The layout in short, for example ``TP2 PP2 VPP2 DP1 SP``.
 
-    def check(self, model: ModelConfig, seq_length: int, world_size: int, where: str) -> None:
-        """Raise :class:`UserError` if ``model`` cannot be cut this way over ``world_size`` ranks.
+        Uneven stages show behind PP: ``first=1``, ``last=3``, ``+E`` and ``+L`` where embedding and
+        loss count as layers, or the layout itself.
+        """
+        uneven = [
+            field.removeprefix("num_layers_in_").removesuffix("_pipeline_stage") + f"={count}"
+            for field, count in self.layers_at_ends.items()
+        ]
+        uneven += ["+E"] * self.account_for_embedding_in_pipeline_split
+        uneven += ["+L"] * self.account_for_loss_in_pipeline_split
+        uneven += filter(None, [self.pipeline_model_parallel_layout])
+        words = [
+            f"TP{self.tensor_model_parallel_size}",
+            f"PP{self.pipeline_model_parallel_size}",
+            *([f"VPP{self.model_chunks}"] if self.model_chunks > 1 else []),
+            *uneven,
+            *([f"CP{self.context_parallel_size}"] if self.context_parallel_size > 1 else []),
+            f"DP{self.data_parallel_size(world_size)}",
+            *(["SP"] if self.sequence_parallel else []),
+        ]
+        return " ".join(words)
+
+    def check(self, model: ModelConfig, train: TrainSection, world_size: int, where: str) -> None:
+        """Raise :class:`UserError` if ``model`` cannot train this way on ``world_size`` ranks.
 
         ``where`` names the stage in the message.
         """
-        tp, pp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size
-        if world_size % self.model_parallel_size:
+        self._check_ranks(model, world_size, where)
+        for chunks in chunk_layers(self, model.num_layers, where):
+            _check_recompute(chunks, train, where)
+        self._check_sequence(train, where)
+        self._check_batch(train, world_size, where)
+
+    def _check_ranks(self, model: ModelConfig, world_size: int, where: str) -> None:
+        tp, cp = self.tensor_model_parallel_size, self.context_parallel_size
+        if world_size % self._ranks_for_one_batch:
             raise UserError(
-                f"{where}: tensor_model_parallel_size={tp} x pipeline_model_parallel_size={pp} "
-                f"does not divide the {world_size} ranks of this job"
+                f"{where}: tensor_model_parallel_size={tp} x "
+                f"pipeline_model_parallel_size={self.pipeline_model_parallel_size} "
+                + (f"x context_parallel_size={cp} " if cp > 1 else "")
+                + f"does not divide the {world_size} ranks of this job"
             )
         cut = {
             "num_attention_heads": model.num_attention_heads,
@@ -80,14 +156,55 @@ class ParallelConfig:
                 raise UserError(
                     f"{where}: tensor_model_parallel_size={tp} does not divide {name}={size}"
                 )
-        if pp > 1 and (model.num_layers == 0 or model.num_layers % pp):
+
+    def _check_sequence(self, train: TrainSection, where: str) -> None:
+        tp, cp = self.tensor_model_parallel_size, self.context_parallel_size
+        if cp > 1:
+            if find_spec("transformer_engine") is None:
+                raise UserError(
+                    f"{where}: context_parallel_size={cp} needs Transformer Engine, which is not "
+                    "installed; without it context_parallel_size must be 1"
+                )
+            if train.transformer_impl != "transformer_engine":
+                raise UserError(
+                    f"{where}: context_parallel_size={cp} needs "
+                    f"train.transformer_impl=transformer_engine, it is {train.transformer_impl}"
+                )
+            # Each rank gets one part from the front and one from the back: causal work is even.
+            if train.seq_length % (2 * cp):
+                raise UserError(
+                    f"{where}: context_parallel_size={cp} needs "
+                    f"train.seq_length={train.seq_length} to be a multiple of {2 * cp}"
+                )
+        if self.sequence_parallel and train.seq_length % (tp * cp):
             raise UserError(
-                f"{where}: pipeline_model_parallel_size={pp} does not divide "
-                f"num_layers={model.num_layers}; each pipeline stage needs the same number of "
-                "layers, at least one"
+                f"{where}: sequence_parallel needs seq_length={train.seq_length} to be a multiple "
+                f"of tensor_model_parallel_size={tp}"
+                + (f" x context_parallel_size={cp}" if cp > 1 else "")
             )
-        if self.sequence_parallel and seq_length % tp:
+
+    def _check_batch(self, train: TrainSection, world_size: int, where: str) -> None:
+        peers, pp = self.data_parallel_size(world_size), self.pipeline_model_parallel_size
+        batch, together = train.global_batch_size, train.micro_batch_size * peers
+        made_of = f"micro_batch_size={train.micro_batch_size} x data-parallel size {peers}"
+        if batch % together:
             raise UserError(
-                f"{where}: sequence_parallel needs seq_length={seq_length} to be a multiple of "
-                f"tensor_model_parallel_size={tp}"
+                f"{where}: train.global_batch_size={batch} is not a multiple of {made_of}"
+            )
+        if self.model_chunks > 1 and batch // together % pp:
+            raise UserError(
+                f"{where}: train.global_batch_size={batch} is not a multiple of {made_of} x "
+                f"pipeline_model_parallel_size={pp}, as the interleaved pipeline "
+                f"(virtual_pipeline_model_parallel_size={self.model_chunks}) needs it to be"
+            )
+
+
+def _check_recompute(chunks: list[range], train: TrainSection, where: str) -> None:
+    if train.recompute_granularity != "full":
+        return
+    for layers in chunks:
+        if len(layers) % train.recompute_num_layers:
+            raise UserError(
+                f"{where}: train.recompute_num_layers={train.recompute_num_layers} does not divide "
+                f"the {len(layers)} layers of a pipeline stage"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -69,14 +69,7 @@ class RunConfig:
                     f"{where}: train.seq_length={batch.seq_length} is longer than "
                     f"model.max_position_embeddings={model.max_position_embeddings}"
                 )
-            stage.parallel.check(model, batch.seq_length, world_size, where)
-            data_parallel = stage.parallel.data_parallel_size(world_size)
-            if batch.global_batch_size % (batch.micro_batch_size * data_parallel):
-                raise UserError(
-                    f"{where}: train.global_batch_size={batch.global_batch_size} is not a multiple "
-                    f"of micro_batch_size={batch.micro_batch_size} x data-parallel size "
-                    f"{data_parallel}"
-                )
+            stage.parallel.check(model, replace(self.train, **asdict(batch)), world_size, where)
         return stages
 
 

@@ -55,6 +55,7 @@ class TrainSection:
             "seq_length",
             "log_interval",
             "eval_interval",
+            "recompute_num_layers",
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")

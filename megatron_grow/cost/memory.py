@@ -7,6 +7,7 @@ from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.pipeline import chunk_layers
 from megatron_grow.cost.parameters import Parameter, parameters
 
 Optimizer = Literal["adam", "sgd", "muon", "muon_nsgd"]
@@ -38,13 +39,16 @@ def estimate_memory(
     """Bytes of weights, fp32 gradients and optimizer state on the fullest rank.
 
     Under bf16 the optimizer keeps fp32 main parameters; under fp32 it updates the weights
-    themselves. The distributed optimizer cuts main parameters and Adam's moments over the
-    data-parallel ranks.
+    themselves. The distributed optimizer cuts main parameters and Adam's moments over the data-
+    and context-parallel ranks.
     """
+    stages = chunk_layers(parallel, model.num_layers, "parallel")
     return max(
         (
-            _on_pipeline_rank(rank, model, parallel, world_size, precision, optimizer)
-            for rank in range(parallel.pipeline_model_parallel_size)
+            _on_pipeline_rank(
+                rank, sum(map(len, chunks)), model, parallel, world_size, precision, optimizer
+            )
+            for rank, chunks in enumerate(stages)
         ),
         key=lambda estimate: estimate.total,
     )
@@ -52,6 +56,7 @@ def estimate_memory(
 
 def _on_pipeline_rank(
     rank: int,
+    layers: int,
     model: ModelConfig,
     parallel: ParallelConfig,
     world_size: int,
@@ -60,14 +65,14 @@ def _on_pipeline_rank(
 ) -> MemoryEstimate:
     numel = moments = 0
     for parameter in parameters(model):
-        layers = _layers_on(rank, parameter, model, parallel)
+        copies = _copies_on(rank, layers, parameter, model, parallel)
         cut = parallel.tensor_model_parallel_size if parameter.sharded else 1
-        here = parameter.numel * layers // cut
+        here = parameter.numel * copies // cut
         numel += here
         moments += here * _moments(optimizer, parameter)
     adam = optimizer == "adam"
     state_cut = (
-        parallel.data_parallel_size(world_size)
+        parallel.data_parallel_size(world_size) * parallel.context_parallel_size
         if adam and parallel.use_distributed_optimizer
         else 1
     )
@@ -80,14 +85,13 @@ def _on_pipeline_rank(
     )
 
 
-def _layers_on(
-    rank: int, parameter: Parameter, model: ModelConfig, parallel: ParallelConfig
+def _copies_on(
+    rank: int, layers: int, parameter: Parameter, model: ModelConfig, parallel: ParallelConfig
 ) -> int:
-    """How many copies of ``parameter`` pipeline rank ``rank`` holds."""
-    stages = parallel.pipeline_model_parallel_size
-    first, last = rank == 0, rank == stages - 1
+    """How many copies of ``parameter`` pipeline rank ``rank``, of ``layers`` layers, holds."""
+    first, last = rank == 0, rank == parallel.pipeline_model_parallel_size - 1
     if parameter.part == "blocks":
-        return parameter.layers // stages
+        return layers
     if parameter.part == "embedding":  # the last rank keeps a copy as its tied head
         return int(first or (last and model.share_embeddings_and_output_weights))
     return int(first if parameter.part == "positions" else last)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
-from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -11,7 +12,10 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.module import Float16Module
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.utils import get_model_config
 from torch.nn import functional
 
@@ -22,6 +26,7 @@ from megatron_grow.config.sections import TrainSection
 from megatron_grow.model.attention import ScaledDotProductAttention
 from megatron_grow.model.gpt import GPT
 from megatron_grow.model.norms import Norm
+from megatron_grow.parallel.process_groups import is_first_chunk, is_last_chunk
 
 
 def _squared_relu(x: torch.Tensor) -> torch.Tensor:
@@ -36,34 +41,42 @@ _ACTIVATIONS = {
 }
 
 
-def build_gpt(model: ModelConfig, parallel: ParallelConfig, train: TrainSection) -> GPT:
-    """This rank's part of the model, under the process groups of the current stage.
+def build_gpt(
+    model: ModelConfig, parallel: ParallelConfig, train: TrainSection
+) -> list[torch.nn.Module]:
+    """This rank's chunks of the model, in order, under the process groups of the current stage.
 
-    Weights are *not* initialised: whoever builds a model fills it, by a map of fresh values or by a
-    growth, so that values do not depend on the layout.
+    An interleaved pipeline has several on each rank, every other layout one. Weights are *not*
+    initialised: whoever builds a model fills it, by a map of fresh values or by a growth, so that
+    values do not depend on the layout.
     """
     config = transformer_config(model, parallel, train)
+    return [_build_chunk(model, config, train, number) for number in range(parallel.model_chunks)]
+
+
+def _build_chunk(
+    model: ModelConfig, config: TransformerConfig, train: TrainSection, number: int
+) -> torch.nn.Module:
     gpt = GPT(
         config,
-        _block_spec(model, config, train),
+        _block_spec(model, config, train, number),
         vocab_size=model.padded_vocab_size,
         max_sequence_length=model.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=is_first_chunk(number),
+        post_process=is_last_chunk(number),
         share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
         position_embedding_type=model.position_embedding_type,
         rotary_percent=model.rotary_percent,
         rotary_base=model.rotary_base,
+        vp_stage=number,
     )
-    if train.precision == "bf16":
-        gpt = Float16Module(config, gpt)
-    return gpt
+    return Float16Module(config, gpt) if train.precision == "bf16" else gpt
 
 
 def wrap_data_parallel(
-    gpt: torch.nn.Module, parallel: ParallelConfig, distributed_optimizer: bool
-) -> DistributedDataParallel:
-    """Give a model its gradient buffers and their reduction over data-parallel ranks.
+    chunks: Sequence[torch.nn.Module], parallel: ParallelConfig, distributed_optimizer: bool
+) -> list[DistributedDataParallel]:
+    """Give a model's chunks gradient buffers and their reduction over data-parallel ranks.
 
     ``distributed_optimizer`` says whether the optimizer shards its state: not all do.
     """
@@ -74,13 +87,22 @@ def wrap_data_parallel(
         overlap_param_gather=parallel.overlap_param_gather and distributed_optimizer,
         bucket_size=parallel.bucket_size,
     )
-    engine = get_model_config(gpt)
-    wrapped = DistributedDataParallel(engine, config, gpt)
+    engine = get_model_config(chunks[0])
+    wrapped = [
+        # Reductions of later chunks overlap with the backward pass of earlier ones as they are.
+        DistributedDataParallel(engine, config, chunk, disable_bucketing=number > 0)
+        for number, chunk in enumerate(chunks)
+    ]
+    # The interleaved schedule takes a list of these, the others take one.
     if parallel.overlap_grad_reduce:
-        engine.no_sync_func = wrapped.no_sync
+        engine.no_sync_func = _one_or_all([chunk.no_sync for chunk in wrapped])
     if config.overlap_param_gather:
-        engine.param_sync_func = wrapped.start_param_sync
+        engine.param_sync_func = _one_or_all([chunk.start_param_sync for chunk in wrapped])
     return wrapped
+
+
+def _one_or_all(hooks: list[Callable]) -> Callable | list[Callable]:
+    return hooks if len(hooks) > 1 else hooks[0]
 
 
 def transformer_config(
@@ -89,6 +111,7 @@ def transformer_config(
     """megatron-core's configuration for ``model``."""
     bf16 = train.precision == "bf16"
     full = train.recompute_granularity == "full"
+    interleaved = parallel.model_chunks > 1
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -107,6 +130,13 @@ def transformer_config(
         attention_dropout=model.attention_dropout,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.model_chunks if interleaved else None,
+        account_for_embedding_in_pipeline_split=parallel.account_for_embedding_in_pipeline_split,
+        account_for_loss_in_pipeline_split=parallel.account_for_loss_in_pipeline_split,
+        num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
+        num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
+        pipeline_model_parallel_layout=parallel.pipeline_model_parallel_layout,
+        context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
@@ -119,6 +149,9 @@ def transformer_config(
         init_method=_leave_uninitialised,
         output_layer_init_method=_leave_uninitialised,
         deallocate_pipeline_outputs=True,
+        # Two ranks are neighbours on both sides: a batch would mix up the two directions.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         attention_softmax_in_fp32=False,
         # These need Apex or Transformer Engine, or a GPU.
         gradient_accumulation_fusion=False,
@@ -135,7 +168,7 @@ def _leave_uninitialised(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _block_spec(
-    model: ModelConfig, config: TransformerConfig, train: TrainSection
+    model: ModelConfig, config: TransformerConfig, train: TrainSection, chunk: int
 ) -> TransformerBlockSubmodules | ModuleSpec:
     if train.transformer_impl == "transformer_engine":
         try:
@@ -155,5 +188,5 @@ def _block_spec(
     attention.core_attention = ScaledDotProductAttention
     if model.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm
-    layers = model.num_layers // config.pipeline_model_parallel_size
+    layers = get_num_layers_to_build(config, vp_stage=chunk)
     return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=Norm)

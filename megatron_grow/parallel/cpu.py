@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d
 
 from megatron_grow.parallel import cpu_speed
 
@@ -47,6 +48,7 @@ def install() -> None:
     _answer_for_cuda()
     _answer_type_strings()
     _track_random_state()
+    _keep_what_is_sent()
     facade = _torch_without_cuda_literals()
     for name in _MODULES_WITH_CUDA_LITERALS:
         importlib.import_module(name).torch = facade  # type: ignore[attr-defined]
@@ -90,6 +92,22 @@ def _track_random_state() -> None:
         return "CPU RNG state changed within GPU RNG context" not in record.getMessage()
 
     logging.getLogger(random.__name__).addFilter(is_not_expected)
+
+
+def _keep_what_is_sent() -> None:
+    """Let gloo hold on to the memory that it sends.
+
+    The interleaved schedule lets go of an output's memory once it has asked for it to be sent. CUDA
+    keeps such memory until its stream is done; gloo would send whatever is there by then.
+    """
+    isend = distributed_c10d.isend
+
+    @functools.wraps(isend)
+    def send(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return isend(tensor.detach(), *args, **kwargs)  # another tensor on the same memory
+
+    # torch compares functions: batches are made of its own.
+    torch.distributed.isend = distributed_c10d.isend = send
 
 
 def _torch_without_cuda_literals() -> types.ModuleType:

@@ -49,6 +49,11 @@ def set_up(layout: ParallelConfig, seed: int) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor_model_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+        # Any number here, even 1, asks for the interleaved schedule.
+        virtual_pipeline_model_parallel_size=(
+            layout.model_chunks if layout.model_chunks > 1 else None
+        ),
+        context_parallel_size=layout.context_parallel_size,
         create_gloo_process_groups=False,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
@@ -58,3 +63,13 @@ def tear_down() -> None:
     """Destroy megatron-core's process groups, so that another layout can be set up."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
+
+
+def is_first_chunk(number: int) -> bool:
+    """Whether chunk ``number`` of this rank, from 0, is the one with the embedding."""
+    return parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=number)
+
+
+def is_last_chunk(number: int) -> bool:
+    """Whether chunk ``number`` of this rank, from 0, is the one with the head and the loss."""
+    return parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=number)

@@ -45,8 +45,8 @@ def live_pieces(
     """
     placed = {id(param): where for chunk in chunks for param, where in _placement(chunk, tensors)}
     pieces = []
-    peers = parallel_state.get_data_parallel_world_size()
-    rank = parallel_state.get_data_parallel_rank()
+    peers = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
     for number, (param, main, start, state) in enumerate(_optimizer_state(optimizer)):
         key, box, primary = placed[id(param)]
         shared_out = number % peers == rank  # replicas divide the writing among them

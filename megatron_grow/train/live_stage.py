@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
@@ -38,16 +39,14 @@ class LiveStage:
         self._seed = config.run.seed
         self._fade_in: FadeIn | None = None
         process_groups.set_up(stage.parallel, config.run.seed)
-        peers = parallel_state.get_data_parallel_world_size()
+        replicas = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
         sharded = (
             stage.parallel.use_distributed_optimizer
-            and peers > 1  # alone, it would only copy all gradients once more
+            and replicas > 1  # alone, it would only copy all gradients once more
             and supports_distributed_optimizer(config.optimizer)
         )
         gpt = build_gpt(stage.model, stage.parallel, config.train)
-        self.chunks: list[DistributedDataParallel] = [
-            wrap_data_parallel(gpt, stage.parallel, sharded)
-        ]
+        self.chunks = wrap_data_parallel(gpt, stage.parallel, sharded)
         self.optimizer = build_optimizer(
             self.chunks,
             config.optimizer,
@@ -57,7 +56,11 @@ class LiveStage:
         engine = self.chunks[0].config
         engine.finalize_model_grads_func = finalize_model_grads
         engine.grad_scale_func = self.optimizer.scale_loss
-        batch = stage.batch
+        self._chunk_reads = [
+            process_groups.is_first_chunk(i) or process_groups.is_last_chunk(i)
+            for i in range(len(self.chunks))
+        ]
+        batch, peers = stage.batch, parallel_state.get_data_parallel_world_size()
         self._micro_batches = batch.global_batch_size // (batch.micro_batch_size * peers)
 
     def pieces(self) -> list[Piece]:
@@ -113,7 +116,8 @@ class LiveStage:
 
     def mean_loss(self, losses: torch.Tensor, steps: int) -> float:
         """Mean over all ranks of what ``steps`` steps returned; the same on every rank."""
-        # Only the last pipeline stage has losses; its tensor-parallel ranks have the same ones.
+        # Only the last pipeline stage has losses: its tensor-parallel ranks the same ones, its
+        # context-parallel ranks those of their tokens.
         total = losses.detach().to("cpu", torch.float64)
         dist.all_reduce(total)
         copies = self.stage.parallel.tensor_model_parallel_size
@@ -122,7 +126,7 @@ class LiveStage:
 
     def needs_data(self) -> bool:
         """Whether this rank reads tokens: the first and the last pipeline stage do."""
-        return parallel_state.is_pipeline_first_stage() or parallel_state.is_pipeline_last_stage()
+        return any(self._chunk_reads)
 
     def release(self) -> None:
         """Let go of model, gradients and groups; pieces that were taken keep their memory."""
@@ -137,7 +141,8 @@ class LiveStage:
     def _run(self, batches: Batches | None, forward_only: bool) -> torch.Tensor:
         results = get_forward_backward_func()(
             forward_step_func=_forward_step,
-            data_iterator=batches,
+            # No rank of a pipeline has more than one chunk that reads.
+            data_iterator=[batches if reads else None for reads in self._chunk_reads],
             model=self.chunks,
             num_microbatches=self._micro_batches,
             seq_length=self.stage.batch.seq_length,
@@ -168,7 +173,7 @@ class LiveStage:
             return
         seed = self._seed + 1_000_003 * step
         seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
-        seed += 10_000 * parallel_state.get_data_parallel_rank()
+        seed += 10_000 * parallel_state.get_data_parallel_rank(with_context_parallel=True)
         tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
     @contextmanager
@@ -200,12 +205,19 @@ def _forward_step(batches: Batches | None, model: torch.nn.Module) -> tuple:
     if batches is None:
         return model(None, None, None), partial(_mean_loss, None)
     batch = {name: x.to(cpu.device(), non_blocking=True) for name, x in next(batches).items()}
+    batch = get_batch_on_this_cp_rank(batch)
     output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
     return output, partial(_mean_loss, batch["loss_mask"])
 
 
 def _mean_loss(mask: torch.Tensor | None, losses: torch.Tensor) -> tuple[torch.Tensor, dict]:
-    """Mean over the tokens of a micro-batch, each (batch, sequence)."""
+    """Mean over the tokens of a micro-batch, each (batch, tokens of this rank).
+
+    The tokens of a sequence may be shared among context-parallel ranks; then so is their mean.
+    """
     assert mask is not None, "only the last pipeline stage has losses"
-    loss = (losses.float() * mask).sum() / mask.sum()
+    count = mask.sum()
+    if parallel_state.get_context_parallel_world_size() > 1:
+        dist.all_reduce(count, group=parallel_state.get_context_parallel_group())
+    loss = (losses.float() * mask).sum() / count
     return loss, {"loss": loss.detach().clone()}  # megatron-core scales the first in place

@@ -9,6 +9,7 @@ from megatron_grow.config.stages import Stage
 from megatron_grow.growth.in_memory import transfer
 from megatron_grow.growth.plan import Plan
 from megatron_grow.optim.state import get_step, set_step
+from megatron_grow.parallel.agreement import largest_over_ranks
 from megatron_grow.train.live_stage import LiveStage
 
 
@@ -26,7 +27,7 @@ def grow(live: LiveStage, stage: Stage, config: RunConfig, plan: Plan) -> tuple[
     Returns:
         The new stage, and the bytes that this rank received.
     """
-    source, updates = live.pieces(), get_step(live.optimizer)
+    source, updates = live.pieces(), _updates(live)
     live.release()
     grown = LiveStage(stage, config, plan.tensors)
     received = transfer(plan, source, grown.pieces())
@@ -34,7 +35,13 @@ def grow(live: LiveStage, stage: Stage, config: RunConfig, plan: Plan) -> tuple[
     torch.cuda.empty_cache()  # activations of another shape would not fit the holes
     grown.publish()
     grown.fade_in(plan.fading_in, stage.first_step)
-    if plan.optimizer_state == "reset":
-        updates = 0
-    set_step(grown.optimizer, stage.first_step if updates is None else updates)
+    set_step(grown.optimizer, 0 if plan.optimizer_state == "reset" else updates)
     return grown, received
+
+
+def _updates(live: LiveStage) -> int:
+    """Updates that Adam has done; where no rank uses it, the steps of the run."""
+    own = get_step(live.optimizer)
+    # A pipeline rank may hold no parameter now, and some after the growth.
+    agreed = largest_over_ranks(-1 if own is None else own)
+    return live.stage.last_step if agreed < 0 else agreed

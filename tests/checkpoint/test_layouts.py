@@ -42,6 +42,8 @@ GATED = replace(
 DP, TP2, PP2 = layout(), layout(tp=2), layout(pp=2)
 REPLICATED = layout(use_distributed_optimizer=False)
 TP2_PP2 = layout(tp=2, pp=2, sequence_parallel=True)
+VPP2 = layout(pp=2, virtual_pipeline_model_parallel_size=2)
+UNEVEN = layout(pp=2, num_layers_in_last_pipeline_stage=3)
 STEP, UPDATES = 12, 7
 
 
@@ -72,6 +74,15 @@ CASES: dict[str, tuple[tuple[int, dict], tuple[int, dict], dict[str, Any]]] = {
     "sgd, replicas to DP2": ((2, REPLICATED), (2, DP), {"optimizer": "sgd"}),
     "TP2 PP2 to DP2": ((4, TP2_PP2), (2, DP), {}),
     "one rank to TP2 PP2": ((1, DP), (4, TP2_PP2), {"model": GATED}),
+    "PP2 VPP2 to one rank": ((2, VPP2), (1, DP), {"model": MODEL}),
+    "one rank to PP2 VPP2": ((1, DP), (2, VPP2), {"model": MODEL}),
+    "PP2 VPP2 to TP2": ((2, VPP2), (2, TP2), {"model": MODEL}),
+    "uneven PP2 to TP2 PP2 VPP2": ((2, UNEVEN), (4, VPP2 | TP2_PP2), {"model": MODEL}),
+    "bf16, PP2 VPP2 DP2 to uneven PP2": (
+        (4, VPP2),
+        (2, UNEVEN),
+        {"model": MODEL, "precision": "bf16"},
+    ),
 }
 
 Side = dict[str, tuple[list[Part], list[Part]]]
@@ -79,7 +90,7 @@ Side = dict[str, tuple[list[Part], list[Part]]]
 
 
 def held_by(live: LiveStage) -> tuple[list[Part], list[Part]]:
-    return snapshot(live.pieces()), model_weights(live.chunks[0].module)
+    return snapshot(live.pieces()), model_weights([chunk.module for chunk in live.chunks])
 
 
 def saves(world_size: int, root: Path) -> Side:
@@ -187,12 +198,12 @@ def megatron_loads(world_size: int, root: Path) -> dict[str, tuple[dict, list[Pa
         config = case(parallel, **CASES[name][2])
         stage = config.resolve(world_size)[0]
         process_groups.set_up(stage.parallel, seed=1)
-        gpt = build_gpt(stage.model, stage.parallel, config.train)
+        [gpt] = build_gpt(stage.model, stage.parallel, config.train)
         directory = str(root / name / f"iter_{STEP:07d}")
         state = dist_checkpointing.load(gpt.sharded_state_dict(), directory)
         gpt.load_state_dict(state, strict=False)
         common = dist_checkpointing.load_common_state_dict(directory)
-        found[name] = (common, model_weights(gpt))
+        found[name] = (common, model_weights([gpt]))
     return found
 
 

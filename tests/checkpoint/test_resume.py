@@ -18,6 +18,7 @@ from tests.toy import begin, grow, layout, run_config
 BEFORE, GROWTH, AFTER, END = 3, 5, 8, 18
 """A checkpoint before the growth, the growth, a checkpoint after it, the end of the run."""
 DP, TP2, PP2 = layout(), layout(tp=2, sequence_parallel=True), layout(pp=2)
+VPP2 = layout(pp=2, virtual_pipeline_model_parallel_size=2)
 SAVED = (2, DP, TP2)
 KINDS: dict[str, dict[str, Any]] = {
     "adam": {},
@@ -31,6 +32,7 @@ SHORT = {"seq_length": 8, "global_batch_size": 16, "micro_batch_size": 2}
 RESUMED: dict[str, tuple[int, dict, dict, list[str]]] = {
     "the same layout": (*SAVED, list(KINDS)),
     "TP2, then PP2": (2, TP2, PP2, ["adam", "muon", "length and batch"]),
+    "TP2, then PP2 VPP2": (2, TP2, VPP2, ["adam"]),
     "one rank": (1, DP, DP, ["adam"]),
 }
 

@@ -56,3 +56,25 @@ def test_muon_keeps_one_moment_for_layer_matrices():
     matrices = 12 * 12 * 768**2
     estimate = estimate_memory(MODEL, ParallelConfig(), 1, precision="fp32", optimizer="muon")
     assert estimate.moments == 4 * (2 * N - matrices)
+
+
+@pytest.mark.parametrize(
+    ("uneven", "layers"),
+    [
+        ({"virtual_pipeline_model_parallel_size": 3}, 3),
+        ({"num_layers_in_first_pipeline_stage": 6}, 6),
+        ({"pipeline_model_parallel_layout": "Et*5|t*4|t*3|L"}, 5),
+    ],
+)
+def test_chunks_and_uneven_stages(uneven, layers):
+    parallel = ParallelConfig(pipeline_model_parallel_size=4, **uneven)
+    weights = estimate_memory(MODEL, parallel, 4, precision="fp32").weights
+    embedding, positions = 50_304 * 768, 1024 * 768
+    block = count_parameters(MODEL, part="blocks") // 12
+    assert weights == 4 * (embedding + positions + layers * block)
+
+
+def test_context_parallel_ranks_share_optimizer_state():
+    parallel = ParallelConfig(context_parallel_size=2)
+    estimate = estimate_memory(MODEL, parallel, 4, precision="fp32")
+    assert estimate.total == pytest.approx((8 + 8 / 4) * N, abs=2)

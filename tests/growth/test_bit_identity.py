@@ -77,6 +77,12 @@ def case(
 
 ONE, TP2, PP2 = layout(), layout(tp=2), layout(pp=2)
 TP2_PP2 = layout(tp=2, pp=2, sequence_parallel=True)
+VPP2 = layout(pp=2, virtual_pipeline_model_parallel_size=2)
+# With two layers, and with four.
+BARE_ENDS = layout(pp=2, pipeline_model_parallel_layout="E|t|t|L")
+BARE_HEAD = layout(pp=2, pipeline_model_parallel_layout="Ett|L")
+IDLE = layout(pp=4, pipeline_model_parallel_layout="Et|||tL")
+UNEVEN = layout(pp=2, num_layers_in_first_pipeline_stage=1)
 CASES: dict[int, dict[str, RunConfig]] = {
     1: {
         **{f"{depth}, one rank": case(depth, ONE, ONE) for depth in LAYERS},
@@ -102,12 +108,21 @@ CASES: dict[int, dict[str, RunConfig]] = {
             "copying_inter", REPLICATED, PP2, precision="bf16"
         ),
         "zero, sgd, TP2 to DP2": case("zero", TP2, ONE, optimizer="sgd"),
+        "random, PP2 to PP2 VPP2": case("random", PP2, VPP2),
+        "random, VPP2 by hand to uneven PP2": case("random", BARE_ENDS, UNEVEN),
+        "copying_stack, untied, bare head to PP2 VPP2": case(
+            "copying_stack", BARE_HEAD, VPP2, model=UNTIED
+        ),
     },
     4: {
         "random, TP2 PP2": case("random", TP2_PP2, TP2_PP2),
         "random, DP4 to TP2 PP2": case("random", ONE, TP2_PP2),
         "random, untied, TP2 PP2 to TP2 DP2": case("random", TP2_PP2, TP2, model=UNTIED),
         "copying_stack, PP2 DP2 to TP2 PP2": case("copying_stack", PP2, TP2_PP2),
+        "random, DP4 to TP2 PP2 VPP2": case("random", ONE, VPP2 | TP2_PP2),
+        "copying_inter, bf16, idle ranks to PP2 VPP2 DP2": case(
+            "copying_inter", IDLE, VPP2, precision="bf16"
+        ),
     },
 }
 SIZES = {name: (size, config) for size, cases in CASES.items() for name, config in cases.items()}
@@ -138,7 +153,7 @@ def growths(world_size: int) -> dict[str, Found]:
         train_stage(live, config, Trace())
         before = snapshot(live.pieces())
         live = grow(live, config, world_size)
-        weights = model_weights(live.chunks[0].module)
+        weights = model_weights([chunk.module for chunk in live.chunks])
         found[name] = Found(before, snapshot(live.pieces()), weights, step_counts(live))
         live.release()
     return found

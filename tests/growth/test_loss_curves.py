@@ -1,5 +1,9 @@
 """The same run gives the same losses on every layout, before and after a growth."""
 
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,8 +11,17 @@ import pytest
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, StageSection
 from tests.distributed import run_ranks
-from tests.toy import grown_run, layout, run_config, train
+from tests.toy import MODEL, grown_run, layout, run_config, train
 
+VPP2 = layout(pp=2, virtual_pipeline_model_parallel_size=2)
+
+
+def by_hand(pp: int, stages: str, **more: Any) -> dict[str, Any]:
+    """A pipeline whose stages are written out."""
+    return layout(pp=pp, pipeline_model_parallel_layout=stages, **more)
+
+
+# Of two layers, then four.
 LAYOUTS = {
     "DP2": (2, layout(), layout()),
     "DP2 without distributed optimizer": (
@@ -26,25 +39,60 @@ LAYOUTS = {
     "TP2 PP2": (4, layout(tp=2, pp=2), layout(tp=2, pp=2)),
     "DP4 to TP2 PP2": (4, layout(), layout(tp=2, pp=2, sequence_parallel=True)),
     "TP2 PP2 to DP2 PP2": (4, layout(tp=2, pp=2), layout(pp=2)),
+    "DP2 to PP2 VPP2": (2, layout(), VPP2),
+    "VPP2 with bare ends to TP2": (2, by_hand(2, "E|t|t|L"), layout(tp=2, sequence_parallel=True)),
+    "bare embedding to a short first stage": (
+        2,
+        by_hand(2, "E|ttL"),
+        layout(pp=2, num_layers_in_first_pipeline_stage=1),
+    ),
+    "PP2 DP2 to TP2 PP2 VPP2": (
+        4,
+        layout(pp=2),
+        VPP2 | {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    ),
+    "idle ranks to PP2 VPP2 DP2, overlapped": (
+        4,
+        by_hand(4, "Et|||tL"),
+        VPP2 | {"overlap_grad_reduce": True, "overlap_param_gather": True},
+    ),
+}
+# Of one layer, then three: what counts as a layer takes its place.
+COUNTED = {
+    "embedding counted, then loss and interleaved": (
+        2,
+        layout(pp=2, account_for_embedding_in_pipeline_split=True),
+        VPP2 | {"account_for_loss_in_pipeline_split": True},
+    ),
+}
+CASES = {name: ((2, 4), case) for name, case in LAYOUTS.items()} | {
+    name: ((1, 3), case) for name, case in COUNTED.items()
 }
 
 
-@pytest.fixture(scope="module")
-def one_rank() -> list[float]:
-    return run_ranks(1, train, grown_run(layout(), layout()), 1)[0].losses
+def run(before: dict[str, Any], after: dict[str, Any], depths: tuple[int, int]) -> RunConfig:
+    """Ten steps with the first depth, ten with the second."""
+    source, target = depths
+    return grown_run(before, after, source_layers=source, model=replace(MODEL, num_layers=target))
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_ten_steps_before_and_ten_after_a_growth(name: str, one_rank: list[float]) -> None:
-    world_size, before, after = LAYOUTS[name]
-    for trace in run_ranks(world_size, train, grown_run(before, after), world_size):
+@functools.cache
+def one_rank(depths: tuple[int, int]) -> list[float]:
+    return run_ranks(1, train, run(layout(), layout(), depths), 1)[0].losses
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ten_steps_before_and_ten_after_a_growth(name: str) -> None:
+    depths, (world_size, before, after) = CASES[name]
+    for trace in run_ranks(world_size, train, run(before, after, depths), world_size):
         assert len(trace.losses) == 20
-        assert trace.losses == pytest.approx(one_rank, rel=1e-5)
+        assert trace.losses == pytest.approx(one_rank(depths), rel=1e-5)
 
 
-def test_the_run_learns(one_rank: list[float]) -> None:
+def test_the_run_learns() -> None:
     """The losses above are not equal because nothing happens."""
-    assert one_rank[-1] < 0.9 * one_rank[0]
+    losses = one_rank((2, 4))
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def compound(first: dict[str, Any], second: dict[str, Any], third: dict[str, Any]) -> RunConfig:

@@ -43,6 +43,7 @@ MODELS = {
 TP2 = (2, layout(tp=2))
 SP2 = (2, layout(tp=2, sequence_parallel=True))
 PP2 = (2, layout(pp=2))
+VPP2 = (2, layout(pp=2, pipeline_model_parallel_layout="E|t|t|L"))
 
 
 def _run(model: ModelConfig, parallel: dict[str, Any], **train: Any) -> RunConfig:
@@ -94,7 +95,7 @@ def test_architectures(name: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["GPT-2", "Qwen"])
-@pytest.mark.parametrize("where", [TP2, SP2, PP2], ids=["TP2", "TP2 SP", "PP2"])
+@pytest.mark.parametrize("where", [TP2, SP2, PP2, VPP2], ids=["TP2", "TP2 SP", "PP2", "PP2 VPP2"])
 def test_layouts(model: str, where: tuple[int, dict]) -> None:
     world_size, parallel = where
     _check(_run(MODELS[model], parallel), world_size, loss_error=1e-6, gradient_error=1e-5)

@@ -109,7 +109,7 @@ def build(
     process_groups.set_up(layout, SEED)
     train = TrainSection(seq_length=SEQ_LENGTH, precision=precision)  # type: ignore[arg-type]
     sharded = layout.use_distributed_optimizer and supports_distributed_optimizer(section)
-    chunk = wrap_data_parallel(build_gpt(model, layout, train), layout, sharded)
+    [chunk] = wrap_data_parallel(build_gpt(model, layout, train), layout, sharded)
     optimizer = build_optimizer(
         [chunk], section, precision=precision, use_distributed_optimizer=sharded
     )

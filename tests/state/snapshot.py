@@ -33,13 +33,13 @@ def snapshot(pieces: Sequence[Piece]) -> list[Part]:
     return [Part(p.key, p.kind, p.box, p.data.float().numpy().copy(), p.owned) for p in pieces]
 
 
-def model_weights(module: torch.nn.Module) -> list[Part]:
+def model_weights(chunks: Sequence[torch.nn.Module]) -> list[Part]:
     """What a model computes with on this rank, as megatron-core cuts it.
 
     ``kind`` is the data type, and boxes are in the checkpoint's axes.
     """
     parts = []
-    for entry in module.sharded_state_dict().values():
+    for entry in (entry for chunk in chunks for entry in chunk.sharded_state_dict().values()):
         for shard in entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]:
             if isinstance(shard, ShardedTensor):
                 data = shard.data.detach()[(None,) * shard.prepend_axis_num]

@@ -67,7 +67,7 @@ def megatron_chunks() -> dict[tuple[str, str], tuple[int, int, int, set[Chunk]]]
         parallel = ParallelConfig(tp, pp)
         process_groups.set_up(parallel, seed=1)
         for name in (name for of, name in CASES if of == layout):
-            gpt = build_gpt(MODELS[name], parallel, TRAIN)
+            [gpt] = build_gpt(MODELS[name], parallel, TRAIN)
             chunks = set()
             for entry in gpt.sharded_state_dict().values():
                 parts = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]

@@ -44,6 +44,10 @@ def case(
     )
 
 
+def by_hand(pp: int, stages: str, tp: int = 1) -> dict[str, Any]:
+    return layout(tp=tp, pp=pp, pipeline_model_parallel_layout=stages)
+
+
 CASES = {
     2: {
         "DP2": case(layout()),
@@ -57,6 +61,8 @@ CASES = {
         "PP2 tied": case(layout(pp=2)),
         "PP2 untied": case(layout(pp=2), UNTIED),
         "PP2 muon": case(layout(pp=2), optimizer="muon"),
+        "PP2 VPP2 tied": case(by_hand(2, "E|t|t|L")),
+        "PP2 VPP2 untied bf16": case(by_hand(2, "Et|||tL"), UNTIED, precision="bf16"),
     },
     4: {
         "TP2 PP2": case(layout(tp=2, pp=2)),
@@ -64,6 +70,9 @@ CASES = {
         "PP2 DP2": case(layout(pp=2)),
         "PP2 DP2 replicated": case(layout(pp=2, **REPLICATED)),
         "TP2 PP2 bf16": case(layout(tp=2, pp=2), UNTIED, precision="bf16"),
+        "TP2 PP2 VPP2": case(by_hand(2, "E|t|t|L", tp=2), UNTIED),
+        "PP2 VPP2 DP2": case(by_hand(2, "Et|t||L")),
+        "PP4 with idle ranks, muon": case(by_hand(4, "Et|||tL"), optimizer="muon"),
     },
 }
 

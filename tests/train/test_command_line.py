@@ -131,6 +131,10 @@ MISTAKES = {
         ],
         ["pipeline_model_parallel_size=2", "num_layers=3"],
     ),
+    "chunks without a pipeline": (
+        ["--parallel.virtual_pipeline_model_parallel_size", "2"],
+        ["virtual_pipeline_model_parallel_size=2", "pipeline_model_parallel_size to be"],
+    ),
     "stages out of order": (
         [
             "--stages",
