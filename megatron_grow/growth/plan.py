@@ -187,11 +187,11 @@ def _compose(tensor: LogicalTensor, choices: list[list[Draw]]) -> TensorMap:
 def _summary(operators: dict[str, Operator], grown: dict[str, tuple[int, int]]) -> str:
     names = {key: chosen.name for key, chosen in operators.items()}
     parts = []
-    for axis, (key, field) in _AXES.items():
+    for axis, (key, sized_by) in _AXES.items():
         if axis not in grown or axis == "qkv_head":  # of which the query heads tell
             continue
         before, after = grown[axis]
-        what = "layers" if axis == "layer" else field
+        what = "layers" if axis == "layer" else sized_by
         by = names.get(key) or names.get("width")
         parts.append(f"{before} -> {after} {what} by {by}")
     return ", ".join(parts) or "the same model"
