@@ -38,6 +38,12 @@ class ModelConfig:
     """Base period of rotary positions."""
     rotary_percent: float = 1.0
     """Share of each head that is rotated."""
+    rotary_seq_len_interpolation_factor: float | None = None
+    """Divide rotary positions by this (position interpolation)."""
+    use_rope_scaling: bool = False
+    """Stretch the low frequencies of rotary positions as Llama 3.1 does."""
+    rope_scaling_factor: float = 8.0
+    """How far, with use_rope_scaling."""
     normalization: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
     layernorm_epsilon: float = 1e-5
     activation: Literal["gelu", "swiglu", "squared_relu"] = "gelu"

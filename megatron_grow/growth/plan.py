@@ -211,6 +211,14 @@ def _fading_in(
     }
 
 
+_ROTARY = (
+    "rotary_base",
+    "rotary_seq_len_interpolation_factor",
+    "use_rope_scaling",
+    "rope_scaling_factor",
+)
+
+
 def _caveats(
     operators: dict[str, Operator], source: ModelConfig, target: ModelConfig, masked: bool
 ) -> tuple[str, ...]:
@@ -219,6 +227,8 @@ def _caveats(
         for key, chosen in operators.items()
         if not (masked and chosen.can_fade_in) and (reason := chosen.caveat(source, target))
     ]
-    if source.rotary_base != target.rotary_base:
-        found.append(f"rotary_base: {source.rotary_base} -> {target.rotary_base} moves positions")
+    for name in _ROTARY:
+        was, is_ = getattr(source, name), getattr(target, name)
+        if was != is_:
+            found.append(f"{name}: {was} -> {is_} moves positions")
     return tuple(found)

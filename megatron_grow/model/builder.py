@@ -68,6 +68,9 @@ def _build_chunk(
         position_embedding_type=model.position_embedding_type,
         rotary_percent=model.rotary_percent,
         rotary_base=model.rotary_base,
+        seq_len_interpolation_factor=model.rotary_seq_len_interpolation_factor,
+        rope_scaling=model.use_rope_scaling,
+        rope_scaling_factor=model.rope_scaling_factor,
         vp_stage=number,
     )
     return Float16Module(config, gpt) if train.precision == "bf16" else gpt

@@ -76,7 +76,15 @@ def _rotate(model: ModelConfig, x: torch.Tensor) -> torch.Tensor:
     size = int(model.head_dim * model.rotary_percent)
     turning, still = x[..., :size], x[..., size:]
     rate = model.rotary_base ** (-torch.arange(0, size, 2, dtype=x.dtype) / size)
-    angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * rate  # (s, size / 2)
+    if model.use_rope_scaling:
+        # Llama 3.1: a wave longer than 8192 tokens turns slower by the factor, one shorter than
+        # 2048 as before, and between them the two are blended by turns in 8192 tokens.
+        turns = 8192 * rate / (2 * torch.pi)
+        blend = ((turns - 1) / 3).clamp(0, 1)
+        rate = rate * (blend + (1 - blend) / model.rope_scaling_factor)
+    position = torch.arange(x.shape[1], dtype=x.dtype)
+    position = position / (model.rotary_seq_len_interpolation_factor or 1.0)
+    angle = position[:, None] * rate  # (s, size / 2)
     cos, sin = (f(angle)[:, None, None, :] for f in (torch.cos, torch.sin))
     first, second = turning.chunk(2, dim=-1)
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -38,6 +38,9 @@ MODELS = {
     "no layers": replace(GPT2, num_layers=0),
     "LLaMA": LLAMA,
     "Qwen": QWEN,
+    "scaled rotary positions": replace(
+        LLAMA, use_rope_scaling=True, rotary_seq_len_interpolation_factor=2.0
+    ),
     "squared ReLU": replace(GPT2, activation="squared_relu"),
 }
 TP2 = (2, layout(tp=2))
