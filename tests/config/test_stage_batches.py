@@ -11,7 +11,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig, parse_run, to_yaml
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.config.stages import StageSection
+from megatron_grow.config.stages import GrowSection, StageSection
 from tests.toy import MODEL, layout
 
 TRAIN = TrainSection(
@@ -128,6 +128,11 @@ def test_positions_are_checked_against_each_stages_length():
     message = refused(run((10, {"seq_length": 8}), (None, {}), model=small))
     assert message.startswith("stages[1]") and "seq_length=16" in message
     assert run((10, {"seq_length": 4}), (None, {"seq_length": 8}), model=small).resolve(1)
+    few = StageSection(until=10, train={"seq_length": 8}, model={"max_position_embeddings": 8})
+    grown = StageSection(grow=GrowSection(positions="copy"))
+    assert RunConfig(model=MODEL, train=TRAIN, stages=[few, grown]).resolve(1)
+    few.train["seq_length"] = 16
+    assert "stages[0]" in refused(RunConfig(model=MODEL, train=TRAIN, stages=[few, grown]))
 
 
 def test_sequence_parallelism_is_checked_against_each_stages_length():

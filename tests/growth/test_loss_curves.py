@@ -96,11 +96,11 @@ def test_the_run_learns() -> None:
 
 
 def compound(first: dict[str, Any], second: dict[str, Any], third: dict[str, Any]) -> RunConfig:
-    """Depth, length and batch grow together, twice: 16 x 4 tokens, 4 x 8, 8 x 16."""
+    """Depth, positions, length and batch grow together: 16 x 4 tokens, 4 x 8, 8 x 16."""
     return run_config(
         StageSection(
             until=6,
-            model={"num_layers": 0},
+            model={"num_layers": 0, "max_position_embeddings": 4},
             train={"seq_length": 4, "global_batch_size": 16, "micro_batch_size": 2},
             parallel=first,
         ),
@@ -108,7 +108,7 @@ def compound(first: dict[str, Any], second: dict[str, Any], third: dict[str, Any
             until=12,
             model={"num_layers": 2},
             train={"seq_length": 8, "global_batch_size": 4},
-            grow=GrowSection(depth="random"),
+            grow=GrowSection(depth="random", positions="copy"),
             parallel=second,
         ),
         StageSection(grow=GrowSection(depth="copying_stack"), parallel=third),
