@@ -50,7 +50,8 @@ def run(model: ModelConfig, world_size: int) -> RunConfig:
     before, after = LAYOUTS[world_size]
     return run_config(
         StageSection(until=3, model=SMALL, parallel=before),
-        StageSection(parallel=after, grow=GrowSection(recipe="msg")),
+        # No masks of its own: the test sets them.
+        StageSection(parallel=after, grow=GrowSection(recipe="msg", mask_iters=0)),
         model=model,
         global_batch_size=4,
     )
@@ -66,7 +67,7 @@ def fade(name: str, world_size: int) -> Found:
     train_stage(live, config, Trace())
     found: Found = {"before": logits(live)}
     before, after = config.resolve(world_size)
-    plan = growth(before.model, after.model, after.grow, target_depth=4, seed=1)
+    plan = growth(before.model, after.model, GrowSection(recipe="msg"), target_depth=4, seed=1)
     live = grow(live, config, world_size)
     found["plain"] = logits(live)
     masks = FadeIn(live.chunks, after.model, plan.fading_in)
