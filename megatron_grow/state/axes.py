@@ -12,6 +12,7 @@ from math import prod, sqrt
 from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.state.sharding import DEALT, Dealt
 
 
 class Role(Enum):
@@ -63,8 +64,6 @@ class LogicalTensor:
     """How many fine axes make each dimension that Megatron's checkpoint has."""
     init: Init
     """How fresh entries are made."""
-    cut: str | None = None
-    """The axis that tensor parallelism cuts; None: every rank holds all of it."""
     norm: Literal["gain", "bias"] | None = None
     """Which parameter of a norm it is, if it is one."""
     ends_branch: bool = False
@@ -83,6 +82,12 @@ class LogicalTensor:
             shape.append(prod(self.shape[axis : axis + count]))
             axis += count
         return tuple(shape)
+
+    @property
+    def cut(self) -> str | None:
+        """The axis that tensor parallelism cuts; None: every rank holds all of it."""
+        names = (axis.name for axis in self.axes)
+        return next((name for name in names if DEALT.get(name) is Dealt.TENSOR), None)
 
     @property
     def stacked(self) -> bool:
@@ -142,7 +147,6 @@ def _embedding(key: str, name: str, size: int, model: ModelConfig) -> LogicalTen
         (Axis(name, size, Role.INDEX), _hidden(model, role)),
         groups=(1, 1),
         init=Normal(model.init_method_std),
-        cut=name if name == "vocab" else None,
     )
 
 
@@ -180,47 +184,39 @@ def _layer_tensors(model: ModelConfig, target_depth: int) -> list[LogicalTensor]
     outer = Normal(model.init_method_std / sqrt(2 * target_depth))
     attention, mlp = f"{LAYERS}self_attention.", f"{LAYERS}mlp."
 
-    def bias(
-        key: str, axes: tuple[Axis, ...], cut: str | None, ends: bool = False
-    ) -> LogicalTensor:
-        return LogicalTensor(
-            key, (layer, *axes), (1, len(axes)), Constant(0.0), cut=cut, ends_branch=ends
-        )
+    def bias(key: str, axes: tuple[Axis, ...], ends: bool = False) -> LogicalTensor:
+        return LogicalTensor(key, (layer, *axes), (1, len(axes)), Constant(0.0), ends_branch=ends)
 
     tensors = [
         # Megatron keeps the norms under the names that they have when fused with the projection.
         *_norm(f"{attention}linear_qkv.layer_norm_", (layer,), produced, model),
-        LogicalTensor(
-            f"{attention}linear_qkv.weight", (layer, *qkv, consumed), (1, 3, 1), inner, "kv_group"
-        ),
+        LogicalTensor(f"{attention}linear_qkv.weight", (layer, *qkv, consumed), (1, 3, 1), inner),
         LogicalTensor(
             f"{attention}linear_proj.weight",
             (layer, produced, *context),
             (1, 1, 3),
             outer,
-            "kv_group",
             ends_branch=True,
         ),
         *_norm(f"{mlp}linear_fc1.layer_norm_", (layer,), produced, model),
         LogicalTensor(
-            f"{mlp}linear_fc1.weight", (layer, *ffn_in, consumed), (1, len(ffn_in), 1), inner, "ffn"
+            f"{mlp}linear_fc1.weight", (layer, *ffn_in, consumed), (1, len(ffn_in), 1), inner
         ),
         LogicalTensor(
             f"{mlp}linear_fc2.weight",
             (layer, produced, ffn_out),
             (1, 1, 1),
             outer,
-            "ffn",
             ends_branch=True,
         ),
     ]
     if model.add_bias_linear or model.add_qkv_bias:
-        tensors.append(bias(f"{attention}linear_qkv.bias", qkv, "kv_group"))
+        tensors.append(bias(f"{attention}linear_qkv.bias", qkv))
     if model.add_bias_linear:
         tensors += [
-            bias(f"{attention}linear_proj.bias", (produced,), None, ends=True),
-            bias(f"{mlp}linear_fc1.bias", ffn_in, "ffn"),
-            bias(f"{mlp}linear_fc2.bias", (produced,), None, ends=True),
+            bias(f"{attention}linear_proj.bias", (produced,), ends=True),
+            bias(f"{mlp}linear_fc1.bias", ffn_in),
+            bias(f"{mlp}linear_fc2.bias", (produced,), ends=True),
         ]
     if model.qk_layernorm:
         head = Axis("head_dim", model.head_dim, Role.PRODUCES)

@@ -14,6 +14,7 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, from_flat_range, shape_of, volume
+from megatron_grow.state.sharding import held
 
 MAIN_PARAM = "main_param"
 """The kind of state that is the truth about weights: fp32, whatever precision the model runs in."""
@@ -89,19 +90,10 @@ def _placement(
         if not isinstance(entry, ShardedTensor | ShardedTensorFactory):
             continue
         sharded = entry.build()[0] if isinstance(entry, ShardedTensorFactory) else entry
-        tensor = tensors[entry.key]
-        box = []
-        for axis in tensor.axes:
-            if axis.name == "layer":
-                layer = sharded.global_offset[0]
-                box.append((layer, layer + 1))
-            elif axis.name == tensor.cut:
-                size = axis.size // parts
-                box.append((rank * size, (rank + 1) * size))
-            else:
-                box.append((0, axis.size))
+        # Of tensors with layers, the first offset is the layer.
+        box = held(tensors[entry.key].axes, sharded.global_offset[0], rank, parts)
         *model_parallel_replica, _ = entry.replica_id
-        yield entry.data, (entry.key, tuple(box), not any(model_parallel_replica))
+        yield entry.data, (entry.key, box, not any(model_parallel_replica))
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
