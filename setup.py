@@ -31,6 +31,7 @@ setup(
         "tokenizers",
         "nltk",
         "safetensors",
+        "blake3",
         "rich",
         "tensorboard",
         "matplotlib",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.state.live import MAIN_PARAM
+from megatron_grow.state.kinds import MAIN_PARAM
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """In the root: the step of the newest complete checkpoint."""

@@ -32,7 +32,8 @@ from megatron_grow.checkpoint.layout import (
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import fold, shape_of, slices
-from megatron_grow.state.live import MAIN_PARAM, Piece
+from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.live import Piece
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

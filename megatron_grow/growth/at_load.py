@@ -12,7 +12,8 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.growth.plan import Plan
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, fold, shape_of, slices, split
-from megatron_grow.state.live import MAIN_PARAM, Piece
+from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.live import Piece
 from megatron_grow.state.maps import materialise
 
 # Values made at a time, so that memory stays bounded.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megatron_grow.growth.plan import Plan
 from megatron_grow.state.boxes import full, volume
-from megatron_grow.state.live import MAIN_PARAM
+from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import fresh_parts
 
 _BYTES = 4  # all state moves in fp32

@@ -14,10 +14,8 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, from_flat_range, shape_of, volume
+from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.sharding import held
-
-MAIN_PARAM = "main_param"
-"""The kind of state that is the truth about weights: fp32, whatever precision the model runs in."""
 
 
 @dataclass(frozen=True)

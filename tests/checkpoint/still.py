@@ -15,7 +15,8 @@ from megatron_grow.checkpoint.stream import CheckpointReader
 from megatron_grow.state.axes import LogicalTensor, Normal, logical_tensors
 from megatron_grow.state.boxes import full
 from megatron_grow.state.fresh import fresh
-from megatron_grow.state.live import MAIN_PARAM, Piece
+from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.live import Piece
 from tests.toy import MODEL
 
 SMALL = replace(MODEL, num_layers=1)

@@ -25,7 +25,8 @@ from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import resharding
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import full
-from megatron_grow.state.live import MAIN_PARAM, Piece
+from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.live import Piece
 from tests.checkpoint.still import SMALL, TENSORS, read, values, write
 from tests.distributed import run_ranks
 

@@ -13,7 +13,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.plan import growth
 from megatron_grow.operators import operator
-from megatron_grow.state.live import MAIN_PARAM
+from megatron_grow.state.kinds import MAIN_PARAM
 from tests.growth.algebra import (
     GPT2,
     LLAMA,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.plan import growth
-from megatron_grow.state.live import MAIN_PARAM
+from megatron_grow.state.kinds import MAIN_PARAM
 from tests.growth.algebra import (
     GPT2,
     LLAMA,
@@ -168,7 +168,8 @@ def growths(draw: st.DrawFn) -> tuple[ModelConfig, ModelConfig, GrowSection]:
     source = replace(
         base,
         num_layers=draw(st.integers(1, 3)),
-        hidden_size=draw(st.integers(2, 9)),
+        # A LayerNorm over two values passes no gradient but through its epsilon: noise.
+        hidden_size=draw(st.integers(4, 9)),
         kv_channels=2 * draw(st.integers(1, 3)),
         num_query_groups=groups,
         num_attention_heads=groups * per_group,
@@ -211,6 +212,9 @@ def test_any_shape(case: tuple[ModelConfig, ModelConfig, GrowSection]) -> None:
     grown, grown_gradients = loss_and_gradients(target, applied(plan, source, weights, MAIN_PARAM))
     assert (grown - losses).abs().max() < 1e-12 * losses.abs().max()
     carried = applied(plan, source, gradients, "exp_avg")
+    # A gradient that cancels keeps the rounding errors of its terms, which are of the others' size.
+    largest = max(float(gradient.abs().max()) for gradient in grown_gradients.values())
     for key, gradient in grown_gradients.items():
         difference = (gradient - carried[key])[carried[key] != 0]
-        assert not len(difference) or difference.abs().max() < 1e-11 * gradient.abs().max(), key
+        scale = max(float(gradient.abs().max()), 1e-3 * largest)
+        assert not len(difference) or difference.abs().max() < 1e-11 * scale, key

@@ -15,7 +15,7 @@ from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import StageSection
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import slices
-from megatron_grow.state.live import MAIN_PARAM
+from megatron_grow.state.kinds import MAIN_PARAM
 from tests.distributed import run_ranks
 from tests.model import reference
 from tests.state.snapshot import Part, assemble, snapshot

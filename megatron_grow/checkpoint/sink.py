@@ -1,0 +1,64 @@
+"""What every checkpoint format looks like to those who write it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from megatron_grow.state.boxes import Box
+
+
+@dataclass(frozen=True)
+class Block:
+    """A box of one kind of state of a logical tensor: what is made and written at a time."""
+
+    key: str
+    kind: str
+    box: Box
+    """In fine axes; contiguous in the whole tensor."""
+
+
+class Sink(Protocol):
+    """A checkpoint that is being written, into a directory that is no checkpoint yet.
+
+    One process calls ``prepare`` and at the end ``finish``; between them any process and thread
+    writes parts, each once.
+    """
+
+    directory: Path
+
+    def stored(self, key: str, kind: str) -> dict[str, torch.dtype]:
+        """Under which names this kind of ``key`` is stored, and as what; none: it is left out.
+
+        More than one for weights of a mixed-precision run, stored rounded and in fp32.
+        """
+        ...
+
+    def prepare(self) -> None:
+        """Before the first part."""
+        ...
+
+    def write(self, part: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Any:
+        """Write some blocks, asked for one at a time.
+
+        Args:
+            part: their number among all parts of the conversion.
+            blocks: with their values under each stored name: of the box's shape, of the stored
+                dtype.
+
+        Returns:
+            What ``finish`` needs to know of it; can be pickled.
+        """
+        ...
+
+    def finish(self, tables: list[Any]) -> None:
+        """After the last part.
+
+        Args:
+            tables: what ``write`` returned, by part.
+        """
+        ...

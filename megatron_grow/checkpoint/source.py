@@ -1,0 +1,43 @@
+"""What every checkpoint format looks like to those who read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.state.boxes import Box
+
+
+class Source(Protocol):
+    """A stored training state, or weights alone; opening one reads no tensor."""
+
+    path: Path
+    """The directory."""
+    format: str
+    """For people: ``torch_dist``, ``legacy torch`` or ``Hugging Face``."""
+    layout: str
+    """For people: how it is cut, for example ``TP2 PP2``."""
+    record: Record
+    """Where training stands, and the model's shape."""
+    tensors: dict[str, LogicalTensor]
+    """Of the model, by key."""
+    kinds: tuple[str, ...]
+    """``main_param`` and, where there is an optimizer, its moments."""
+
+    def dtype(self, key: str, kind: str) -> torch.dtype:
+        """Of the stored values; weights that no optimizer keeps in fp32 may be less precise."""
+        ...
+
+    def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
+        """The values in ``box``, in fine axes, of that shape and of the stored dtype.
+
+        Safe to call from several threads.
+
+        Raises:
+            UserError: they cannot be read, or are damaged.
+        """
+        ...
