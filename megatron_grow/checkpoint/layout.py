@@ -16,6 +16,9 @@ RECORD = "megatron_grow.json"
 COMPLETE = "metadata.json"
 """Written last: a directory without it is not a checkpoint."""
 
+STATE_PREFIX = "optimizer.state."
+"""Begins the keys of main parameters and moments."""
+
 
 def step_dir(root: Path, step: int) -> Path:
     """Directory of the checkpoint of ``step``."""
@@ -29,7 +32,7 @@ def set_aside(checkpoint: Path) -> Path:
 
 def tensor_key(key: str, kind: str) -> str:
     """The key under which one kind of state of a tensor is stored, in Megatron's naming."""
-    return f"optimizer.state.{'param' if kind == MAIN_PARAM else kind}.{key}"
+    return f"{STATE_PREFIX}{'param' if kind == MAIN_PARAM else kind}.{key}"
 
 
 def saved_steps(root: Path) -> list[int]:

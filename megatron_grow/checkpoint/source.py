@@ -25,8 +25,10 @@ class Source(Protocol):
     """Where training stands, and the model's shape."""
     tensors: dict[str, LogicalTensor]
     """Of the model, by key."""
-    kinds: tuple[str, ...]
-    """``main_param`` and, where there is an optimizer, its moments."""
+
+    def kinds(self, key: str) -> tuple[str, ...]:
+        """``main_param`` and, where there is an optimizer, the moments of one tensor."""
+        ...
 
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the stored values; weights that no optimizer keeps in fp32 may be less precise."""

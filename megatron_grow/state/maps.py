@@ -240,7 +240,10 @@ class Read(Protocol):
     """Supplies slices of source tensors."""
 
     def __call__(self, key: str, box: Box) -> torch.Tensor:
-        """The values of source tensor ``key`` in ``box``; fp32, of the box's shape."""
+        """The values of source tensor ``key`` in ``box``, of the box's shape; not written to.
+
+        Of any floating type: whatever is calculated from them is calculated in fp32.
+        """
         ...
 
 
@@ -283,13 +286,17 @@ def materialise(
         out: written to and returned, if given; fp32, of the box's shape, on any device.
 
     Returns:
-        fp32, of the shape of ``box``.
+        Of the shape of ``box``, fp32; without ``out``, values that one read supplies and nothing
+        changes are returned as they were read.
     """
-    out = torch.empty(shape_of(box)) if out is None else out
+    blocks = [(term, block) for term in tensor_map.terms for block in _blocks(term.axes, box)]
+    if out is None:
+        if len(blocks) == 1 and _is_drawn(blocks[0][1]):
+            return _noisy(_draw(*blocks[0], read), tensor_map.target, blocks[0][1], seed)
+        out = torch.empty(shape_of(box))
     one_term = len(tensor_map.terms) == 1
     if not one_term:
         out.zero_()
-    blocks = [(term, block) for term in tensor_map.terms for block in _blocks(term.axes, box)]
     for term, block in blocks:
         if _is_drawn(block):
             part, values = out[slices(_target(block), box)], _draw(term, block, read)
@@ -352,8 +359,10 @@ def _draw(term: Term, block: Sequence[Segment], read: Read) -> torch.Tensor:
         if segment.index is not None:
             values = values.index_select(axis, segment.index.to(values.device))
         if segment.matrix is not None:
+            values = _wide(values)
             values = _mix(segment.matrix.to(values), values, axis)
         if segment.scale is not None:
+            values = _wide(values)
             shape = [-1 if i == axis else 1 for i in range(values.ndim)]
             values = values * segment.scale.to(values).view(shape)
     # One row of a mix may stand for many entries.
@@ -375,8 +384,14 @@ def _noisy(
         drawn = fresh(of_noise, tuple(box), Normal(1.0), seed).index_select(axis, partner - first)
         shape = [-1 if i == axis else 1 for i in range(values.ndim)]
         level = torch.tensor(segment.noise.level, dtype=torch.float64).view(shape)
+        values = _wide(values)
         values = values * (1 + level.to(values) * drawn.to(values))
     return values
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    """``values`` in at least fp32, to calculate with."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _mix(matrix: torch.Tensor, values: torch.Tensor, axis: int) -> torch.Tensor:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_grow.checkpoint.layout import latest, locate, tensor_key
+from megatron_grow.checkpoint.layout import latest, locate
 from megatron_grow.checkpoint.record import GrowthEvent, Record, read_record
-from megatron_grow.checkpoint.stream import CheckpointReader
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.torch_dist import TorchDistSource
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage, check_growth
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
 from megatron_grow.optim.state import moments
-from megatron_grow.state.axes import LogicalTensor, logical_tensors
 
 
 @dataclass
@@ -22,11 +22,9 @@ class Start:
     """A complete checkpoint, and what is made of it."""
 
     path: Path
-    reader: CheckpointReader
-    stored: dict[str, LogicalTensor]
-    """The tensors of the model that it holds."""
+    source: Source
     plan: Plan
-    """From them to those of the stage that begins."""
+    """From what it holds to what the stage that begins needs."""
     stage: int
     step: int
     optimizer_step: int
@@ -69,8 +67,7 @@ def _resume(path: Path, config: RunConfig, stages: list[Stage]) -> Start:
     model = stages[record.stage].model
     return Start(
         path=path,
-        reader=CheckpointReader(path),
-        stored=logical_tensors(model),
+        source=TorchDistSource(path, record),
         plan=resharding(model),
         stage=record.stage,
         step=record.step,
@@ -128,13 +125,13 @@ def _first_plan(source: ModelConfig, config: RunConfig, stage: Stage) -> Plan:
 
 
 def _grow(path: Path, config: RunConfig, stage: Stage) -> Start:
-    record, reader, where = read_record(path), CheckpointReader(path), f"checkpoint {path}"
+    stored, where = TorchDistSource(path), f"checkpoint {path}"
+    record = stored.record
     source = record.model_config
     plan = _first_plan(source, config, stage)
     if plan.optimizer_state != "reset":
         for kind in moments(config.optimizer.optimizer):
-            key = tensor_key("decoder.final_layernorm.weight", kind)
-            if key not in reader:
+            if kind not in stored.kinds("decoder.final_layernorm.weight"):
                 raise UserError(
                     f"{where} holds no {kind} of {config.optimizer.optimizer}; set "
                     "stages[0].grow.optimizer_state: reset"
@@ -160,8 +157,7 @@ def _grow(path: Path, config: RunConfig, stage: Stage) -> Start:
     )
     return Start(
         path=path,
-        reader=reader,
-        stored=logical_tensors(source),
+        source=stored,
         plan=plan,
         stage=0,
         step=step,

@@ -85,7 +85,7 @@ class Trainer:
         start = self.start
         stage = self.stages[start.stage]
         live = LiveStage(stage, self.config, start.plan.tensors)
-        together(lambda: load(start.plan, start.reader, start.stored, live.pieces()))
+        together(lambda: load(start.plan, start.source, live.pieces()))
         live.publish()
         set_step(live.optimizer, start.optimizer_step)
         self.step, self.growths = start.step, start.growths

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.save import save
-from megatron_grow.checkpoint.stream import CheckpointReader
+from megatron_grow.checkpoint.torch_dist import TorchDistSource
 from megatron_grow.config.run import RunConfig
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import resharding
@@ -42,7 +42,7 @@ def resume(path: Path, config: RunConfig, world_size: int) -> LiveStage:
     assert stage.model == record.model_config
     assert stage.tokens_at(record.step) == record.consumed_tokens
     live = LiveStage(stage, config, logical_tensors(stage.model))
-    load(resharding(stage.model), CheckpointReader(path), live.tensors, live.pieces())
+    load(resharding(stage.model), TorchDistSource(path), live.pieces())
     live.publish()
     set_step(live.optimizer, record.optimizer_step)
     return live

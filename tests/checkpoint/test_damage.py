@@ -9,7 +9,6 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,10 @@ import torch
 from megatron_grow.checkpoint.layout import COMPLETE, RECORD, TRACKER, latest, locate, saved_steps
 from megatron_grow.checkpoint.record import read_record
 from megatron_grow.checkpoint.stream import CheckpointReader
+from megatron_grow.checkpoint.torch_dist import TorchDistSource
 from megatron_grow.config.errors import UserError
-from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import resharding
-from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.live import Piece
@@ -192,24 +190,28 @@ def test_a_record_that_is_no_record(root: Path) -> None:
     refused(lambda: read_record(path.parent), path, "format 2")
 
 
-def test_a_checkpoint_of_another_model(root: Path) -> None:
-    """Without the state that the run needs, or with other shapes."""
-    reader = CheckpointReader(root / "iter_0000010")
+def test_a_record_of_another_model(root: Path) -> None:
+    """Tensors that are missing, of another shape, or too many."""
+    path = root / "iter_0000010"
+    record = json.loads((path / RECORD).read_text())
+    for field, value, *said in (
+        ("num_layers", 2, "shape", "decoder.layers.", "(2, "),
+        ("qk_layernorm", True, "has no", "q_layernorm"),
+        ("share_embeddings_and_output_weights", False, "has no", "output_layer.weight"),
+        ("position_embedding_type", "rope", "holds embedding.position_embeddings.weight"),
+    ):
+        model = {**record["model"], field: value}
+        (path / RECORD).write_text(json.dumps({**record, "model": model}))
+        refused(lambda: TorchDistSource(path), path, *said)
 
-    def load(model: ModelConfig, kind: str) -> None:
-        tensors = logical_tensors(model)
-        target = [
-            Piece(key, kind, full(tensor.shape), torch.empty(tensor.shape), owned=True)
-            for key, tensor in tensors.items()
-        ]
-        at_load.load(resharding(model), reader, tensors, target)
 
-    load(SMALL, MAIN_PARAM)
-    refused(lambda: load(SMALL, "exp_avg_sq"), reader.directory, "optimizer.state.exp_avg_sq.")
-    deeper = replace(SMALL, num_layers=2)
-    refused(lambda: load(deeper, MAIN_PARAM), reader.directory, "shape", "decoder.layers.", "(2, ")
-    normed = replace(SMALL, qk_layernorm=True)
-    refused(lambda: load(normed, MAIN_PARAM), reader.directory, "q_layernorm")
+def test_a_checkpoint_without_the_moments_of_an_optimizer(root: Path) -> None:
+    source = TorchDistSource(root / "iter_0000010")
+    target = [
+        Piece(key, "exp_avg_sq", full(tensor.shape), torch.empty(tensor.shape), owned=True)
+        for key, tensor in TENSORS.items()
+    ]
+    refused(lambda: at_load.load(resharding(SMALL), source, target), source.path, "exp_avg_sq")
 
 
 # The tracker, and what is kept.

@@ -12,6 +12,7 @@ import torch
 from megatron.core import dist_checkpointing
 
 from megatron_grow.checkpoint.stream import CheckpointReader
+from megatron_grow.checkpoint.torch_dist import TorchDistSource
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection
@@ -249,8 +250,7 @@ def two_ways(root: Path) -> dict[str, tuple[list[Part], list[Part]]]:
         source, stage = config.resolve(2)
         plan = growth(source.model, stage.model, stage.grow, target_depth=4, seed=1234)
         live = LiveStage(stage, config, plan.tensors)
-        stored = logical_tensors(source.model)
-        at_load.load(plan, CheckpointReader(path), stored, live.pieces())
+        at_load.load(plan, TorchDistSource(path), live.pieces())
         found[name] = (in_memory, snapshot(live.pieces()))
         live.release()
     return found

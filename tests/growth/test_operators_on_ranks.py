@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_grow.checkpoint.stream import CheckpointReader
+from megatron_grow.checkpoint.torch_dist import TorchDistSource
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, StageSection
@@ -141,8 +141,7 @@ def grow_both_ways(world_size: int, root: str) -> dict[tuple[str, str], Found]:
             live.release()
             plan, stage = plan_of(config, world_size), config.resolve(world_size)[1]
             live = LiveStage(stage, config, plan.tensors)
-            stored = logical_tensors(config.resolve(world_size)[0].model)
-            load(plan, CheckpointReader(path), stored, live.pieces())
+            load(plan, TorchDistSource(path), live.pieces())
             found.loaded = snapshot(live.pieces())
             live.release()
             dist.barrier()

@@ -1,0 +1,102 @@
+"""A ``torch_dist`` checkpoint as a source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from megatron_grow.checkpoint.layout import STATE_PREFIX, tensor_key
+from megatron_grow.checkpoint.record import Record, read_record
+from megatron_grow.checkpoint.stream import CheckpointReader
+from megatron_grow.config.errors import UserError
+from megatron_grow.state.axes import logical_tensors
+from megatron_grow.state.boxes import Box, fold, shape_of, slices
+from megatron_grow.state.kinds import MAIN_PARAM
+
+
+class TorchDistSource:
+    """Training state in megatron-core's sharded format; see :class:`.source.Source`."""
+
+    format = "torch_dist"
+    layout = "any"  # slices are found by their place in the whole tensor
+
+    def __init__(self, path: Path, record: Record | None = None) -> None:
+        """Open the checkpoint directory ``path``.
+
+        Args:
+            path: of one step.
+            record: what it says of itself, if already read.
+
+        Raises:
+            UserError: damaged, incomplete, or not of the model that its record describes.
+        """
+        self.path = path
+        self.record = record or read_record(path)
+        self.tensors = logical_tensors(self.record.model_config)
+        self._reader = CheckpointReader(path)
+        self._kinds = {key: self._find_kinds(key) for key in self.tensors}
+        self._check()
+
+    def kinds(self, key: str) -> tuple[str, ...]:
+        """``main_param`` and the moments of one tensor."""
+        return self._kinds[key]
+
+    def dtype(self, key: str, kind: str) -> torch.dtype:
+        """Of the stored values."""
+        return self._reader.dtype(self._name(key, kind))
+
+    def bytes_stored(self) -> int:
+        """Of all tensors."""
+        return self._reader.bytes_stored()
+
+    def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
+        """The values in ``box``; not to be written to."""
+        return self.read_stored(self._name(key, kind), key, box)
+
+    def read_stored(self, name: str, key: str, box: Box) -> torch.Tensor:
+        """The values in ``box`` of the logical tensor ``key`` that are stored under ``name``."""
+        tensor = self.tensors[key]
+        parts = fold(tensor.shape, box, tensor.groups)
+        if len(parts) == 1:
+            return self._reader.read(name, parts[0][1]).view(shape_of(box))
+        out = torch.empty(shape_of(box), dtype=self._reader.dtype(name))
+        for fine, coarse in parts:
+            out[slices(fine, box)] = self._reader.read(name, coarse).view(shape_of(fine))
+        return out
+
+    def _name(self, key: str, kind: str) -> str:
+        name = tensor_key(key, kind)
+        if name not in self._reader and kind == MAIN_PARAM:
+            return key  # an fp32 checkpoint stores weights once; one without optimizer, rounded
+        return name
+
+    def _find_kinds(self, key: str) -> tuple[str, ...]:
+        ending = f".{key}"
+        found = sorted(
+            name.removeprefix(STATE_PREFIX).removesuffix(ending)
+            for name in self._reader.names()
+            if name.startswith(STATE_PREFIX) and name.endswith(ending)
+        )
+        return (MAIN_PARAM, *(kind for kind in found if kind != "param"))
+
+    def _check(self) -> None:
+        """That the tensors are those of the model, and no others."""
+        expected: dict[str, tuple[int, ...]] = {}
+        for key, tensor in self.tensors.items():
+            names = {key, *(self._name(key, kind) for kind in self._kinds[key])}
+            expected |= dict.fromkeys(names, tensor.checkpoint_shape)
+        for name, shape in expected.items():
+            if name not in self._reader:
+                raise UserError(f"{self.path} has no {name}")
+            if self._reader.shape(name) != shape:
+                raise UserError(
+                    f"{self.path}: {name} has shape {self._reader.shape(name)}, "
+                    f"the model needs {shape}"
+                )
+        if unknown := sorted(set(self._reader.names()) - set(expected)):
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise UserError(
+                f"{self.path} holds {unknown[0]}{more}, which the model that its record describes "
+                "does not have"
+            )
