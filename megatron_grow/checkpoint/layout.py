@@ -9,6 +9,8 @@ from megatron_grow.state.kinds import MAIN_PARAM
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """In the root: the step of the newest complete checkpoint."""
+METADATA = ".metadata"
+"""Where each chunk of each tensor lies."""
 COMMON = "common.pt"
 """What megatron-core keeps beside the tensors."""
 RECORD = "megatron_grow.json"
@@ -66,20 +68,23 @@ def latest(root: Path) -> Path | None:
     return path
 
 
-def locate(load: str) -> Path:
-    """The checkpoint that ``checkpoint.load`` names: a step's directory, or a root with a tracker.
+def locate(path: Path, named: str = "") -> Path:
+    """The checkpoint that ``path`` is, a step's directory, or that its tracker file names.
+
+    Args:
+        path: a directory.
+        named: begins the message of an error, for example ``checkpoint.load=``.
 
     Raises:
         UserError: nothing complete is there.
     """
-    path = Path(load)
     if (path / COMPLETE).exists():
         return path
     if not path.is_dir():
-        raise UserError(f"checkpoint.load={load} is not a directory")
+        raise UserError(f"{named}{path} is not a directory")
     found = latest(path)
     if found is None:
         raise UserError(
-            f"checkpoint.load={load} holds neither {COMPLETE} (a complete checkpoint) nor {TRACKER}"
+            f"{named}{path} holds neither {COMPLETE} (a complete checkpoint) nor {TRACKER}"
         )
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_grow.checkpoint.layout import RECORD
+from megatron_grow.checkpoint.manifest import read_checked
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 
@@ -66,7 +67,7 @@ def read_record(checkpoint: Path) -> Record:
     """
     path = checkpoint / RECORD
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(read_checked(path))
         if values["format"] != Record.format:
             raise UserError(
                 f"{path} has format {values['format']}; this version reads {Record.format}"

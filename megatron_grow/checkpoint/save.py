@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.checkpointable import (
     CheckpointableShardedTensor,
     LocalShardsContainer,
 )
 
-from megatron_grow.checkpoint.layout import (
-    COMMON,
-    COMPLETE,
-    RECORD,
-    TRACKER,
-    saved_steps,
-    set_aside,
-    step_dir,
-    tensor_key,
-)
+from megatron_grow.checkpoint.companions import COMPANIONS, extra_state, write_companions
+from megatron_grow.checkpoint.layout import step_dir, tensor_key
+from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.record import Record
+from megatron_grow.checkpoint.staging import move_into_place, partial, point, prune, sweep
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import fold, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -64,34 +55,27 @@ def save(
         The checkpoint's directory.
     """
     final = step_dir(root, record.step)
-    partial = root / f".{final.name}.partial"
+    written = partial(final)
     if dist.get_rank() == 0:
-        _sweep(root)
-        partial.mkdir(parents=True)
+        sweep(root)
+        written.mkdir(parents=True)
     dist.barrier()
     # torch's writer rather than megatron-core's: the same files, without its helper processes.
     state = _state_dict(pieces, tensors, _DTYPES[record.precision], with_optimizer)
     if dist.get_rank() == 0:
-        state |= _extra_state(tensors.values())
+        state |= extra_state(tensors.values())
     dcp.save(
         state,
-        storage_writer=dcp.FileSystemWriter(partial, sync_files=True),
+        storage_writer=dcp.FileSystemWriter(written, sync_files=True),
         planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
     )
     if dist.get_rank() == 0:
-        common = {
-            "iteration": record.step,
-            "checkpoint_version": 3.0,
-            "consumed_train_samples": record.consumed_samples,
-        }
-        torch.save(common, partial / COMMON)
-        (partial / RECORD).write_text(record.to_json())
-        save_config(CheckpointingConfig("torch_dist", 1), str(partial))
-        _sync(*partial.iterdir(), partial)
-        _move_into_place(partial, final)
-        _point(root, record.step)
-        _prune(root, keep_last)
-        _sweep(root)
+        write_companions(written, record)
+        write_manifest(written, COMPANIONS)
+        move_into_place(final)
+        point(root, record.step)
+        prune(root, keep_last)
+        sweep(root)
     dist.barrier()
     return final
 
@@ -129,53 +113,3 @@ def _state_dict(
         if with_optimizer and not exact:
             add(tensor_key(piece.key, piece.kind), piece, piece.data)
     return {key: LocalShardsContainer(parts) for key, parts in shards.items()}
-
-
-def _extra_state(tensors: Iterable[LogicalTensor]) -> dict[str, Any]:
-    """What megatron-core's loader asks of every projection: an extra state, empty but for FP8."""
-    return {
-        f"{tensor.key.removesuffix('weight')}_extra_state/shard_{layer}_{tensor.shape[0]}": [None]
-        for tensor in tensors
-        if tensor.stacked and tensor.cut and tensor.key.endswith(".weight")
-        for layer in range(tensor.shape[0])
-    }
-
-
-def _sync(*paths: Path) -> None:
-    """Put files, and the names in directories, on disk."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def _move_into_place(partial: Path, final: Path) -> None:
-    """Rename; an older checkpoint of the same step stays whole until the new one can take over."""
-    if final.exists():
-        final.rename(set_aside(final))
-    partial.rename(final)
-    _sync(final.parent)
-
-
-def _point(root: Path, step: int) -> None:
-    tracker = root / f".{TRACKER}"
-    tracker.write_text(str(step))
-    _sync(tracker)
-    tracker.rename(root / TRACKER)
-    _sync(root)
-
-
-def _prune(root: Path, keep_last: int) -> None:
-    for step in saved_steps(root)[:-keep_last] if keep_last else []:
-        doomed = step_dir(root, step)
-        # Renamed first, so that a half-deleted one never looks whole.
-        doomed.rename(doomed.with_name(f".{doomed.name}.deleted"))
-
-
-def _sweep(root: Path) -> None:
-    """Delete what this save, or an earlier one that was killed, has left over."""
-    for path in root.glob(".iter_*.*"):
-        final = root / path.stem.removeprefix(".")
-        # The only whole checkpoint of its step is no leftover, whatever it is called.
-        if path != set_aside(final) or (final / COMPLETE).exists():
-            shutil.rmtree(path, ignore_errors=True)

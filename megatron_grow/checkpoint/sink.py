@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,8 @@ class Sink(Protocol):
     """
 
     directory: Path
+    companions: tuple[str, ...]
+    """Names of files that hold no tensors, once all is written."""
 
     def stored(self, key: str, kind: str) -> dict[str, torch.dtype]:
         """Under which names this kind of ``key`` is stored, and as what; none: it is left out.
@@ -61,4 +63,8 @@ class Sink(Protocol):
         Args:
             tables: what ``write`` returned, by part.
         """
+        ...
+
+    def reopen(self) -> Callable[[str, Block], torch.Tensor]:
+        """Open what was written as its readers will; for a stored name and a block, its values."""
         ...

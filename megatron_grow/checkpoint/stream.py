@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import threading
 from collections import OrderedDict, defaultdict
@@ -16,6 +17,8 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from megatron_grow.checkpoint.chunks import DamagedError, read_tensor
+from megatron_grow.checkpoint.layout import METADATA
+from megatron_grow.checkpoint.manifest import read_checked
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box, full, intersect, shape_of, slices, volume
 
@@ -123,20 +126,21 @@ class CheckpointReader:
         return out
 
     def _load_metadata(self) -> Metadata:
-        path = self.directory / ".metadata"
+        path = self.directory / METADATA
         try:
-            with path.open("rb") as file:
-                metadata = _MetadataUnpickler(file).load()
+            metadata = _MetadataUnpickler(io.BytesIO(read_checked(path))).load()
             if not isinstance(metadata, Metadata) or metadata.storage_data is None:
                 raise pickle.UnpicklingError("it holds no table of chunks")
             return metadata
         except FileNotFoundError:
             raise UserError(f"{path} is missing: the checkpoint is not complete") from None
+        except UserError:
+            raise
         except Exception as error:  # a damaged pickle can raise anything
             raise self._damaged(error) from None
 
     def _damaged(self, reason: object) -> UserError:
-        path, what = self.directory / ".metadata", " ".join(str(reason).split())
+        path, what = self.directory / METADATA, " ".join(str(reason).split())
         return UserError(f"{path} is damaged or not a checkpoint's: {what}")
 
     def _understand(self, metadata: Metadata) -> None:

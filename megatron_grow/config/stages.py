@@ -15,8 +15,6 @@ from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.recipes import expand
 from megatron_grow.config.sections import TrainSection
 
-Section = TypeVar("Section", ModelConfig, ParallelConfig, BatchShape)
-
 
 @dataclass
 class GrowSection:
@@ -107,6 +105,9 @@ class Stage:
         return self.first_token + (step - self.first_step) * self.batch.tokens
 
 
+Section = TypeVar("Section", ModelConfig, ParallelConfig, BatchShape, GrowSection)
+
+
 def override(section: Section, values: dict[str, Any], where: str) -> Section:
     """``section`` with some fields replaced.
 
@@ -188,7 +189,7 @@ def resolve_stages(
         )
         _check_batch(stage, stages[-1] if stages else None, train, where)
         if stages:
-            check_growth(stages[-1].model, stage, where)
+            check_growth(stages[-1].model, stage.model, stage.grow, where)
         elif section.grow is not None and not grows_at_load:
             raise UserError(
                 f"{where}.grow: the first stage has nothing to grow from; leave it out, or name a "
@@ -264,9 +265,10 @@ _CHANGING = (
 """Fields in which a stage may differ from the one before."""
 
 
-def check_growth(before: ModelConfig, stage: Stage, where: str) -> None:
-    """Raise :class:`UserError` if no growth leads from ``before`` to ``stage``."""
-    after = stage.model
+def check_growth(
+    before: ModelConfig, after: ModelConfig, grow: GrowSection | None, where: str
+) -> None:
+    """Raise :class:`UserError` if no growth leads from ``before`` to ``after``."""
     for name in _GROWING:
         if getattr(after, name) < getattr(before, name):
             raise UserError(
@@ -280,7 +282,7 @@ def check_growth(before: ModelConfig, stage: Stage, where: str) -> None:
                 f"{where}.model.{field_.name}={is_} differs from the {was} of the stage before; no "
                 "growth changes that"
             )
-    if after.num_layers > before.num_layers and (stage.grow is None or stage.grow.depth is None):
+    if after.num_layers > before.num_layers and (grow is None or grow.depth is None):
         raise UserError(
             f"{where}.grow.depth is missing: say how {before.num_layers} layers become "
             f"{after.num_layers}, for example grow: {{depth: random}}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_grow.growth.plan import Plan
+from megatron_grow.optim.moments import moments
 from megatron_grow.state.boxes import full, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import fresh_parts
@@ -25,17 +26,16 @@ class Forecast:
     between ranks at most, for each copy of the model."""
 
 
-def forecast(plan: Plan, moments: tuple[str, ...]) -> Forecast:
-    """The sizes of ``plan``, for an optimizer with these ``moments``; no tensor is made."""
-    total = sum(volume(full(tensor.shape)) for tensor in plan.tensors.values())
-    fresh = {kind: _fresh(plan, kind) for kind in (MAIN_PARAM, *moments)}
-    carried = sum(total - new for new in fresh.values())
-    return Forecast(total, fresh[MAIN_PARAM], carried * _BYTES)
-
-
-def _fresh(plan: Plan, kind: str) -> int:
-    return sum(
-        volume(part)
-        for key, tensor in plan.tensors.items()
-        for part, _ in fresh_parts(plan.map(key, kind), full(tensor.shape))
-    )
+def forecast(plan: Plan, optimizer: str) -> Forecast:
+    """The sizes of ``plan`` under an ``optimizer`` of a run file; no tensor is made."""
+    total = fresh = carried = 0
+    for key, tensor in plan.tensors.items():
+        size = volume(full(tensor.shape))
+        total += size
+        kept = moments(optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)
+        for kind in (MAIN_PARAM, *kept):
+            parts = fresh_parts(plan.map(key, kind), full(tensor.shape))
+            new = sum(volume(part) for part, _ in parts)
+            carried += size - new
+            fresh += new if kind == MAIN_PARAM else 0
+    return Forecast(total, fresh, carried * _BYTES)

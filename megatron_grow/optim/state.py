@@ -15,11 +15,6 @@ def inner_optimizers(optimizer: MegatronOptimizer) -> Iterator[torch.optim.Optim
             yield wrapper.optimizer
 
 
-def moments(optimizer: str) -> tuple[str, ...]:
-    """The kinds of state that an ``optimizer`` of a run file keeps for every parameter."""
-    return ("exp_avg", "exp_avg_sq") if optimizer == "adam" else ("momentum_buffer",)
-
-
 def init_state(optimizer: torch.optim.Optimizer, config: object = None) -> None:
     """Give every parameter the state that its first step would make, as zeros.
 

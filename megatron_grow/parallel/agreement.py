@@ -24,12 +24,19 @@ def together(action: Callable[[], Result]) -> Result:
         result = action()
     except UserError as error:
         mistake = str(error)
-    mistakes: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(mistakes, mistake)
-    for found in mistakes:
+    for found in gather(mistake):
         if found is not None:
             raise UserError(found)
     return result  # type: ignore[return-value]
+
+
+def gather(value: Result) -> list[Result]:
+    """The ``value`` of every rank, in their order; a process without a job is the only one."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Result] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def any_rank(flag: bool) -> bool:

@@ -94,6 +94,11 @@ class LogicalTensor:
         """Whether axis 0 is the layer."""
         return self.axes[0].name == "layer"
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether each layer's, or the whole if it has no layers, is a matrix."""
+        return len(self.groups) - self.stacked == 2
+
     def axis(self, name: str) -> int:
         """Position of the axis called ``name``."""
         return next(i for i, axis in enumerate(self.axes) if axis.name == name)

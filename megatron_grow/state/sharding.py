@@ -6,7 +6,7 @@ optimizer, flat ranges of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -47,3 +47,14 @@ def held(axes: Iterable[Axis], layer: int, rank: int, ranks: int) -> Box:
         else:
             box.append((0, axis.size))
     return tuple(box)
+
+
+def shards(axes: Sequence[Axis], ranks: int) -> list[Box]:
+    """The boxes, over all layers, that ``ranks`` tensor-parallel ranks hold, replicas once."""
+    whole = tuple((0, axis.size) for axis in axes)
+    for place, axis in enumerate(axes):
+        if DEALT.get(axis.name) is Dealt.TENSOR:
+            size = axis.size // ranks
+            cuts = [(rank * size, (rank + 1) * size) for rank in range(ranks)]
+            return [(*whole[:place], cut, *whole[place + 1 :]) for cut in cuts]
+    return [whole]

@@ -8,13 +8,12 @@ import torch.distributed as dist
 from rich.filesize import decimal
 
 from megatron_grow.growth.forecast import forecast
-from megatron_grow.optim.state import moments
 from megatron_grow.train.preflight import Prepared
 
 
 def announcements(prepared: Prepared) -> Iterator[str]:
     """A line for each growth that is still to come: what, when, between which layouts, how much."""
-    kinds, world_size = moments(prepared.config.optimizer.optimizer), dist.get_world_size()
+    world_size = dist.get_world_size()
     start, stages = prepared.start, prepared.stages
     done = start.stage if start else 0
     for stage, plan in zip(stages, prepared.plans, strict=True):
@@ -27,7 +26,7 @@ def announcements(prepared: Prepared) -> Iterator[str]:
         else:
             when = f"after step {stage.first_step}"
             layout = f"{stages[stage.index - 1].parallel.describe(world_size)} -> {layout}"
-        sizes = forecast(plan, kinds)
+        sizes = forecast(plan, prepared.config.optimizer.optimizer)
         yield (
             f"stages[{stage.index}], {when}: {plan.summary} | {layout} | "
             f"{sizes.parameters:,} parameters, {sizes.fresh:,} of them new | "

@@ -8,13 +8,13 @@ from pathlib import Path
 from megatron_grow.checkpoint.layout import latest, locate
 from megatron_grow.checkpoint.record import GrowthEvent, Record, read_record
 from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.torch_dist import TorchDistSource
+from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage, check_growth
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
-from megatron_grow.optim.state import moments
+from megatron_grow.optim.moments import moments
 
 
 @dataclass
@@ -44,7 +44,7 @@ def find_start(config: RunConfig, stages: list[Stage]) -> tuple[Start | None, Pl
     """
     load, first = config.checkpoint.load, stages[0]
     own = latest(config.checkpoint_dir) if load == "auto" or first.grow else None
-    path = own if own or load in (None, "auto") else locate(str(load))
+    path = own if own or load in (None, "auto") else locate(Path(str(load)), "checkpoint.load=")
     if first.grow is None:
         fresh = initialisation(first.model, config.model.num_layers, config.run.seed)
         return (_resume(path, config, stages) if path else None), fresh
@@ -113,7 +113,7 @@ def _check_tokens(record: Record, where: str, config: RunConfig, stage: Stage) -
 
 def _first_plan(source: ModelConfig, config: RunConfig, stage: Stage) -> Plan:
     where = "stages[0]"
-    check_growth(source, stage, where)
+    check_growth(source, stage.model, stage.grow, where)
     return growth(
         source,
         stage.model,
@@ -130,7 +130,7 @@ def _grow(path: Path, config: RunConfig, stage: Stage) -> Start:
     source = record.model_config
     plan = _first_plan(source, config, stage)
     if plan.optimizer_state != "reset":
-        for kind in moments(config.optimizer.optimizer):
+        for kind in moments(config.optimizer.optimizer, matrix=False, in_layer=False):
             if kind not in stored.kinds("decoder.final_layernorm.weight"):
                 raise UserError(
                     f"{where} holds no {kind} of {config.optimizer.optimizer}; set "

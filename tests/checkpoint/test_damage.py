@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from megatron_grow.checkpoint.layout import COMPLETE, RECORD, TRACKER, latest, locate, saved_steps
+from megatron_grow.checkpoint.manifest import MANIFEST
 from megatron_grow.checkpoint.record import read_record
 from megatron_grow.checkpoint.stream import CheckpointReader
-from megatron_grow.checkpoint.torch_dist import TorchDistSource
+from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
 from megatron_grow.config.errors import UserError
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import resharding
@@ -45,8 +46,20 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(saved: Path, tmp_path: Path) -> Path:
-    """Checkpoints of steps 10, 20 and 30, to be damaged."""
-    return shutil.copytree(saved, tmp_path / "checkpoints")
+    """Checkpoints of steps 10, 20 and 30, to be damaged; no manifest gives the damage away."""
+    return shutil.copytree(saved, tmp_path / "checkpoints", ignore=shutil.ignore_patterns(MANIFEST))
+
+
+def test_the_manifest_gives_damage_away(saved: Path, tmp_path: Path) -> None:
+    """Even one that leaves a file readable, as a digit that changes in a number does."""
+    for name, opens in ((RECORD, read_record), (METADATA, CheckpointReader)):
+        checkpoint = shutil.copytree(saved / "iter_0000010", tmp_path / name)
+        content = bytearray((checkpoint / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (checkpoint / name).write_bytes(content)
+        refused(lambda opens=opens, at=checkpoint: opens(at), checkpoint / name, "digest")
+    (checkpoint / MANIFEST).write_text('{"files": 1}')
+    refused(lambda: read_record(checkpoint), checkpoint / MANIFEST, "damaged")
 
 
 def refused(action: Callable[[], object], *parts: object) -> None:
@@ -219,8 +232,8 @@ def test_a_checkpoint_without_the_moments_of_an_optimizer(root: Path) -> None:
 
 def test_the_tracker_names_the_newest(root: Path) -> None:
     assert (root / TRACKER).read_text() == "30"
-    assert latest(root) == locate(str(root)) == root / "iter_0000030"
-    assert locate(str(root / "iter_0000020")) == root / "iter_0000020"
+    assert latest(root) == locate(root) == root / "iter_0000030"
+    assert locate(root / "iter_0000020") == root / "iter_0000020"
     assert [read(root / f"iter_00000{step}") for step in (10, 20, 30)] == [10, 20, 30]
 
 
@@ -239,12 +252,14 @@ def test_a_tracker_that_names_nothing_complete(root: Path, text: str) -> None:
 
 
 def test_locating_what_is_not_there(root: Path) -> None:
-    refused(lambda: locate(str(root / "nowhere")), root / "nowhere", "checkpoint.load")
+    refused(
+        lambda: locate(root / "nowhere", "checkpoint.load="), root / "nowhere", "checkpoint.load"
+    )
     (root / "iter_0000010" / COMPLETE).unlink()
-    refused(lambda: locate(str(root / "iter_0000010")), "iter_0000010", COMPLETE, TRACKER)
+    refused(lambda: locate(root / "iter_0000010"), "iter_0000010", COMPLETE, TRACKER)
     (root / TRACKER).unlink()
     assert latest(root) is None
-    refused(lambda: locate(str(root)), root, TRACKER)
+    refused(lambda: locate(root), root, TRACKER)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,10 @@ class TorchDistSource:
         """``main_param`` and the moments of one tensor."""
         return self._kinds[key]
 
+    def names(self, key: str) -> set[str]:
+        """All names under which state of one tensor is stored."""
+        return {key, *(self._name(key, kind) for kind in self._kinds[key])}
+
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the stored values."""
         return self._reader.dtype(self._name(key, kind))
@@ -84,8 +88,7 @@ class TorchDistSource:
         """That the tensors are those of the model, and no others."""
         expected: dict[str, tuple[int, ...]] = {}
         for key, tensor in self.tensors.items():
-            names = {key, *(self._name(key, kind) for kind in self._kinds[key])}
-            expected |= dict.fromkeys(names, tensor.checkpoint_shape)
+            expected |= dict.fromkeys(self.names(key), tensor.checkpoint_shape)
         for name, shape in expected.items():
             if name not in self._reader:
                 raise UserError(f"{self.path} has no {name}")

@@ -1,0 +1,45 @@
+"""The files of a ``torch_dist`` checkpoint beside its tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_grow.checkpoint.layout import COMMON, COMPLETE, METADATA, RECORD
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.state.axes import LogicalTensor
+
+COMPANIONS = (METADATA, COMMON, RECORD, COMPLETE)
+"""Files that hold no tensors."""
+
+
+def write_companions(directory: Path, record: Record) -> None:
+    """Write what says which checkpoint it is."""
+    common = {
+        "iteration": record.step,
+        "checkpoint_version": 3.0,
+        "consumed_train_samples": record.consumed_samples,
+    }
+    torch.save(common, directory / COMMON)
+    (directory / RECORD).write_text(record.to_json())
+    marker = {
+        "sharded_backend": "torch_dist",
+        "sharded_backend_version": 1,
+        "common_backend": "torch",
+        "common_backend_version": 1,
+    }
+    (directory / COMPLETE).write_text(json.dumps(marker))
+
+
+def extra_state(tensors: Iterable[LogicalTensor]) -> dict[str, Any]:
+    """What megatron-core's loader asks of every projection: an extra state, empty but for FP8."""
+    return {
+        f"{tensor.key.removesuffix('weight')}_extra_state/shard_{layer}_{tensor.shape[0]}": [None]
+        for tensor in tensors
+        if tensor.stacked and tensor.cut and tensor.key.endswith(".weight")
+        for layer in range(tensor.shape[0])
+    }

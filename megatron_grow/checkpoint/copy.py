@@ -1,0 +1,165 @@
+"""Write what a source holds into a sink, block by block, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from megatron_grow.checkpoint.manifest import TensorDigest, digest, digest_of
+from megatron_grow.checkpoint.sink import Block, Sink
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.config.errors import UserError
+from megatron_grow.state.boxes import full, split, volume
+
+ELEMENTS_PER_BLOCK = 1 << 25
+"""What is made, digested and written at a time: 128 MiB in fp32."""
+
+_PART_BYTES = 512 << 20
+"""What one thread writes before it takes the next part, at least."""
+
+Result = TypeVar("Result")
+Advance = Callable[[int], None]
+"""Is told how many bytes have been dealt with."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is known of a part after it was written."""
+
+    table: Any
+    """Of the sink."""
+    digests: list[tuple[str, bytes]]
+    """Stored name and digest of each block, in order."""
+
+
+def parts(source: Source, sink: Sink) -> list[list[Block]]:
+    """All that is to be written, layer after layer, in parts; whoever writes them."""
+    blocks = [
+        Block(key, kind, box)
+        for key, tensor in source.tensors.items()
+        for box in split(full(tensor.shape), ELEMENTS_PER_BLOCK)
+        for kind in source.kinds(key)
+        if sink.stored(key, kind)
+    ]
+    blocks.sort(key=lambda b: b.box[0][0] if source.tensors[b.key].stacked else -1)
+    found: list[list[Block]] = [[]]
+    held = 0
+    for block in blocks:
+        if held >= _PART_BYTES:
+            found.append([])
+            held = 0
+        found[-1].append(block)
+        held += stored_bytes(block, sink)
+    return found
+
+
+def stored_bytes(block: Block, sink: Sink) -> int:
+    """Bytes of a block's values, under all its names."""
+    sizes = (dtype.itemsize for dtype in sink.stored(block.key, block.kind).values())
+    return volume(block.box) * sum(sizes)
+
+
+def write(
+    source: Source,
+    sink: Sink,
+    work: dict[int, list[Block]],
+    *,
+    threads: int,
+    advance: Advance,
+) -> dict[int, Written]:
+    """Read, make and write some parts; for several at a time, so that these overlap.
+
+    Args:
+        source: what is read.
+        sink: what is written, prepared.
+        work: the parts of this process, by number.
+        threads: parts in the making at a time.
+        advance: is told the bytes of each block.
+
+    Raises:
+        UserError: the source is damaged.
+        OSError: the disk is full, or fails.
+    """
+
+    def one(number: int, blocks: list[Block]) -> Written:
+        digests: list[tuple[str, bytes]] = []
+
+        def made() -> Iterator[tuple[Block, dict[str, torch.Tensor]]]:
+            for block in blocks:
+                values = source.read(block.key, block.kind, block.box)
+                stored = {
+                    name: values.to(dtype)
+                    for name, dtype in sink.stored(block.key, block.kind).items()
+                }
+                digests.extend((name, digest(data)) for name, data in stored.items())
+                yield block, stored
+                advance(sum(data.nbytes for data in stored.values()))
+
+        return Written(sink.write(number, made()), digests)
+
+    return _each(one, work, threads)
+
+
+def check(
+    sink: Sink,
+    work: dict[int, list[Block]],
+    written: dict[int, Written],
+    *,
+    threads: int,
+    advance: Advance,
+) -> None:
+    """Read what was written, as its readers will, and compare it with what the maps made.
+
+    Raises:
+        UserError: it is not the same.
+    """
+    read_back = sink.reopen()
+
+    def one(number: int, blocks: list[Block]) -> None:
+        expected = iter(written[number].digests)
+        for block in blocks:
+            for name, dtype in sink.stored(block.key, block.kind).items():
+                values = read_back(name, block)
+                if values.dtype != dtype or (name, digest(values)) != next(expected):
+                    raise UserError(
+                        f"{sink.directory}: {name} is not what was written to it; the disk or the "
+                        "memory is faulty"
+                    )
+                advance(values.nbytes)
+
+    _each(one, work, threads)
+
+
+def tensor_digests(
+    source: Source, sink: Sink, written: Iterable[Written]
+) -> dict[str, TensorDigest]:
+    """The digest of each stored tensor, from all parts in order."""
+    blocks: dict[str, list[bytes]] = {}
+    for part in written:
+        for name, found in part.digests:
+            blocks.setdefault(name, []).append(found)
+    return {
+        name: TensorDigest(
+            tensor.checkpoint_shape, str(dtype).removeprefix("torch."), digest_of(blocks[name])
+        )
+        for key, tensor in source.tensors.items()
+        for kind in source.kinds(key)
+        for name, dtype in sink.stored(key, kind).items()
+    }
+
+
+def _each(
+    action: Callable[[int, list[Block]], Result], work: dict[int, list[Block]], threads: int
+) -> dict[int, Result]:
+    """``action`` of every part, several at a time; the first error stops those not begun."""
+    with ThreadPoolExecutor(threads) as pool:
+        futures = {number: pool.submit(action, number, blocks) for number, blocks in work.items()}
+        try:
+            return {number: future.result() for number, future in futures.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,1 @@
+"""Checkpoints to checkpoints: what ``tools/convert_checkpoint.py`` does."""

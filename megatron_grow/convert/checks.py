@@ -1,0 +1,49 @@
+"""What is asked for and cannot be had."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.state.kinds import MAIN_PARAM
+
+
+def check_precision(source: Source, precision: str, trains: bool, allow_rounding: bool) -> None:
+    """Raise :class:`UserError` if weights would lose bits in ``precision``.
+
+    Args:
+        source: what is written.
+        precision: ``fp32`` or ``bf16``.
+        trains: whether an optimizer keeps fp32 weights beside rounded ones.
+        allow_rounding: that it does not matter.
+    """
+    if precision == "fp32" or trains or allow_rounding:
+        return
+    for key in source.tensors:
+        dtype = source.dtype(key, MAIN_PARAM)
+        if dtype != torch.bfloat16:
+            raise UserError(
+                f"{source.path} stores {key} in {str(dtype).removeprefix('torch.')}; bf16 would "
+                "lose bits: pass --allow-rounding, or --precision fp32"
+            )
+
+
+def check_layout(model: ModelConfig, layout: ParallelConfig) -> None:
+    """Raise :class:`UserError` if ``model`` cannot be cut for ``layout``."""
+    ranks = layout.tensor_model_parallel_size
+    for name, size in (
+        ("num_query_groups", model.query_groups),
+        ("ffn_hidden_size", model.ffn_size),
+        ("the padded vocabulary", model.padded_vocab_size),
+    ):
+        if size % ranks:
+            raise UserError(f"--tensor-model-parallel-size {ranks} does not divide {name} = {size}")
+    stages = layout.pipeline_model_parallel_size
+    if model.num_layers % stages:
+        raise UserError(
+            f"--pipeline-model-parallel-size {stages} does not divide num_layers = "
+            f"{model.num_layers}"
+        )

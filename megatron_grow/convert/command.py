@@ -1,0 +1,204 @@
+"""The command ``tools/convert_checkpoint.py``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_grow.checkpoint.layout import step_dir
+from megatron_grow.checkpoint.open import open_source
+from megatron_grow.checkpoint.sink import Sink
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.torch_dist_sink import TorchDistSink
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.convert.checks import check_layout, check_precision
+from megatron_grow.convert.compare import compare
+from megatron_grow.convert.conversion import check_destination, convert
+from megatron_grow.convert.growths import grow
+from megatron_grow.convert.inspection import check_digests, inspect
+from megatron_grow.convert.memory import keep_freed_memory
+from megatron_grow.convert.preview import preview
+from megatron_grow.convert.progress import Progress
+from megatron_grow.parallel.agreement import together
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line.
+
+    Returns:
+        The exit code: 0 when what was asked for happened; 1 when two checkpoints that were compared
+        differ; 2 for a mistake, a damaged checkpoint or a full disk.
+    """
+    args = _parser().parse_args(argv)
+    keep_freed_memory()
+    joins = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    speaks = os.environ.get("RANK", "0") == "0"
+    if joins:
+        dist.init_process_group("gloo")
+    try:
+        return args.run(args)
+    except UserError as error:
+        if speaks:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    finally:
+        if joins:
+            dist.destroy_process_group()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="convert_checkpoint.py",
+        description="Grow, reshard, import, export and verify checkpoints in bounded memory. "
+        "Under torchrun the work is spread over processes.",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], told: str, *paths: str
+    ) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=told, description=told)
+        added.set_defaults(run=run)
+        for path in paths:
+            added.add_argument(path.lower(), type=Path, metavar=path)
+        return added
+
+    shown = verb("inspect", _inspect, "what a checkpoint holds, and whether it is whole", "CKPT")
+    shown.add_argument("--check", action="store_true", help="read all of it and compare digests")
+
+    grown = verb("grow", _grow, "grow a model, with its optimizer state", "SRC", "DST")
+    grown.add_argument("--grow", type=Path, required=True, metavar="YAML", help="model: and grow:")
+    grown.add_argument("--seed", type=int, help="of fresh values (default: the run's)")
+    resharded = verb("reshard", _reshard, "change layout, format or precision", "SRC", "DST")
+    for writes in (grown, resharded):
+        _add_layout(writes)
+        _add_writing(writes)
+
+    compared = verb("verify", _verify, "compare two checkpoints of any formats", "A", "B")
+    compared.add_argument(
+        "--weights-only", action="store_true", help="leave out optimizer state and progress"
+    )
+    return parser
+
+
+def _add_layout(parser: argparse.ArgumentParser) -> None:
+    layout = parser.add_argument_group("layout")
+    for name in ("tensor", "pipeline"):
+        layout.add_argument(
+            f"--{name}-model-parallel-size", type=int, default=1, metavar="N", help="default 1"
+        )
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    writing = parser.add_argument_group("writing")
+    writing.add_argument("--precision", choices=("fp32", "bf16"), help="of weights (default: same)")
+    writing.add_argument(
+        "--allow-rounding", action="store_true", help="let --precision bf16 lose bits"
+    )
+    writing.add_argument("--no-verify", action="store_true", help="do not read it again")
+    writing.add_argument("--dry-run", action="store_true", help="tell what would be done")
+    writing.add_argument(
+        "--threads", type=int, default=min(4, 1 + (os.cpu_count() or 1)), metavar="N"
+    )
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    source = open_source(args.ckpt)
+    for line in inspect(source):
+        print(line)
+    if args.check:
+        count = check_digests(source, Progress())
+        print(f"all {count} stored tensors agree with the manifest" if count else "all is readable")
+    else:
+        print("nothing is missing (--check reads all of it)")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    found = compare(
+        open_source(args.a),
+        open_source(args.b),
+        weights_only=args.weights_only,
+        progress=Progress(),
+    )
+    for note in found.notes:
+        print(f"note: {note}")
+    for difference in found.differences:
+        print(f"differs: {difference}")
+    what = "weights" if args.weights_only else "training state"
+    verdict = "not the same" if found.differences else "the same"
+    print(f"{found.same} tensors are equal; {verdict} {what}")
+    return 1 if found.differences else 0
+
+
+def _grow(args: argparse.Namespace) -> int:
+    return _to_megatron(grow(together(lambda: open_source(args.src)), args.grow, args.seed), args)
+
+
+def _reshard(args: argparse.Namespace) -> int:
+    return _to_megatron(together(lambda: open_source(args.src)), args)
+
+
+def _to_megatron(source: Source, args: argparse.Namespace) -> int:
+    precision = args.precision or source.record.precision
+    trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
+    check_precision(source, precision, trains, args.allow_rounding)
+    layout = ParallelConfig(
+        tensor_model_parallel_size=args.tensor_model_parallel_size,
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+    )
+    check_layout(source.record.model_config, layout)
+    record = replace(source.record, precision=precision)
+
+    def make(directory: Path) -> Sink:
+        return TorchDistSink(
+            directory,
+            record,
+            source.tensors,
+            {key: source.kinds(key) for key in source.tensors},
+            keeps_main=trains,
+            tensor_parallel=layout.tensor_model_parallel_size,
+        )
+
+    return _write(source, args.dst, step_dir(args.dst, record.step), make, record.step, args)
+
+
+def _write(
+    source: Source,
+    root: Path,
+    final: Path,
+    make: Callable[[Path], Sink],
+    step: int | None,
+    args: argparse.Namespace,
+) -> int:
+    """Convert, or tell what that would be."""
+    leads = os.environ.get("RANK", "0") == "0"
+    if args.dry_run:
+        for line in preview(source, make(final), threads=args.threads, verifies=not args.no_verify):
+            if leads:
+                print(line)
+        return 0
+    together(lambda: check_destination(root, final) if leads else None)
+    outcome = convert(
+        source,
+        final,
+        make,
+        step=step,
+        threads=args.threads,
+        verifies=not args.no_verify,
+        progress=Progress(leads),
+    )
+    if leads:
+        size, seconds = outcome.stored_bytes / 1e9, outcome.seconds
+        checked = f"verified in {outcome.check_seconds:.1f} s"
+        if args.no_verify:
+            checked = "not verified"
+        print(f"{final}: {size:.2f} GB in {seconds:.1f} s ({size / seconds:.2f} GB/s), {checked}")
+    return 0

@@ -1,0 +1,143 @@
+"""Whether two checkpoints hold the same training state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+
+import torch
+
+from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.convert.progress import Progress
+from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.state.boxes import Box, full, intersect, split, volume
+from megatron_grow.state.kinds import MAIN_PARAM
+
+
+@dataclass
+class Comparison:
+    """What was compared, and what differs."""
+
+    same: int = 0
+    """Tensors, counted for each kind of state, whose values are equal."""
+    differences: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What is no difference, yet worth knowing."""
+
+
+def compare(a: Source, b: Source, *, weights_only: bool, progress: Progress) -> Comparison:
+    """Compare two checkpoints of any formats and layouts, tensor by tensor.
+
+    Weights that one of them has only in a less precise type are compared in that type.
+
+    Args:
+        a: one.
+        b: the other.
+        weights_only: leave out optimizer state and where training stands.
+        progress: is told.
+    """
+    found = Comparison()
+    _compare_models(a.record.model_config, b.record.model_config, found)
+    if not weights_only:
+        _compare_progress(a, b, found)
+    keys = [key for key in a.tensors if key in b.tensors]
+    for key in sorted(set(a.tensors) ^ set(b.tensors)):
+        only = a if key in a.tensors else b
+        found.differences.append(f"{key} is in {only.path} alone")
+    total = sum(volume(full(a.tensors[key].shape)) * len(a.kinds(key)) for key in keys)
+    with progress.task("comparing", total) as advance:
+        for key in keys:
+            box = _common(a.tensors[key], b.tensors[key], found)
+            kinds = (MAIN_PARAM,) if weights_only else tuple(a.kinds(key))
+            for kind in sorted({*kinds, *(() if weights_only else b.kinds(key))}):
+                if kind not in a.kinds(key) or kind not in b.kinds(key):
+                    only = a if kind in a.kinds(key) else b
+                    found.differences.append(f"{kind} of {key} is in {only.path} alone")
+                elif box is not None:
+                    _compare_values(a, b, key, kind, box, weights_only, found)
+                    advance(volume(box))
+    return found
+
+
+def _compare_models(a: ModelConfig, b: ModelConfig, found: Comparison) -> None:
+    for entry in fields(ModelConfig):
+        name, x, y = entry.name, getattr(a, entry.name), getattr(b, entry.name)
+        # Absent ones stand for a value that another field decides.
+        if name in ("num_query_groups", "kv_channels", "ffn_hidden_size"):
+            derived = {
+                "num_query_groups": "query_groups",
+                "kv_channels": "head_dim",
+                "ffn_hidden_size": "ffn_size",
+            }[name]
+            x, y = getattr(a, derived), getattr(b, derived)
+        if x == y:
+            continue
+        if name in _NOT_THE_FUNCTION:
+            found.notes.append(f"model.{name}: {x} and {y}")
+        else:
+            found.differences.append(f"model.{name}: {x} and {y}")
+
+
+_NOT_THE_FUNCTION = (
+    "make_vocab_size_divisible_by",
+    "init_method_std",
+    "hidden_dropout",
+    "attention_dropout",
+)
+
+
+def _compare_progress(a: Source, b: Source, found: Comparison) -> None:
+    for name in ("step", "consumed_tokens", "optimizer_step", "precision"):
+        x, y = getattr(a.record, name), getattr(b.record, name)
+        if x != y:
+            found.differences.append(f"{name}: {x} and {y}")
+
+
+def _common(a: LogicalTensor, b: LogicalTensor, found: Comparison) -> Box | None:
+    """What both have: all, but for the padding of the vocabulary."""
+    if a.shape == b.shape:
+        return full(a.shape)
+    different = [x.name for x, y in zip(a.axes, b.axes, strict=True) if x.size != y.size]
+    if different == ["vocab"]:
+        found.notes.append(f"{a.key}: compared without the vocabulary's padding")
+        return intersect(full(a.shape), full(b.shape))
+    found.differences.append(f"{a.key}: shape {a.checkpoint_shape} and {b.checkpoint_shape}")
+    return None
+
+
+def _compare_values(
+    a: Source, b: Source, key: str, kind: str, box: Box, weights_only: bool, found: Comparison
+) -> None:
+    types = a.dtype(key, kind), b.dtype(key, kind)
+    less = min(types, key=lambda dtype: torch.finfo(dtype).bits)
+    if types[0] != types[1] and not weights_only:
+        found.differences.append(f"{kind} of {key}: {types[0]} and {types[1]}")
+        return
+    count, largest = 0, 0.0
+    for x, y in _pairs(a, b, key, kind, box):
+        x, y = x.to(less), y.to(less)
+        if _equal_bits(x, y):
+            continue
+        apart = (x.float() - y.float()).abs()
+        count += int((x != y).sum())
+        largest = max(largest, float(apart.max()))
+    if count:
+        found.differences.append(
+            f"{kind} of {key}: {count:,} of {volume(box):,} values differ, by at most {largest:.3g}"
+        )
+    else:
+        found.same += 1
+
+
+def _pairs(
+    a: Source, b: Source, key: str, kind: str, box: Box
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for part in split(box, ELEMENTS_PER_BLOCK):
+        yield a.read(key, kind, part), b.read(key, kind, part)
+
+
+def _equal_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether all values are equal; NaNs of the same bits are, and so are those of zeros."""
+    return torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))

@@ -1,0 +1,167 @@
+"""One conversion, from an open source to a checkpoint that is whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from megatron_grow.checkpoint import copy
+from megatron_grow.checkpoint.layout import TRACKER
+from megatron_grow.checkpoint.manifest import write_manifest
+from megatron_grow.checkpoint.sink import Sink
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.staging import move_into_place, partial, point
+from megatron_grow.config.errors import UserError
+from megatron_grow.convert.progress import Progress
+from megatron_grow.parallel.agreement import gather, together
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a conversion did, on this process."""
+
+    stored_bytes: int
+    """Of tensors, over all processes."""
+    seconds: float
+    """Until all was written and on disk."""
+    check_seconds: float
+    """Of reading it again; 0 if it was not."""
+
+
+def convert(
+    source: Source,
+    final: Path,
+    make_sink: Callable[[Path], Sink],
+    *,
+    step: int | None,
+    threads: int,
+    verifies: bool,
+    progress: Progress,
+) -> Outcome:
+    """Write ``source`` into a directory that appears when it is complete.
+
+    Every process of a job takes part; each makes and writes its share of the parts. Whatever goes
+    wrong, nothing stands under the final name.
+
+    Args:
+        source: what is written.
+        final: where; nothing may be there.
+        make_sink: opens a sink in the directory where it is written first.
+        step: what the tracker file beside ``final`` will say; None: there is none.
+        threads: parts in the making at a time.
+        verifies: whether to read all again and compare.
+        progress: is told.
+
+    Raises:
+        UserError: the source is damaged, or the destination cannot take it.
+    """
+    torch.set_num_threads(1)  # the parallelism is over parts
+    began = time.perf_counter()
+    sink = make_sink(partial(final))
+    parts = copy.parts(source, sink)
+    total = sum(copy.stored_bytes(block, sink) for part in parts for block in part)
+    leads, first, count = _place()
+    work = {number: parts[number] for number in range(first, len(parts), count)}
+    mine = sum(copy.stored_bytes(block, sink) for part in work.values() for block in part)
+    with contextlib.ExitStack() as stack:
+        together(lambda: stack.enter_context(_staged(final, total)) if leads else None)
+        together(lambda: _io(sink.prepare) if leads else None)
+        with progress.task("writing", mine) as advance:
+            written = together(
+                lambda: _io(
+                    lambda: copy.write(source, sink, work, threads=threads, advance=advance)
+                )
+            )
+        by_number = {number: part for share in gather(written) for number, part in share.items()}
+        ordered = [by_number[number] for number in range(len(parts))]
+        together(lambda: _io(lambda: sink.finish([p.table for p in ordered])) if leads else None)
+        seconds = time.perf_counter() - began
+        if verifies:
+            with progress.task("verifying", mine) as advance:
+                together(lambda: copy.check(sink, work, written, threads=threads, advance=advance))
+        check_seconds = time.perf_counter() - began - seconds
+
+        def publish() -> None:
+            digests = copy.tensor_digests(source, sink, ordered)
+            write_manifest(partial(final), sink.companions, digests, copy.ELEMENTS_PER_BLOCK)
+            move_into_place(final)
+            if step is not None:
+                point(final.parent, step)
+
+        together(lambda: _io(publish) if leads else None)
+    return Outcome(total, seconds, check_seconds if verifies else 0.0)
+
+
+def check_destination(root: Path, final: Path) -> None:
+    """Raise :class:`UserError` if something is where a checkpoint is to be written."""
+    if final.exists():
+        raise UserError(f"{final} exists; name another destination, or remove it")
+    if root != final and (root / TRACKER).exists():
+        raise UserError(f"{root} holds checkpoints of another run; name another destination")
+    parent = next(path for path in [final, *final.parents] if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{final} cannot be made: {parent} is not a directory to write to")
+
+
+@contextlib.contextmanager
+def _staged(final: Path, total: int) -> Iterator[None]:
+    """The directory in which ``final`` is written, empty; gone in the end, whatever happens."""
+    written = partial(final)
+    made = [path for path in final.parents if not path.exists()]
+    final.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(final.parent).free
+    if free < total:
+        raise UserError(
+            f"{final.parent} has {free / 1e9:.1f} GB free; the checkpoint needs {total / 1e9:.1f}"
+        )
+    written.mkdir(exist_ok=True)
+    with _locked(written, f"another conversion is writing {final}"):
+        try:
+            for left_over in written.iterdir():
+                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+            yield
+        finally:
+            if not final.exists():
+                shutil.rmtree(written, ignore_errors=True)
+                for path in made:
+                    with contextlib.suppress(OSError):
+                        path.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, taken: str) -> Iterator[None]:
+    """Hold a lock, which ends with the process, however that ends; ``taken`` is said if it is."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(taken) from None
+    finally:
+        os.close(descriptor)
+
+
+def _place() -> tuple[bool, int, int]:
+    """Whether this process leads, which it is, and how many there are."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return rank == 0, rank, world
+
+
+def _io(action: Callable[[], Result]) -> Result:
+    """``action``, whose failing disk is told in one line."""
+    try:
+        return action()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"cannot write: {where}{error.strerror or error}") from None

@@ -1,0 +1,79 @@
+"""The file of growths that ``convert_checkpoint.py grow`` applies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.stages import GrowSection, check_growth, override
+from megatron_grow.growth.offline import GrownSource
+from megatron_grow.growth.plan import growth
+
+
+def read_growths(path: Path) -> list[dict[str, Any]]:
+    """The growths in a file: one with ``model`` and ``grow``, or a list of them, in their order.
+
+    Raises:
+        UserError: not there, not YAML, or of another form.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"--grow {path} is not there") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--grow {path} is not YAML: {' '.join(str(error).split())}") from None
+    growths = content if isinstance(content, list) else [content]
+    for entry in growths:
+        if not isinstance(entry, dict) or not isinstance(entry.get("model"), dict):
+            raise UserError(
+                f"--grow {path} must have `model:`, what differs from the source, and `grow:`, an "
+                "operator for each axis that grows; or be a list of such"
+            )
+        if unknown := set(entry) - {"model", "grow"}:
+            raise UserError(f"--grow {path}: {sorted(unknown)[0]} is unknown; model and grow are")
+    return growths
+
+
+def grow(source: Source, path: Path, seed: int | None) -> GrownSource:
+    """``source`` after the growths of a file.
+
+    Args:
+        source: the checkpoint.
+        path: the file.
+        seed: decides fresh values; None: that of the run which wrote the checkpoint.
+
+    Raises:
+        UserError: an impossible growth.
+    """
+    growths = read_growths(path)
+    config = source.record.config
+    if seed is None:
+        seed = int(config.get("run", {}).get("seed", 1234))
+    depth = int(config.get("model", {}).get("num_layers", 0))
+    shapes = []
+    model = source.record.model_config
+    for number, entry in enumerate(growths):
+        where = path.name if len(growths) == 1 else f"{path.name}[{number}]"
+        target = override(model, entry["model"], f"{where}.model")
+        section = override(GrowSection(), entry.get("grow") or {}, f"{where}.grow")
+        check_growth(model, target, section, where)
+        shapes.append((model, target, section, where))
+        model = target
+    # Fresh layers begin as in a run whose last stage is the deepest model that is known of.
+    target_depth = max(depth, model.num_layers)
+    for before, after, section, where in shapes:
+        plan = growth(
+            before,
+            after,
+            section,
+            target_depth=target_depth,
+            seed=seed,
+            where=f"{where}.grow",
+        )
+        source = GrownSource(source, plan, after, section)
+    assert isinstance(source, GrownSource)
+    return source

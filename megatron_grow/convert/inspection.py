@@ -1,0 +1,108 @@
+"""What a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import torch
+
+from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
+from megatron_grow.checkpoint.manifest import digest, digest_of, read_manifest
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.convert.progress import Progress
+from megatron_grow.state.boxes import full, split, volume
+from megatron_grow.state.kinds import MAIN_PARAM
+
+
+def inspect(source: Source) -> Iterator[str]:
+    """Lines that tell what a checkpoint is; opening it has shown that nothing is missing."""
+    record = source.record
+    parameters = sum(volume(full(tensor.shape)) for tensor in source.tensors.values())
+    yield f"{source.path}: {source.format}, for layout: {source.layout}"
+    yield (
+        f"step {record.step:,}, stage {record.stage}, {record.consumed_tokens:,} tokens, "
+        f"{record.precision}"
+    )
+    yield f"{parameters:,} parameters (the vocabulary padded to {_padded(record.model_config)})"
+    yield "model: " + ", ".join(_shape(record.model_config))
+    kinds = sorted({kind for key in source.tensors for kind in source.kinds(key)} - {MAIN_PARAM})
+    if kinds:
+        yield f"optimizer state: {', '.join(kinds)}, after {record.optimizer_step:,} updates"
+    else:
+        yield "no optimizer state"
+    for event in record.growths:
+        yield (
+            f"grew at step {event.step:,}: {event.summary} "
+            f"({event.source_layout} -> {event.target_layout})"
+        )
+    yield "tensors:"
+    for key, tensor in source.tensors.items():
+        stored = ", ".join(f"{kind} {_name(source.dtype(key, kind))}" for kind in source.kinds(key))
+        shape = " x ".join(map(str, tensor.checkpoint_shape))
+        yield f"  {key}: {shape} ({stored})"
+
+
+def check_digests(source: Source, progress: Progress) -> int:
+    """Read a whole checkpoint and compare it with its manifest.
+
+    Returns:
+        How many stored tensors agree.
+
+    Raises:
+        UserError: one does not, or there is nothing to compare with.
+    """
+    manifest = read_manifest(source.path)
+    if manifest is None or not manifest[1] or not isinstance(source, TorchDistSource):
+        for _ in _all_values(source, progress):
+            pass  # reading compares the checksums of chunks
+        return 0
+    _, tensors, elements = manifest
+    if elements != ELEMENTS_PER_BLOCK:
+        raise UserError(f"{source.path}: its manifest has blocks of {elements} elements")
+    names = {name: key for key in source.tensors for name in source.names(key)}
+    if set(names) != set(tensors):
+        raise UserError(f"{source.path} does not hold the tensors that its manifest lists")
+    total = sum(volume(full(source.tensors[key].shape)) for key in names.values())
+    with progress.task("checking", total) as advance:
+        for name, key in names.items():
+            blocks = []
+            for box in split(full(source.tensors[key].shape), elements):
+                blocks.append(digest(source.read_stored(name, key, box)))
+                advance(volume(box))
+            if digest_of(blocks) != tensors[name].digest:
+                raise UserError(f"{source.path}: {name} is not what its manifest says")
+    return len(names)
+
+
+def _all_values(source: Source, progress: Progress) -> Iterator[torch.Tensor]:
+    total = sum(
+        volume(full(tensor.shape)) * len(source.kinds(key))
+        for key, tensor in source.tensors.items()
+    )
+    with progress.task("checking", total) as advance:
+        for key, tensor in source.tensors.items():
+            for kind in source.kinds(key):
+                for box in split(full(tensor.shape), ELEMENTS_PER_BLOCK):
+                    yield source.read(key, kind, box)
+                    advance(volume(box))
+
+
+def _padded(model: ModelConfig) -> int:
+    return model.padded_vocab_size
+
+
+def _shape(model: ModelConfig) -> Iterator[str]:
+    """The fields of a model that say something: those that are set, and the sizes."""
+    always = ("num_layers", "hidden_size", "num_attention_heads", "vocab_size")
+    for field in fields(model):
+        value = getattr(model, field.name)
+        if field.name in always or value != field.default:
+            yield f"{field.name} {value}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,64 @@
+"""What a conversion would do, told without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_grow.checkpoint import copy
+from megatron_grow.checkpoint.sink import Sink
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.growth.offline import GrownSource
+from megatron_grow.state.boxes import full, volume
+
+_GB_PER_SECOND = 0.5
+"""Of the disk, where an estimate needs one."""
+_BASE = 0.6e9
+"""Resident bytes of the process itself."""
+
+
+def preview(source: Source, sink: Sink, *, threads: int, verifies: bool) -> Iterator[str]:
+    """A line for each tensor, and the totals.
+
+    Args:
+        source: what would be written.
+        sink: where; nothing is written.
+        threads: parts in the making at a time.
+        verifies: whether all would be read again.
+    """
+    read = stored = 0
+    largest = 0.0
+    for key, tensor in source.tensors.items():
+        for kind in source.kinds(key):
+            names = sink.stored(key, kind)
+            if not names:
+                yield f"  {key} ({kind}): left out"
+                continue
+            shape, elements = (
+                " x ".join(map(str, tensor.checkpoint_shape)),
+                volume(full(tensor.shape)),
+            )
+            out = elements * sum(dtype.itemsize for dtype in names.values())
+            origin, needed = _origin(source, key, kind)
+            read, stored = read + needed, stored + out
+            block = min(elements, copy.ELEMENTS_PER_BLOCK)
+            largest = max(largest, block * (8.0 + sum(d.itemsize for d in names.values())))
+            yield (
+                f"  {', '.join(names)}: {shape} {'/'.join(str(d)[6:] for d in names.values())} "
+                f"<- {origin}; reads {needed:,} bytes, writes {out:,}"
+            )
+    moved = read + stored * (2 if verifies else 1)
+    yield (
+        f"reads {read / 1e9:.2f} GB, writes {stored / 1e9:.2f} GB in "
+        f"{len(copy.parts(source, sink))} files or parts"
+        + (", reads them again to verify" if verifies else "")
+    )
+    yield f"peak memory about {(_BASE + threads * largest) / 1e9:.1f} GB with {threads} threads"
+    yield f"about {moved / _GB_PER_SECOND / 1e9:.0f} s on a disk of {_GB_PER_SECOND} GB/s"
+
+
+def _origin(source: Source, key: str, kind: str) -> tuple[str, int]:
+    """Where a tensor comes from, and the bytes that are read for it."""
+    if isinstance(source, GrownSource):
+        return source.origin(key, kind)
+    elements = volume(full(source.tensors[key].shape))
+    return "the same", elements * source.dtype(key, kind).itemsize

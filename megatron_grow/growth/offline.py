@@ -1,0 +1,110 @@
+"""Apply a plan to a checkpoint: what it would hold after the growth, made as it is read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from functools import partial
+
+import torch
+
+from megatron_grow.checkpoint.record import GrowthEvent, Record
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.stages import GrowSection
+from megatron_grow.growth.plan import Plan
+from megatron_grow.optim.moments import moments
+from megatron_grow.state.boxes import Box, full, volume
+from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.maps import fresh_parts, materialise, sources
+
+
+class GrownSource:
+    """What a plan makes of a source, made as it is read: one growth can follow another."""
+
+    def __init__(self, source: Source, plan: Plan, model: ModelConfig, grow: GrowSection) -> None:
+        """Nothing is read yet.
+
+        Args:
+            source: before the growth.
+            plan: of the growth.
+            model: the shape after it.
+            grow: the operators, for the record.
+        """
+        self.path, self.format, self.layout = source.path, source.format, source.layout
+        self.record = grown_record(source.record, plan, model, grow)
+        self.tensors = plan.tensors
+        self._source, self._plan = source, plan
+        self._kinds = _state_kinds(plan, source)
+
+    def kinds(self, key: str) -> tuple[str, ...]:
+        """``main_param`` and the moments of one tensor."""
+        return self._kinds[key]
+
+    def dtype(self, key: str, kind: str) -> torch.dtype:
+        """Of the values: of the source's for what it has, else fp32."""
+        known = key in self._source.tensors and kind in self._source.kinds(key)
+        return self._source.dtype(key, kind) if known else torch.float32
+
+    def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
+        """The values in ``box``."""
+
+        tensor_map = self._plan.map(key, kind)
+        return materialise(tensor_map, box, partial(_read, self._source, kind), self._plan.seed)
+
+    def origin(self, key: str, kind: str) -> tuple[str, int]:
+        """How a tensor is made, for people, and the bytes that are read for it."""
+        tensor_map, box = self._plan.map(key, kind), full(self.tensors[key].shape)
+        needed = sources(tensor_map, box)
+        new = sum(volume(part) for part, _ in fresh_parts(tensor_map, box))
+        if not needed:
+            return "fresh", 0
+        how = "the same" if tensor_map.is_copy else self._plan.summary
+        if new:
+            how += f", {new / volume(box):.0%} fresh"
+        return how, sum(volume(b) * self._source.dtype(k, kind).itemsize for k, b in needed)
+
+
+def _read(source: Source, kind: str, key: str, box: Box) -> torch.Tensor:
+    return source.read(key, kind, box)
+
+
+def grown_record(record: Record, plan: Plan, model: ModelConfig, grow: GrowSection) -> Record:
+    """What a checkpoint says of itself after a growth that no run has made.
+
+    It is of a run of one stage: training goes on with the model that is stored.
+    """
+    event = GrowthEvent(
+        step=record.step,
+        stage=0,
+        summary=plan.summary,
+        source_layout="on disk",
+        target_layout="on disk",
+        grow=asdict(grow),
+        seed=plan.seed,
+        source_model=record.model,
+    )
+    return replace(
+        record,
+        stage=0,
+        model=asdict(model),
+        optimizer_step=0 if plan.optimizer_state == "reset" else record.optimizer_step,
+        config={**record.config, "model": asdict(model), "stages": []},
+        growths=[*record.growths, event],
+    )
+
+
+def _state_kinds(plan: Plan, source: Source) -> dict[str, tuple[str, ...]]:
+    """The kinds of state of each target tensor: those of the source, where it has the tensor.
+
+    Moments of others are those that the source's optimizer would keep for them.
+    """
+    optimizer = source.record.config.get("optimizer", {}).get("optimizer", "adam")
+    trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
+    kinds = {}
+    for key, tensor in plan.tensors.items():
+        if key in source.tensors:
+            kinds[key] = source.kinds(key)
+        else:
+            kept = moments(optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)
+            kinds[key] = (MAIN_PARAM, *(kept if trains else ()))
+    return kinds

@@ -1,0 +1,94 @@
+"""Checkpoints of any size without training: every kind of state is drawn at random."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_grow.checkpoint.layout import step_dir
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.checkpoint.torch_dist_sink import DTYPES, TorchDistSink
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.convert.conversion import convert
+from megatron_grow.convert.progress import Progress
+from megatron_grow.optim.moments import moments
+from megatron_grow.state.axes import Normal, logical_tensors
+from megatron_grow.state.boxes import Box
+from megatron_grow.state.fresh import fresh
+from megatron_grow.state.kinds import MAIN_PARAM
+
+
+class PaintedSource:
+    """A source whose values are a function of their place; see ``checkpoint/source.py``."""
+
+    path = Path("painted")
+    format = "painted"
+    layout = "any"
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        *,
+        optimizer: str | None = "adam",
+        precision: str = "fp32",
+        step: int = 10,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.record = Record(
+            step=step,
+            stage=0,
+            consumed_samples=8 * step,
+            consumed_tokens=8 * step * model.max_position_embeddings,
+            optimizer_step=step if optimizer else 0,
+            model=asdict(model),
+            precision=precision,
+            config={
+                "run": {"seed": 1234},
+                "model": asdict(model),
+                "train": {"seq_length": model.max_position_embeddings},
+                "optimizer": {"optimizer": optimizer or "adam"},
+                **(config or {}),
+            },
+        )
+        self.tensors = logical_tensors(model)
+        self._optimizer = optimizer
+
+    def kinds(self, key: str) -> tuple[str, ...]:
+        tensor = self.tensors[key]
+        if self._optimizer is None:
+            return (MAIN_PARAM,)
+        kept = moments(self._optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)
+        return (MAIN_PARAM, *kept)
+
+    def dtype(self, key: str, kind: str) -> torch.dtype:
+        rounded = self._optimizer is None
+        return DTYPES[self.record.precision] if rounded else torch.float32
+
+    def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
+        named = replace(self.tensors[key], key=f"{key} {kind}")
+        return fresh(named, box, Normal(0.02), 7).to(self.dtype(key, kind))
+
+
+def paint(root: Path, source: PaintedSource, tensor_parallel: int = 1, threads: int = 2) -> Path:
+    """Write a painted source as a checkpoint."""
+    final = step_dir(root, source.record.step)
+    convert(
+        source,
+        final,
+        lambda directory: TorchDistSink(
+            directory,
+            source.record,
+            source.tensors,
+            {key: source.kinds(key) for key in source.tensors},
+            keeps_main=source._optimizer is not None,
+            tensor_parallel=tensor_parallel,
+        ),
+        step=source.record.step,
+        threads=threads,
+        verifies=False,
+        progress=Progress(False),
+    )
+    return final
