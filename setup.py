@@ -32,6 +32,7 @@ setup(
         "nltk",
         "safetensors",
         "blake3",
+        "isal",
         "rich",
         "tensorboard",
         "matplotlib",

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from io import BufferedWriter
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -22,6 +19,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from megatron_grow.checkpoint.chunks import write_tensor
 from megatron_grow.checkpoint.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.checkpoint.layout import METADATA, tensor_key
 from megatron_grow.checkpoint.record import Record
@@ -37,8 +35,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _OBJECTS = "__objects_0.distcp"
 
-Table = list[tuple[str, Box, _StorageInfo]]
-"""Stored name, box in the stored shape, and place, of some chunks."""
+Table = list[tuple[str, Box, int, int]]
+"""Stored name, box in the stored shape, start and length in the part's file, of some chunks."""
 
 
 class TorchDistSink:
@@ -86,41 +84,48 @@ class TorchDistSink:
     def write(self, part: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Table:
         """Write a file of blocks, each cut into the chunks of its shards."""
         table: Table = []
-        name = f"__{part}_0.distcp"
-        with (self.directory / name).open("wb") as file:
+        with (self.directory / _file(part)).open("wb") as file:
             for block, values in blocks:
                 for stored, data in values.items():
                     for chunk, part_of in self._chunks(block):
                         piece = data[slices(part_of, block.box)].reshape(shape_of(chunk))
-                        table.append((stored, chunk, _append(file, name, _alone(piece))))
+                        start = file.tell()
+                        length = write_tensor(file, piece.contiguous())
+                        table.append((stored, chunk, start, length))
             file.flush()
             os.fsync(file.fileno())
         return table
 
     def finish(self, tables: list[Table]) -> None:
         """Write the table of all chunks, and what else a checkpoint has."""
-        entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+        entries: dict[str, TensorStorageMetadata] = {}
         storage = {}
-        chunks: dict[str, list[ChunkStorageMetadata]] = defaultdict(list)
-        for stored, box, place in (entry for table in tables for entry in table):
-            offsets = torch.Size(start for start, _ in box)
-            chunks[stored].append(ChunkStorageMetadata(offsets, torch.Size(shape_of(box))))
-            storage[MetadataIndex(stored, offsets)] = place
         for key, tensor in self._tensors.items():
             for kind in self._kinds[key]:
                 for stored, dtype in self.stored(key, kind).items():
-                    entries[stored] = TensorStorageMetadata(
-                        TensorProperties(dtype=dtype),
-                        torch.Size(tensor.checkpoint_shape),
-                        chunks[stored],
-                    )
+                    properties = TensorProperties(dtype=dtype)
+                    size = torch.Size(tensor.checkpoint_shape)
+                    entries[stored] = TensorStorageMetadata(properties, size, [])
+        # Pickles depend on which strings are one object, not on who sent them if they are these.
+        names = {name: name for name in entries}
+        for part, table in enumerate(tables):
+            file_name = _file(part)
+            for name, box, start, length in table:
+                stored, offsets = names[name], torch.Size(begin for begin, _ in box)
+                chunk = ChunkStorageMetadata(offsets, torch.Size(shape_of(box)))
+                entries[stored].chunks.append(chunk)
+                storage[MetadataIndex(stored, offsets)] = _StorageInfo(file_name, start, length)
+        objects = {}
         with (self.directory / _OBJECTS).open("wb") as file:
             for name, value in extra_state(self._tensors.values()).items():
-                entries[name] = BytesStorageMetadata()
-                storage[MetadataIndex(name)] = _append(file, _OBJECTS, value)
+                start = file.tell()
+                torch.save(value, file)
+                objects[name] = BytesStorageMetadata()
+                storage[MetadataIndex(name)] = _StorageInfo(_OBJECTS, start, file.tell() - start)
         with (self.directory / METADATA).open("wb") as file:
             meta = StorageMeta(checkpoint_id=None, save_id=None)
-            pickle.dump(Metadata(entries, storage_data=storage, storage_meta=meta), file)
+            everything = {**entries, **objects}
+            pickle.dump(Metadata(everything, storage_data=storage, storage_meta=meta), file)
         write_companions(self.directory, self._record)
 
     def reopen(self) -> Callable[[str, Block], torch.Tensor]:
@@ -138,14 +143,5 @@ class TorchDistSink:
                     yield stored, fine
 
 
-def _alone(values: torch.Tensor) -> torch.Tensor:
-    """``values`` in memory of their own: of a view, torch would store all that it looks at."""
-    values = values.contiguous()
-    return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()
-
-
-def _append(file: BufferedWriter, name: str, value: Any) -> _StorageInfo:
-    """Write one object to the end of the file called ``name``; the place where it is."""
-    start = file.tell()
-    torch.save(value, file)
-    return _StorageInfo(name, start, file.tell() - start)
+def _file(part: int) -> str:
+    return f"__{part}_0.distcp"

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     keep_freed_memory()
-    joins = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     speaks = os.environ.get("RANK", "0") == "0"
     if joins:
         dist.init_process_group("gloo")
