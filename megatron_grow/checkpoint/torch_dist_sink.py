@@ -115,7 +115,7 @@ class TorchDistSink:
                 chunk = ChunkStorageMetadata(offsets, torch.Size(shape_of(box)))
                 entries[stored].chunks.append(chunk)
                 storage[MetadataIndex(stored, offsets)] = _StorageInfo(file_name, start, length)
-        objects = {}
+        objects: dict[str, BytesStorageMetadata] = {}
         with (self.directory / _OBJECTS).open("wb") as file:
             for name, value in extra_state(self._tensors.values()).items():
                 start = file.tell()
@@ -124,8 +124,8 @@ class TorchDistSink:
                 storage[MetadataIndex(name)] = _StorageInfo(_OBJECTS, start, file.tell() - start)
         with (self.directory / METADATA).open("wb") as file:
             meta = StorageMeta(checkpoint_id=None, save_id=None)
-            everything = {**entries, **objects}
-            pickle.dump(Metadata(everything, storage_data=storage, storage_meta=meta), file)
+            metadata = Metadata({**entries, **objects}, storage_data=storage, storage_meta=meta)
+            pickle.dump(metadata, file)
         write_companions(self.directory, self._record)
 
     def reopen(self) -> Callable[[str, Block], torch.Tensor]:

@@ -14,6 +14,7 @@ from functools import cached_property
 from itertools import product
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from megatron_grow.state.axes import Constant, Init, LogicalTensor, Normal
@@ -357,7 +358,7 @@ def _draw(term: Term, block: Sequence[Segment], read: Read) -> torch.Tensor:
     values = read(term.source, _source(block))
     for axis, segment in enumerate(block):
         if segment.index is not None:
-            values = values.index_select(axis, segment.index.to(values.device))
+            values = _select(values, segment.index, axis)
         if segment.matrix is not None:
             values = _wide(values)
             values = _mix(segment.matrix.to(values), values, axis)
@@ -387,6 +388,20 @@ def _noisy(
         values = _wide(values)
         values = values * (1 + level.to(values) * drawn.to(values))
     return values
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by their size in bytes: numpy has no bfloat16."""
+
+
+def _select(values: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
+    """The entries of ``values`` at ``index`` along ``axis``."""
+    if not values.is_cpu:
+        return values.index_select(axis, index.to(values.device))
+    # On CPU torch's own is up to 25 times slower along the last axis; "clip" skips a copy that
+    # guards against indices out of range, which there are none of.
+    bits = values.view(_BITS[values.element_size()]).numpy()
+    return torch.from_numpy(np.take(bits, index.numpy(), axis, mode="clip")).view(values.dtype)
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
