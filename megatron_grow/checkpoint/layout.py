@@ -56,14 +56,16 @@ def latest(root: Path) -> Path | None:
     if not tracker.exists():
         return None
     text = tracker.read_text(errors="replace").strip()
+    steps = ", ".join(map(str, saved_steps(root))) or "none"
+    choices = f"complete ones: {steps}; write one of these steps into the file"
+    if text != "release" and not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise UserError(f"{tracker} says {text[:40]!r}, which is no step; {choices}")
     path = step_dir(root, int(text)) if text.isdigit() else root / text
     if not path.exists() and (set_aside(path) / COMPLETE).exists():
         return set_aside(path)  # a save was killed between two renames
     if not (path / COMPLETE).exists():
-        steps = ", ".join(map(str, saved_steps(root))) or "none"
         raise UserError(
-            f"{tracker} says {text!r}, but {path} is not a complete checkpoint; complete ones: "
-            f"{steps}; write one of these steps into the file"
+            f"{tracker} says {text}, but {path} is not a complete checkpoint; {choices}"
         )
     return path
 

@@ -273,13 +273,13 @@ def check_growth(
         if getattr(after, name) < getattr(before, name):
             raise UserError(
                 f"{where}.model.{name}={getattr(after, name)} is less than the "
-                f"{getattr(before, name)} of the stage before; a run only grows"
+                f"{getattr(before, name)} before; a model only grows"
             )
     for field_ in fields(ModelConfig):
         was, is_ = getattr(before, field_.name), getattr(after, field_.name)
         if field_.name not in _CHANGING and was != is_:
             raise UserError(
-                f"{where}.model.{field_.name}={is_} differs from the {was} of the stage before; no "
+                f"{where}.model.{field_.name}={is_} differs from the {was} before; no "
                 "growth changes that"
             )
     if after.num_layers > before.num_layers and (grow is None or grow.depth is None):

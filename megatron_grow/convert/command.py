@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         dist.init_process_group("gloo")
     try:
         return args.run(args)
-    except UserError as error:
+    except (UserError, OSError) as error:
         if speaks:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -119,12 +119,12 @@ def _staged(final: Path, total: int) -> Iterator[None]:
     """The directory in which ``final`` is written, empty; gone in the end, whatever happens."""
     written = partial(final)
     made = [path for path in final.parents if not path.exists()]
-    final.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(final.parent).free
+    free = shutil.disk_usage(next(path for path in final.parents if path.exists())).free
     if free < total:
         raise UserError(
             f"{final.parent} has {free / 1e9:.1f} GB free; the checkpoint needs {total / 1e9:.1f}"
         )
+    final.parent.mkdir(parents=True, exist_ok=True)
     written.mkdir(exist_ok=True)
     with _locked(written, f"another conversion is writing {final}"):
         try:

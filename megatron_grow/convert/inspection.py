@@ -8,7 +8,7 @@ from dataclasses import fields
 import torch
 
 from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
-from megatron_grow.checkpoint.manifest import digest, digest_of, read_manifest
+from megatron_grow.checkpoint.manifest import digest, digest_of, read_checked, read_manifest
 from megatron_grow.checkpoint.source import Source
 from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
 from megatron_grow.config.errors import UserError
@@ -56,6 +56,8 @@ def check_digests(source: Source, progress: Progress) -> int:
         UserError: one does not, or there is nothing to compare with.
     """
     manifest = read_manifest(source.path)
+    for name in manifest[0] if manifest else ():
+        read_checked(source.path / name)
     if manifest is None or not manifest[1] or not isinstance(source, TorchDistSource):
         for _ in _all_values(source, progress):
             pass  # reading compares the checksums of chunks

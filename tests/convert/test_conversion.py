@@ -1,0 +1,206 @@
+"""A conversion that cannot be, or does not, end: one line, nothing lost, nothing half there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from megatron_grow.checkpoint import copy
+from megatron_grow.checkpoint.layout import COMPLETE, TRACKER, saved_steps
+from megatron_grow.checkpoint.staging import partial
+from megatron_grow.checkpoint.torch_dist_sink import TorchDistSink
+from megatron_grow.convert import conversion
+from tests.checkpoint.test_crash import kill_before_change
+from tests.convert.painted import PaintedSource, paint
+from tests.convert.toy import GPT, LLAMA, by_torch, command, equal
+from tests.distributed import run_ranks
+
+STEP = "iter_0000010"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paint(tmp_path_factory.mktemp("source"), PaintedSource(LLAMA))
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: object, says: tuple[object, ...]) -> None:
+    """The command fails with one line that has all of ``says``."""
+    assert command(*argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1, said
+    for part in says:
+        assert str(part) in said, said
+
+
+def test_what_is_there_stays(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "there"
+    assert command("reshard", source, there) == 0
+    before = tree(there)
+    refused(capsys, "reshard", source, there, says=(there / STEP, "exists"))
+    (there / STEP).rename(there / "iter_0000005")
+    refused(capsys, "reshard", source, there, says=(there, "another run"))
+    assert {name.split("/")[-1] for name in tree(there)} == {name.split("/")[-1] for name in before}
+    (tmp_path / "file").write_text("")
+    refused(capsys, "reshard", source, tmp_path / "file" / "x", says=("not a directory",))
+    refused(capsys, "reshard", tmp_path / "nowhere", tmp_path / "x", says=("nowhere",))
+    refused(capsys, "reshard", source.parent, source.parent, says=("exists",))
+
+
+def test_layouts_that_do_not_divide(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option, number, says in (
+        ("--tensor-model-parallel-size", 4, "num_query_groups"),
+        ("--pipeline-model-parallel-size", 3, "num_layers"),
+    ):
+        refused(capsys, "reshard", source, tmp_path / "x", option, number, says=(option, says))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(self: TorchDistSink, part: int, blocks: object) -> None:
+        (self.directory / "half").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory / "half"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchDistSink, "write", full)
+        refused(capsys, "reshard", source, tmp_path / "a" / "b", says=("No space left", "half"))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(
+        conversion.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})
+    )
+    refused(capsys, "reshard", source, tmp_path / "a" / "b", says=("free", "needs"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_read_back_differs(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk that returns other bytes than it was given."""
+
+    def reopen(self: TorchDistSink) -> object:
+        return lambda name, block: read_back(self)(name, block) + (block.kind == "exp_avg_sq")
+
+    read_back = TorchDistSink.reopen
+    monkeypatch.setattr(TorchDistSink, "reopen", reopen)
+    refused(capsys, "reshard", source, tmp_path / "a", says=("exp_avg_sq", "not what was written"))
+    assert not (tmp_path / "a").exists()
+    assert command("reshard", source, tmp_path / "a", "--no-verify") == 0
+
+
+def convert_and_die(source: str, target: str, number: int) -> None:
+    kill_before_change(number)
+    command("grow", source, target, "--grow", Path(target).parent / "grow.yaml", "--threads", 1)
+
+
+def test_killed_before_each_change_of_the_file_system(source: Path, tmp_path: Path) -> None:
+    """The source is untouched, nothing looks whole before it is, and a second run ends it."""
+    (tmp_path / "grow.yaml").write_text("{model: {num_layers: 6}, grow: {depth: copying_stack}}")
+    assert command("grow", source, tmp_path / "truth", "--grow", tmp_path / "grow.yaml") == 0
+    truth, before = by_torch(tmp_path / "truth" / STEP), tree(source)
+    whole, number = [], 0
+    while True:
+        number += 1
+        target = tmp_path / str(number)
+        try:
+            run_ranks(1, convert_and_die, str(source), str(target), number)
+            break
+        except AssertionError as error:
+            assert f"{-signal.SIGKILL}" in str(error)
+        assert tree(source) == before
+        whole.append(saved_steps(target) == [10])
+        if whole[-1]:
+            assert equal(by_torch(target / STEP), truth)
+            (target / STEP).rename(target / ".gone")  # so that it can be written again
+            (target / TRACKER).unlink(missing_ok=True)
+        assert command("grow", source, target, "--grow", tmp_path / "grow.yaml") == 0
+        assert equal(by_torch(target / STEP), truth)
+        assert not partial(target / STEP).exists()
+    assert number > 8
+    assert whole == sorted(whole)
+
+
+def test_two_conversions_into_one_place(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    final = tmp_path / "a" / STEP
+    with conversion._staged(final, 0):
+        (partial(final) / "of the first").write_text("")
+        refused(capsys, "reshard", source, tmp_path / "a", says=("another conversion",))
+        assert (partial(final) / "of the first").exists()
+    assert command("reshard", source, tmp_path / "a") == 0
+
+
+def _raise() -> bytes:
+    raise OSError(errno.EIO, os.strerror(errno.EIO), "a file of rank 1")
+
+
+def test_one_process_fails(tmp_path: Path) -> None:
+    source = paint(tmp_path / "a", PaintedSource(GPT))
+    assert run_ranks(2, fails_on_one_of_two, str(source), str(tmp_path / "b")) == [2, 2]
+    assert not (tmp_path / "b").exists()
+
+
+def fails_on_one_of_two(source: str, target: str) -> int:
+    copy._PART_BYTES = 1  # a part for each block, so that both have some
+    if os.environ["RANK"] == "1":
+        copy.digest = lambda values: _raise()
+    return command("reshard", source, target, "--threads", 1)
+
+
+def test_growths_that_cannot_be(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "grow.yaml"
+    for content, *says in (
+        ("[1", "not YAML"),
+        ("{grow: {depth: zero}}", "model:"),
+        ("{model: {num_layers: 6}, grow: {}, more: 1}", "more", "unknown"),
+        ("{model: {num_layers: 6}}", "grow.yaml.grow.depth", "missing"),
+        ("{model: {num_layers: 2}, grow: {depth: zero}}", "num_layers", "2"),
+        ("{model: {num_layer: 2}, grow: {depth: zero}}", "num_layer"),
+        ("{model: {num_layers: 6}, grow: {depth: copying}}", "copying"),
+        ("{model: {hidden_size: 20}, grow: {width: hypercloning}}", "width", "16 or 32"),
+    ):
+        path.write_text(content)
+        refused(capsys, "grow", source, tmp_path / "x", "--grow", path, says=tuple(says))
+    refused(
+        capsys, "grow", source, tmp_path / "x", "--grow", tmp_path / "none", says=("not there",)
+    )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_dry_run_writes_nothing(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grow.yaml").write_text("{model: {num_layers: 8}, grow: {depth: copying_stack}}")
+    options = ("--grow", tmp_path / "grow.yaml", "--dry-run")
+    assert command("grow", source, tmp_path / "x", *options) == 0
+    said = capsys.readouterr().out
+    record = json.loads((source / "megatron_grow.json").read_text())
+    assert record["model"]["num_layers"] == 4
+    written = sum(v.nbytes for v in by_torch(source).values())
+    layers = sum(v.nbytes for k, v in by_torch(source).items() if "decoder.layers." in k)
+    assert f"writes {(written + layers) / 1e9:.2f} GB" in said
+    assert f"reads {(written + layers) / 1e9:.2f} GB" in said
+    assert "peak memory" in said
+    assert not (tmp_path / "x").exists() and (source / COMPLETE).exists()
