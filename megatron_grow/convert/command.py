@@ -21,6 +21,7 @@ from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.convert.checks import check_layout, check_precision
 from megatron_grow.convert.compare import compare
 from megatron_grow.convert.conversion import check_destination, convert
+from megatron_grow.convert.forward import compare_logits
 from megatron_grow.convert.growths import grow
 from megatron_grow.convert.inspection import check_digests, inspect
 from megatron_grow.convert.memory import keep_freed_memory
@@ -85,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     compared.add_argument(
         "--weights-only", action="store_true", help="leave out optimizer state and progress"
     )
+    compared.add_argument("--forward", action="store_true", help="run both and compare logits")
+    compared.add_argument("--text", type=Path, metavar="FILE", help="what --forward reads")
     return parser
 
 
@@ -122,12 +125,8 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    found = compare(
-        open_source(args.a),
-        open_source(args.b),
-        weights_only=args.weights_only,
-        progress=Progress(),
-    )
+    a, b = open_source(args.a), open_source(args.b)
+    found = compare(a, b, weights_only=args.weights_only, progress=Progress())
     for note in found.notes:
         print(f"note: {note}")
     for difference in found.differences:
@@ -135,6 +134,14 @@ def _verify(args: argparse.Namespace) -> int:
     what = "weights" if args.weights_only else "training state"
     verdict = "not the same" if found.differences else "the same"
     print(f"{found.same} tensors are equal; {verdict} {what}")
+    if args.forward:
+        apart, tolerance, read = compare_logits(a, b, args.text)
+        same = apart <= tolerance
+        print(
+            f"logits on {read} differ by at most {apart:.2e} of the largest: "
+            + (f"{'the same' if same else 'not the same'} function (tolerance {tolerance:.0e})")
+        )
+        return 0 if same else 1
     return 1 if found.differences else 0
 
 

@@ -11,6 +11,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
+from megatron.core.transformer.module import MegatronModule
 
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, from_flat_range, shape_of, volume
@@ -42,7 +43,9 @@ def live_pieces(
     Under the distributed optimizer a rank holds a flat range of each parameter, which makes a few
     boxes; otherwise it holds all of its tensor-parallel shard, as its data-parallel peers do.
     """
-    placed = {id(param): where for chunk in chunks for param, where in _placement(chunk, tensors)}
+    placed = {
+        id(param): where for chunk in chunks for param, where in placement(chunk.module, tensors)
+    }
     pieces = []
     peers = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
@@ -75,8 +78,8 @@ def publish(chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimi
             chunk.start_param_sync(force_sync=True)
 
 
-def _placement(
-    chunk: DistributedDataParallel, tensors: dict[str, LogicalTensor]
+def placement(
+    module: MegatronModule, tensors: dict[str, LogicalTensor]
 ) -> Iterator[tuple[torch.nn.Parameter, tuple[str, Box, bool]]]:
     """Each parameter with its key, the box that this rank holds, and whether it is no replica.
 
@@ -84,7 +87,7 @@ def _placement(
     """
     rank = parallel_state.get_tensor_model_parallel_rank()
     parts = parallel_state.get_tensor_model_parallel_world_size()
-    for entry in chunk.module.sharded_state_dict().values():
+    for entry in module.sharded_state_dict().values():
         if not isinstance(entry, ShardedTensor | ShardedTensorFactory):
             continue
         sharded = entry.build()[0] if isinstance(entry, ShardedTensorFactory) else entry

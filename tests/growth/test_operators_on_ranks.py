@@ -1,4 +1,4 @@
-"""Every kind of operator on real ranks: one map, applied in memory and at load, on any two layouts.
+"""Every kind of operator on real ranks: one map, applied in memory, at load and offline.
 
 The truth is the algebra applied to whole tensors in one process.
 """
@@ -15,12 +15,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megatron_grow.checkpoint.torch_dist_sink import TorchDistSink
 from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import GrowSection, Stage, StageSection
+from megatron_grow.convert.conversion import convert
+from megatron_grow.convert.progress import Progress
 from megatron_grow.growth.at_load import load
-from megatron_grow.growth.plan import Plan, growth
+from megatron_grow.growth.offline import GrownSource
+from megatron_grow.growth.plan import Plan, growth, resharding
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import Box, full, slices
 from megatron_grow.state.maps import materialise
@@ -121,6 +125,7 @@ class Found:
     source: list[Part] = field(default_factory=list)
     target: list[Part] = field(default_factory=list)
     loaded: list[Part] = field(default_factory=list)
+    offline: list[Part] = field(default_factory=list)
     before: np.ndarray | None = None
     after: np.ndarray | None = None
 
@@ -143,9 +148,30 @@ def grow_both_ways(world_size: int, root: str) -> dict[tuple[str, str], Found]:
             live = LiveStage(stage, config, plan.tensors)
             load(plan, TorchDistSource(path), live.pieces())
             found.loaded = snapshot(live.pieces())
+            converted = convert_offline(plan, path, stage, tp=2 if world_size > 1 else 1)
+            load(resharding(stage.model), TorchDistSource(converted), live.pieces())
+            found.offline = snapshot(live.pieces())
             live.release()
             dist.barrier()
     return everything
+
+
+def convert_offline(plan: Plan, path: Path, stage: Stage, tp: int) -> Path:
+    """The same growth from file to file; every rank writes its share."""
+    assert stage.grow is not None
+    source = GrownSource(TorchDistSource(path), plan, stage.model, stage.grow)
+    kinds = {key: source.kinds(key) for key in source.tensors}
+
+    def sink(directory: Path) -> TorchDistSink:
+        return TorchDistSink(
+            directory, source.record, source.tensors, kinds, keeps_main=True, tensor_parallel=tp
+        )
+
+    final = path.parent / "converted" / path.name
+    convert(
+        source, final, sink, step=STEPS, threads=1, verifies=True, progress=Progress(enabled=False)
+    )
+    return final
 
 
 Everything = dict[tuple[str, str], list[Found]]
@@ -186,17 +212,19 @@ WHERE = [(where, size) for size, layouts in LAYOUTS.items() for where in layouts
 def test_the_bits_are_those_of_the_algebra(
     where: str, size: int, name: str, found: Everything
 ) -> None:
-    """In memory and at load, weights and moments, whatever the layouts."""
+    """In memory, at load and offline, weights and moments, whatever the layouts."""
     config, ranks = run(CASES[name], LAYOUTS[size][where]), found[where, name]
     plan, source = plan_of(config, size), config.resolve(size)[0].model
     state = assemble(logical_tensors(source), [rank.source for rank in ranks])
     truth = by_algebra(plan, source, state)
     in_memory = assemble(plan.tensors, [rank.target for rank in ranks])
     at_load = assemble(plan.tensors, [rank.loaded for rank in ranks])
-    assert set(in_memory) == set(at_load) == set(truth)
+    offline = assemble(plan.tensors, [rank.offline for rank in ranks])
+    assert set(in_memory) == set(at_load) == set(offline) == set(truth)
     for key, values in truth.items():
         assert np.array_equal(in_memory[key], values), key
         assert np.array_equal(at_load[key], values), key
+        assert np.array_equal(offline[key], values), key
 
 
 @pytest.mark.parametrize("name", CASES)
