@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import gcd
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -121,7 +122,8 @@ def to_model(
         model = ModelConfig(**fields, make_vocab_size_divisible_by=multiple)
         if reason := _obstacle(model, family):
             raise UserError(f"{reason} does not fit a model of type {family.model_type}")
-        return model
+        # Said in full: what is left out would change when the model grows.
+        return replace(model, **_resolved(model))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -164,11 +166,7 @@ def to_config(
         original: the ``config.json`` that the model came with, whose token ids and other fields
             without influence on the function stay; may be empty.
     """
-    resolved = {
-        "num_query_groups": model.query_groups,
-        "kv_channels": model.head_dim,
-        "ffn_hidden_size": model.ffn_size,
-    }
+    resolved = _resolved(model)
     values = {name: value for name, value in original.items() if name in _KEPT}
     for name, field in family.fields.items():
         values[name] = resolved.get(field, getattr(model, field))
@@ -181,6 +179,15 @@ def to_config(
         "architectures": [family.architecture],
         # Newer versions call it dtype and read this as well.
         "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _resolved(model: ModelConfig) -> dict[str, int]:
+    """Fields that may be absent, with what they then stand for."""
+    return {
+        "num_query_groups": model.query_groups,
+        "kv_channels": model.head_dim,
+        "ffn_hidden_size": model.ffn_size,
     }
 
 
