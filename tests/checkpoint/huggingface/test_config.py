@@ -109,7 +109,7 @@ def test_published_models(name: str) -> None:
     written = to_config(model, family, torch.bfloat16, said)
     theirs = type(transformers.AutoConfig.for_model(family.model_type))
     before, after = theirs(**said).to_dict(), theirs(**written).to_dict()
-    settled = {"head_dim", "n_inner", "max_window_layers"}  # said in full, or without effect
+    settled = {"dtype", "head_dim", "n_inner", "max_window_layers"}  # given, or without effect
     for field in before.keys() - settled:
         assert after.get(field, False) == before[field], field
 

@@ -93,7 +93,7 @@ SINGLE: dict[str, tuple[Callable[[Path], object], str]] = {
         f"{NORM} is stored as I8; F32, F16, BF16 can be read",
     ),
     "fp64": (_edit(lambda t: t.update({NORM: t[NORM].double()})), f"{NORM} is stored as F64"),
-    "another vocabulary": (_say(vocab_size=97), rf"has shape \(96, 32\).* asks for \(97, 32\)"),
+    "another vocabulary": (_say(vocab_size=97), r"has shape \(96, 32\).* asks for \(97, 32\)"),
     "another depth": (_say(num_hidden_layers=3), r"layers\.2\..* is missing, and 8 more"),
     "a billion layers": (_say(num_hidden_layers=10**9), "1000000000 layers, but there are 21"),
 }
