@@ -46,7 +46,8 @@ class ModelConfig:
     """How far, with use_rope_scaling."""
     normalization: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
     layernorm_epsilon: float = 1e-5
-    activation: Literal["gelu", "swiglu", "squared_relu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "swiglu", "squared_relu"] = "gelu"
+    """gelu is the exact one; gelu_tanh the approximation that GPT-2 was trained with."""
     add_bias_linear: bool = True
     """Biases in the attention and feed-forward projections."""
     add_qkv_bias: bool = False

@@ -34,8 +34,13 @@ def _squared_relu(x: torch.Tensor) -> torch.Tensor:
     return functional.relu(x).square()
 
 
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
 _ACTIVATIONS = {
     "gelu": functional.gelu,
+    "gelu_tanh": _gelu_tanh,
     "swiglu": functional.silu,
     "squared_relu": _squared_relu,
 }

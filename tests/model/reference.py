@@ -98,6 +98,8 @@ def _feed_forward(model: ModelConfig, weights: Weights, x: torch.Tensor) -> torc
         x = functional.silu(gate) * up
     elif model.activation == "squared_relu":
         x = functional.relu(x).square()
+    elif model.activation == "gelu_tanh":
+        x = x / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
     else:
         x = functional.gelu(x)
     return _linear(weights, "mlp.linear_fc2", x)

@@ -42,6 +42,7 @@ MODELS = {
         LLAMA, use_rope_scaling=True, rotary_seq_len_interpolation_factor=2.0
     ),
     "squared ReLU": replace(GPT2, activation="squared_relu"),
+    "approximate GELU": replace(GPT2, activation="gelu_tanh"),
 }
 TP2 = (2, layout(tp=2))
 SP2 = (2, layout(tp=2, sequence_parallel=True))

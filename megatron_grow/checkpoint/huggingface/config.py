@@ -1,0 +1,293 @@
+"""``config.json`` to ``ModelConfig`` and back: nothing is approximated, nothing is passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import gcd
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+
+from megatron_grow.checkpoint.huggingface import rope
+from megatron_grow.checkpoint.huggingface.families import FAMILIES, Family
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+
+# Change nothing in what a model computes, and stay as they are when it is written again.
+_KEPT = {
+    "_attn_implementation",
+    "_name_or_path",
+    "attn_implementation",
+    "begin_suppress_tokens",
+    "bos_token_id",
+    "decoder_start_token_id",
+    "do_sample",
+    "eos_token_id",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "id2label",
+    "is_llama_config",
+    "keys_to_ignore_at_inference",
+    "label2id",
+    "max_length",
+    "max_new_tokens",
+    "name_or_path",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "reorder_and_upcast_attn",
+    "repetition_penalty",
+    "return_dict",
+    "sep_token_id",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
+    "task_specific_params",
+    "temperature",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "transformers.js_config",
+    "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
+}
+# Follow from the model, or are checked by a function of their own.
+_DERIVED = {"architectures", "dtype", "layer_types", "model_type", "torch_dtype"}
+_NEVER = {
+    "quantization_config": "quantized weights are not read; store them in fp32, bf16 or fp16",
+    "num_experts": "experts are not supported",
+    "num_local_experts": "experts are not supported",
+    "auto_map": "the model computes what its own code says",
+}
+# Null means what an absent field of ModelConfig does.
+_NULLABLE = {"head_dim", "n_ctx", "n_inner", "num_key_value_heads"}
+_HINTS = get_type_hints(ModelConfig)
+
+
+def family_of(values: Mapping[str, Any], path: Path) -> Family:
+    """The family that ``config.json``, read from ``path``, names.
+
+    Raises:
+        UserError: not one of the families here.
+    """
+    name = values.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f"{path}: model_type={name!r} is not one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def to_model(
+    values: Mapping[str, Any], path: Path, make_vocab_size_divisible_by: int | None = None
+) -> ModelConfig:
+    """The model that ``config.json``, read from ``path``, describes.
+
+    Args:
+        values: what is in it.
+        path: for messages.
+        make_vocab_size_divisible_by: as in ``ModelConfig``; absent: the largest power of two up to
+            128 that pads nothing, since padding takes part in the softmax.
+
+    Raises:
+        UserError: a field that is missing, malformed, or says what cannot be computed here.
+    """
+    family = family_of(values, path)
+    try:
+        said = {**family.defaults, **values}
+        _refuse_unknown(values, family)
+        said |= _without_windows(said)
+        for name, value in family.only.items():
+            if said.get(name, value) != value:
+                raise UserError(
+                    f"{name}={said[name]!r} cannot be expressed here; only {value!r} can"
+                )
+        fields = dict(family.model) | _mapped(said, family)
+        activation = said[family.activation_field]
+        if not isinstance(activation, str) or activation not in family.activations:
+            raise UserError(
+                f"{family.activation_field}={activation!r} cannot be expressed here; "
+                f"{', '.join(family.activations)} can"
+            )
+        fields["activation"] = family.activations[activation]
+        if family.rotary:
+            fields |= rope.from_config(said)
+        multiple = make_vocab_size_divisible_by or gcd(fields["vocab_size"], 128)
+        model = ModelConfig(**fields, make_vocab_size_divisible_by=multiple)
+        if reason := _obstacle(model, family):
+            raise UserError(f"{reason} does not fit a model of type {family.model_type}")
+        # Said in full: what is left out would change when the model grows.
+        return replace(model, **_resolved(model))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def choose_family(model: ModelConfig, wished: str | None, original: Mapping[str, Any]) -> Family:
+    """The family in which ``model`` can be written.
+
+    Args:
+        model: the shape.
+        wished: a ``model_type``; absent: that of ``original``, else the first that fits.
+        original: the ``config.json`` that the model came with; may be empty.
+
+    Raises:
+        UserError: none fits; names the field that stands against each.
+    """
+    if wished is not None and wished not in FAMILIES:
+        raise UserError(f"family={wished} is not one of {', '.join(FAMILIES)}")
+    obstacles = {name: _obstacle(model, family) for name, family in FAMILIES.items()}
+    if wished is not None:
+        if obstacles[wished]:
+            raise UserError(f"the model cannot be written as {wished}: {obstacles[wished]}")
+        return FAMILIES[wished]
+    fitting = [name for name, reason in obstacles.items() if reason is None]
+    if not fitting:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in obstacles.items())
+        raise UserError(f"no Hugging Face family can express the model ({reasons})")
+    came_as = original.get("model_type")
+    return FAMILIES[came_as if came_as in fitting else fitting[0]]
+
+
+def to_config(
+    model: ModelConfig, family: Family, dtype: torch.dtype, original: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The ``config.json`` of ``model``; :func:`to_model` gives back the same function.
+
+    Args:
+        model: one that ``family`` can express.
+        family: how it is written.
+        dtype: of the weights, or the most precise among them.
+        original: the ``config.json`` that the model came with, whose token ids and other fields
+            without influence on the function stay; may be empty.
+    """
+    resolved = _resolved(model)
+    values = {name: value for name, value in original.items() if name in _KEPT}
+    for name, field in family.fields.items():
+        values[name] = resolved.get(field, getattr(model, field))
+    values |= family.only
+    values[family.activation_field] = _spelling(model, family, original)
+    if family.rotary:
+        values |= rope.to_config(model)
+    return values | {
+        "model_type": family.model_type,
+        "architectures": [family.architecture],
+        # Newer versions call it dtype and read this as well.
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _resolved(model: ModelConfig) -> dict[str, int]:
+    """Fields that may be absent, with what they then stand for."""
+    return {
+        "num_query_groups": model.query_groups,
+        "kv_channels": model.head_dim,
+        "ffn_hidden_size": model.ffn_size,
+    }
+
+
+def _spelling(model: ModelConfig, family: Family, original: Mapping[str, Any]) -> str:
+    names = [name for name, ours in family.activations.items() if ours == model.activation]
+    before = original.get(family.activation_field)
+    return before if before in names else names[0]
+
+
+def _refuse_unknown(values: Mapping[str, Any], family: Family) -> None:
+    known = {*_KEPT, *_DERIVED, *family.fields, *family.defaults, *family.only}
+    known |= set(rope.FIELDS) if family.rotary else set()
+    for name, value in values.items():
+        if name in known or not value:  # what is switched off changes nothing
+            continue
+        if name in _NEVER:
+            raise UserError(f"{name} is set: {_NEVER[name]}")
+        raise UserError(
+            f"{name}={str(value)[:80]} is not known here and may change what the model computes; "
+            "take it out if it does not"
+        )
+
+
+def _without_windows(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks that attention sees the whole context; the fields that then say so."""
+    kinds = said.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise UserError(
+            f"layer_types={str(kinds)[:80]} cannot be expressed here; only 'full_attention' can"
+        )
+    window, context = said.get("sliding_window"), said.get("max_position_embeddings")
+    windowed = said.get("use_sliding_window", True) and not kinds
+    if windowed and window is not None:
+        # A first few layers may have none.
+        layers, first = said.get("num_hidden_layers"), said.get("max_window_layers", 0)
+        for value in (window, context, layers, first):
+            if not isinstance(value, int):
+                raise UserError(f"sliding_window={window!r}: {value!r} is not a whole number")
+        if window < context and first < layers:
+            raise UserError(
+                f"sliding_window={window} is shorter than max_position_embeddings={context}, which "
+                "cannot be expressed here; for a model of shorter sequences set "
+                f"max_position_embeddings to {window}"
+            )
+    return {"sliding_window": None, "use_sliding_window": False}
+
+
+def _mapped(said: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Fields of ``ModelConfig`` that have a field of their own in ``config.json``."""
+    fields: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for name, field in family.fields.items():
+        value, hint = said.get(name), _HINTS[field]
+        if value is None:
+            if name not in _NULLABLE:
+                raise UserError(f"{name} is missing")
+            continue
+        _check(name, value, hint, least=0 if field == "num_layers" else 1)
+        if fields.setdefault(field, value) != value:
+            raise UserError(
+                f"{name}={value} differs from {origin[field]}={fields[field]}, which cannot be "
+                "expressed here"
+            )
+        origin.setdefault(field, name)
+    return fields
+
+
+def _check(name: str, value: Any, hint: Any, least: int) -> None:
+    """Of the type that ``ModelConfig`` has, and in range."""
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{name}={value!r} must be true or false")
+    elif hint is float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise UserError(f"{name}={value!r} must be a number, and not negative")
+    elif isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def _obstacle(model: ModelConfig, family: Family) -> str | None:
+    """What in ``model`` the family cannot express; None: nothing."""
+    for field, value in family.model.items():
+        if getattr(model, field) != value:
+            return f"model.{field}={getattr(model, field)}"
+    if model.activation not in family.activations.values():
+        return f"model.activation={model.activation}"
+    if (
+        family.rotary
+        and model.use_rope_scaling
+        and model.rotary_seq_len_interpolation_factor is not None
+    ):
+        return "model.rotary_seq_len_interpolation_factor with model.use_rope_scaling"
+    if family.whole_heads and model.hidden_size % model.num_attention_heads:
+        return (
+            f"model.hidden_size={model.hidden_size} with "
+            f"model.num_attention_heads={model.num_attention_heads}"
+        )
+    if family.plain_heads:
+        if model.query_groups != model.num_attention_heads:
+            return f"model.num_query_groups={model.query_groups}"
+        if model.head_dim * model.num_attention_heads != model.hidden_size:
+            return f"model.kv_channels={model.head_dim}"
+    return None

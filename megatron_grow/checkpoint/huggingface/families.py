@@ -1,0 +1,196 @@
+"""The families of Hugging Face models, each a table of what ``config.json`` says and means.
+
+Another dense family is another entry here, as long as a ``ModelConfig`` can express it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_grow.checkpoint.huggingface import names
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one ``model_type`` describes, names and stores what a ``ModelConfig`` says."""
+
+    model_type: str
+    architecture: str
+    """The class in ``transformers``."""
+    prefix: str
+    """Of the names of all tensors but the head; left out in files of a base model."""
+    rows: names.Rows
+    buffers: str
+    """Pattern of stored names that hold no weights: old files keep masks and frequencies."""
+    model: Mapping[str, Any]
+    """What all models of the family have, in fields of ``ModelConfig``."""
+    fields: Mapping[str, str]
+    """By field of ``config.json``, the field of ``ModelConfig`` that means the same."""
+    activation_field: str
+    activations: Mapping[str, str]
+    """By name in ``config.json``, that in ``ModelConfig``; the first of a kind is written."""
+    defaults: Mapping[str, Any]
+    """What ``transformers`` assumes where ``config.json`` says nothing."""
+    only: Mapping[str, Any] = field(default_factory=dict)
+    """The one value of a field of ``config.json`` that can be expressed here."""
+    whole_heads: bool = False
+    """Whether hidden_size must be a multiple of the number of heads."""
+    plain_heads: bool = False
+    """Whether heads together are as wide as hidden_size, each with its own key and value."""
+
+    @property
+    def rotary(self) -> bool:
+        """Whether positions are rotary."""
+        return self.model["position_embedding_type"] == "rope"
+
+
+_ROTARY: dict[str, Any] = {
+    "position_embedding_type": "rope",
+    "rotary_percent": 1.0,
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+}
+_LLAMA_FIELDS = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "head_dim": "kv_channels",
+    "intermediate_size": "ffn_hidden_size",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "rms_norm_eps": "layernorm_epsilon",
+    "tie_word_embeddings": "share_embeddings_and_output_weights",
+    "initializer_range": "init_method_std",
+    "attention_dropout": "attention_dropout",
+}
+_LLAMA_DEFAULTS: dict[str, Any] = {
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+    "attention_dropout": 0.0,
+}
+_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_LLAMA_BUFFERS = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+
+
+def _llama_like(
+    model_type: str,
+    architecture: str,
+    rows: names.Rows,
+    model: dict[str, Any],
+    defaults: dict[str, Any],
+    only: dict[str, Any],
+    **more: Any,
+) -> Family:
+    return Family(
+        model_type=model_type,
+        architecture=architecture,
+        prefix="model.",
+        rows=rows,
+        buffers=_LLAMA_BUFFERS,
+        model=_ROTARY | model,
+        fields=_LLAMA_FIELDS,
+        activation_field="hidden_act",
+        activations={"silu": "swiglu", "swish": "swiglu"},
+        defaults=_LLAMA_DEFAULTS | defaults,
+        only=only,
+        **more,
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    # In the order in which they are tried for a model that could be written as several.
+    for family in (
+        Family(
+            model_type="gpt2",
+            architecture="GPT2LMHeadModel",
+            prefix="transformer.",
+            rows=names.GPT2,
+            buffers=r"h\.\d+\.attn\.(masked_)?bias",
+            model={
+                "position_embedding_type": "learned_absolute",
+                "normalization": "LayerNorm",
+                "add_bias_linear": True,
+                "qk_layernorm": False,
+            },
+            fields={
+                "n_layer": "num_layers",
+                "n_embd": "hidden_size",
+                "n_head": "num_attention_heads",
+                "n_inner": "ffn_hidden_size",
+                "vocab_size": "vocab_size",
+                "n_positions": "max_position_embeddings",
+                "n_ctx": "max_position_embeddings",
+                "layer_norm_epsilon": "layernorm_epsilon",
+                "tie_word_embeddings": "share_embeddings_and_output_weights",
+                "initializer_range": "init_method_std",
+                "resid_pdrop": "hidden_dropout",
+                "embd_pdrop": "hidden_dropout",
+                "attn_pdrop": "attention_dropout",
+            },
+            activation_field="activation_function",
+            activations={
+                "gelu_new": "gelu_tanh",
+                "gelu_pytorch_tanh": "gelu_tanh",
+                "gelu": "gelu",
+                "relu2": "squared_relu",
+            },
+            defaults={
+                "n_inner": None,
+                "activation_function": "gelu_new",
+                "layer_norm_epsilon": 1e-5,
+                "tie_word_embeddings": True,
+                "initializer_range": 0.02,
+                "resid_pdrop": 0.1,
+                "embd_pdrop": 0.1,
+                "attn_pdrop": 0.1,
+            },
+            only={
+                "scale_attn_weights": True,
+                "scale_attn_by_inverse_layer_idx": False,
+                "add_cross_attention": False,
+            },
+            plain_heads=True,
+        ),
+        _llama_like(
+            "llama",
+            "LlamaForCausalLM",
+            names.LLAMA,
+            model={"add_qkv_bias": False, "qk_layernorm": False},
+            defaults={},
+            only={"attention_bias": False, "mlp_bias": False},
+            whole_heads=True,
+        ),
+        _llama_like(
+            "mistral",
+            "MistralForCausalLM",
+            names.LLAMA,
+            model={"add_qkv_bias": False, "qk_layernorm": False},
+            defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+            only={"sliding_window": None},
+        ),
+        _llama_like(
+            "qwen2",
+            "Qwen2ForCausalLM",
+            names.QWEN2,
+            model={"add_qkv_bias": True, "qk_layernorm": False},
+            defaults={"num_key_value_heads": 32, **_WINDOW},
+            only={"sliding_window": None, "use_sliding_window": False},
+        ),
+        _llama_like(
+            "qwen3",
+            "Qwen3ForCausalLM",
+            names.QWEN3,
+            model={"add_qkv_bias": False, "qk_layernorm": True},
+            defaults={"num_key_value_heads": 32, "head_dim": 128, **_WINDOW},
+            only={"attention_bias": False, "sliding_window": None, "use_sliding_window": False},
+        ),
+    )
+}

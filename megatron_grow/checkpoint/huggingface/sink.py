@@ -1,0 +1,166 @@
+"""Write a Hugging Face model, its tensors in whatever order they come."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import reduce
+from pathlib import Path
+
+import torch
+
+from megatron_grow.checkpoint.huggingface import files, shards
+from megatron_grow.checkpoint.huggingface.config import choose_family, to_config
+from megatron_grow.checkpoint.huggingface.names import regions
+from megatron_grow.checkpoint.regions import Region, Regions
+from megatron_grow.checkpoint.sink import Block
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.state.boxes import Box, fold, slices
+from megatron_grow.state.kinds import MAIN_PARAM
+
+_GIGABYTE = 10**9
+
+
+class HuggingFaceSink:
+    """A directory of ``config.json`` and safetensors that ``transformers`` loads.
+
+    Where each tensor will be is known from the shape alone, so any thread or process writes any
+    part of it in place.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        model: ModelConfig,
+        dtypes: Mapping[str, torch.dtype],
+        *,
+        family: str | None = None,
+        side_files: Path | None = None,
+        max_shard_size: int = _GIGABYTE,
+    ) -> None:
+        """Plan the files; nothing is written.
+
+        Args:
+            directory: where they will be.
+            model: the shape.
+            dtypes: how each logical tensor is stored: fp32, bf16 or fp16.
+            family: a ``model_type``; absent: the one that the model came from, else one that fits.
+            side_files: directory of the files that the model came with, if it came from Hugging
+                Face: tokenizer, generation settings, fields of ``config.json``.
+            max_shard_size: bytes of tensors in one file.
+
+        Raises:
+            UserError: a model that the family, or every family, cannot express.
+        """
+        self.directory = directory
+        self._side_files = files.side_files(side_files) if side_files else []
+        original = next((path for path in self._side_files if path.name == files.CONFIG), None)
+        said = files.read_object(original) if original else {}
+        chosen = choose_family(model, family, said)
+        self._dtypes = dict(dtypes)
+        self._regions = Regions(regions(chosen.rows, model))
+        widest = reduce(torch.promote_types, self._dtypes.values())
+        self._config = to_config(model, chosen, widest, said)
+        self._shards = shards.plan(
+            (
+                shards.Stored(region.name, region.shape, self._dtypes[region.key])
+                for region in self._regions.by_name.values()
+            ),
+            max_shard_size,
+        )
+        self._shard_of = {name: shard for shard in self._shards for name in shard.offsets}
+
+    def stored(self, key: str, kind: str) -> dict[str, torch.dtype]:
+        """Weights alone are stored, under the logical tensor's own key."""
+        return {key: self._dtypes[key]} if kind == MAIN_PARAM else {}
+
+    def prepare(self) -> None:
+        """Make all weight files, at their full size, with their headers."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for shard in self._shards:
+            path = self.directory / shard.file
+            with _disk(path), path.open("wb") as file:
+                file.write(shard.header)
+                file.truncate(len(shard.header) + shard.nbytes)
+
+    def write(self, part: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> int:
+        """Write blocks to where they belong; the rows that pad the vocabulary are left out.
+
+        Returns:
+            How many bytes were written.
+        """
+        written = 0
+        with ExitStack() as stack:
+            descriptors: dict[str, int] = {}
+            for block, values in blocks:
+                for region in self._regions.overlapping(block.key, block.box):
+                    file = self._shard_of[region.name].file
+                    if file not in descriptors:
+                        descriptors[file] = os.open(self.directory / file, os.O_WRONLY)
+                        stack.callback(os.close, descriptors[file])
+                    with _disk(self.directory / file):
+                        written += self._write_region(
+                            descriptors[file], region, block.box, values[block.key]
+                        )
+        return written
+
+    def finish(self, tables: list[int]) -> None:
+        """Write the index and all that is not weights, and put everything on disk.
+
+        Args:
+            tables: the bytes that each part has written.
+        """
+        total = sum(shard.nbytes for shard in self._shards)
+        if sum(tables) != total:
+            raise RuntimeError(f"{sum(tables)} bytes of weights were written, not {total}")
+        for path in self._side_files:
+            if path.name != files.CONFIG:
+                with _disk(self.directory / path.name):
+                    shutil.copyfile(path, self.directory / path.name)
+        if len(self._shards) > 1:
+            table = {name: shard.file for name, shard in sorted(self._shard_of.items())}
+            self._write_json(files.INDEX, {"metadata": {"total_size": total}, "weight_map": table})
+        self._write_json(files.CONFIG, dict(sorted(self._config.items())))
+        for path in (*self.directory.iterdir(), self.directory):
+            with _disk(path):
+                descriptor = os.open(path, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+
+    def _write_region(self, descriptor: int, region: Region, box: Box, values: torch.Tensor) -> int:
+        """What the region holds of ``values``, which fill ``box``; the bytes written."""
+        base = self._shard_of[region.name].offsets[region.name]
+        size, written = values.dtype.itemsize, 0
+        for part, where in region.parts(box):
+            stored = region.to_stored(values[slices(part, box)], where)
+            raw = stored.view(-1).view(torch.uint8).numpy().data
+            # A box of some columns is not contiguous in the file: it is written row by row.
+            for _, ((start, stop),) in fold(region.shape, where, (len(region.shape),)):
+                _write_all(descriptor, raw[: (stop - start) * size], base + start * size)
+                raw = raw[(stop - start) * size :]
+            written += stored.nbytes
+        return written
+
+    def _write_json(self, name: str, values: dict) -> None:
+        path = self.directory / name
+        with _disk(path):
+            path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """A disk that is full, or cannot be written for another reason, is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,182 @@
+"""Read a Hugging Face model, slice by slice."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_grow.checkpoint.huggingface import files
+from megatron_grow.checkpoint.huggingface.config import family_of, to_model
+from megatron_grow.checkpoint.huggingface.families import Family
+from megatron_grow.checkpoint.huggingface.names import regions
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.checkpoint.regions import Region, Regions
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.state.axes import logical_tensors
+from megatron_grow.state.boxes import Box, shape_of, slices
+from megatron_grow.state.kinds import MAIN_PARAM
+
+_HEAD = "lm_head.weight"
+_EMBEDDING = "embedding.word_embeddings.weight"
+
+
+class HuggingFaceSource:
+    """A directory of ``config.json`` and safetensors: weights, without optimizer state."""
+
+    format = "Hugging Face"
+    kinds = (MAIN_PARAM,)
+
+    def __init__(self, path: Path, make_vocab_size_divisible_by: int | None = None) -> None:
+        """Read what the directory says of itself; no tensor is read.
+
+        Args:
+            path: the directory.
+            make_vocab_size_divisible_by: pads the vocabulary, with rows of zeros; absent: the
+                largest power of two up to 128 that needs no padding.
+
+        Raises:
+            UserError: a model that cannot be expressed here, or is not whole.
+        """
+        self.path = path
+        values = files.read_object(path / files.CONFIG)
+        family = family_of(values, path / files.CONFIG)
+        model = to_model(values, path / files.CONFIG, make_vocab_size_divisible_by)
+        self._file_of: dict[str, Path] = {}
+        stored = files.weight_files(path)
+        for file, names in stored.items():
+            self._file_of |= {name: path / file for name in names}
+        self.layout = f"{len(stored)} files" if len(stored) > 1 else "1 file"
+        self.tensors = logical_tensors(model)
+        self._regions = self._find(family, model)
+        self._copy_of_embedding = (
+            _HEAD in self._file_of and model.share_embeddings_and_output_weights
+        )
+        self._dtypes = self._check_tensors()
+        self.record = self._starting_record(model)
+
+    def dtype(self, key: str, kind: str) -> torch.dtype:
+        """Of the stored values; of several the one that holds all of them exactly."""
+        return self._dtypes[key]
+
+    def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
+        """The values in ``box``, in fine axes; zeros where the vocabulary is padded.
+
+        Raises:
+            UserError: a file that cannot be read.
+        """
+        out = torch.zeros(shape_of(box), dtype=self._dtypes[key])
+        for region in self._regions.overlapping(key, box):
+            with files.opened(self._file_of[region.name]) as file:
+                stored = file.get_slice(region.name)
+                for part, where in region.parts(box):
+                    values = stored[slices(where)]
+                    if self._copy_of_embedding and key == _EMBEDDING:
+                        self._check_head(values, where)
+                    # Copied, so that nothing stays mapped.
+                    out[slices(part, box)] = region.to_logical(values, part)
+        return out
+
+    def side_files(self) -> list[Path]:
+        """What belongs to the model besides its weights: configuration, tokenizer, licence."""
+        return files.side_files(self.path)
+
+    def _find(self, family: Family, model: ModelConfig) -> Regions:
+        """Where all is stored; every stored tensor is accounted for."""
+        if model.num_layers > len(self._file_of):  # before they are listed
+            raise UserError(
+                f"{self.path / files.CONFIG} says {model.num_layers} layers, but there are "
+                f"{len(self._file_of)} tensors"
+            )
+        prefix = family.prefix
+        bare = not any(name.startswith(prefix) for name in self._file_of)
+        found = Regions(
+            replace(region, name=region.name.removeprefix(prefix)) if bare else region
+            for region in regions(family.rows, model)
+        )
+        buffer = re.compile(f"({re.escape(prefix)})?({family.buffers})")
+        tied = {_HEAD} if model.share_embeddings_and_output_weights else set()
+        extra = {name for name in self._file_of if not buffer.fullmatch(name)}
+        extra -= found.by_name.keys() | tied
+        missing = found.by_name.keys() - self._file_of.keys()
+        for names, what in ((missing, "missing"), (extra, f"not known in {family.model_type}")):
+            if names:
+                first, count = min(names), len(names)
+                more = f", and {count - 1} more" if count > 1 else ""
+                raise UserError(f"{self.path}: tensor {first} is {what}{more}")
+        return found
+
+    def _check_tensors(self) -> dict[str, torch.dtype]:
+        """Shapes and data types of all that is stored; the data type of each logical tensor."""
+        dtypes: dict[str, list[torch.dtype]] = {key: [] for key in self.tensors}
+        expected = dict(self._regions.by_name)
+        if self._copy_of_embedding:
+            region = next(r for r in expected.values() if r.key == _EMBEDDING)
+            expected[_HEAD] = replace(region, name=_HEAD)
+        by_file: dict[Path, list[Region]] = {}
+        for name, region in expected.items():
+            by_file.setdefault(self._file_of[name], []).append(region)
+        for path, here in by_file.items():
+            with files.opened(path) as file:
+                for region in here:
+                    stored = file.get_slice(region.name)
+                    shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
+                    if shape != region.shape:
+                        raise UserError(
+                            f"{path}: {region.name} has shape {shape}; {files.CONFIG} asks for "
+                            f"{region.shape}"
+                        )
+                    if dtype not in files.DTYPES:
+                        raise UserError(
+                            f"{path}: {region.name} is stored as {dtype}; "
+                            f"{', '.join(files.DTYPES)} can be read"
+                        )
+                    dtypes[region.key].append(files.DTYPES[dtype])
+        return {key: reduce(torch.promote_types, found) for key, found in dtypes.items()}
+
+    def _check_head(self, embedding: torch.Tensor, where: Box) -> None:
+        """A head that is stored beside the embedding to which it is tied must be the same."""
+        with files.opened(self._file_of[_HEAD]) as file:
+            head = file.get_slice(_HEAD)[slices(where)]
+            if head.dtype != embedding.dtype or not torch.equal(head, embedding):
+                raise UserError(
+                    f"{self._file_of[_HEAD]}: {_HEAD} differs from the embedding, although "
+                    f"{files.CONFIG} says tie_word_embeddings"
+                )
+
+    def _starting_record(self, model: ModelConfig) -> Record:
+        narrow = set(self._dtypes.values()) == {torch.bfloat16}
+        precision = "bf16" if narrow else "fp32"
+        shape = asdict(model)
+        return Record(
+            step=0,
+            stage=0,
+            consumed_samples=0,
+            consumed_tokens=0,
+            optimizer_step=0,
+            model=shape,
+            precision=precision,
+            config={
+                "model": shape,
+                "train": {"seq_length": model.max_position_embeddings, "precision": precision},
+                "data": self._tokenizer(),
+            },
+        )
+
+    def _tokenizer(self) -> dict[str, Any]:
+        """As the section ``data`` of a run file names it."""
+        if (self.path / "tokenizer.json").exists():
+            return {"tokenizer": str(self.path / "tokenizer.json")}
+        vocabulary, merges = self.path / "vocab.json", self.path / "merges.txt"
+        if vocabulary.exists() and merges.exists():
+            return {
+                "tokenizer": "gpt2",
+                "vocab_file": str(vocabulary),
+                "merge_file": str(merges),
+            }
+        return {}

@@ -1,0 +1,284 @@
+"""``config.json``: real ones, the defaults of ``transformers``, and every refusal by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from megatron_grow.checkpoint.huggingface.config import choose_family, to_config, to_model
+from megatron_grow.checkpoint.huggingface.families import FAMILIES
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from tests.checkpoint.huggingface import models
+
+PATH = Path("somewhere/config.json")
+
+# As they were published; what transformers 5 writes is tried in the other tests.
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT-2": (
+        """{"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.1, "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256,
+        "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "model_type": "gpt2",
+        "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024,
+        "resid_pdrop": 0.1, "summary_activation": null, "summary_first_dropout": 0.1,
+        "summary_proj_to_labels": true, "summary_type": "cls_index", "summary_use_proj": true,
+        "task_specific_params": {"text-generation": {"do_sample": true, "max_length": 50}},
+        "vocab_size": 50257}""",
+        {
+            "num_layers": 12,
+            "hidden_size": 768,
+            "ffn_size": 3072,
+            "activation": "gelu_tanh",
+            "share_embeddings_and_output_weights": True,
+            "padded_vocab_size": 50257,
+            "hidden_dropout": 0.1,
+        },
+    ),
+    "Llama 3.2 1B": (
+        """{"architectures": ["LlamaForCausalLM"], "attention_bias": false,
+        "attention_dropout": 0.0, "bos_token_id": 128000, "eos_token_id": 128001, "head_dim": 64,
+        "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+        "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": false,
+        "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16,
+        "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+        "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+        "rope_theta": 500000.0, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+        "transformers_version": "4.45.0.dev0", "use_cache": true, "vocab_size": 128256}""",
+        {
+            "rotary_base": 500000,
+            "use_rope_scaling": True,
+            "rope_scaling_factor": 32.0,
+            "head_dim": 64,
+            "query_groups": 8,
+            "padded_vocab_size": 128256,
+            "activation": "swiglu",
+        },
+    ),
+    "Mistral 7B v0.3": (
+        """{"architectures": ["MistralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1,
+        "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+        "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mistral",
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "sliding_window": null,
+        "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+        "transformers_version": "4.42.0.dev0", "use_cache": true, "vocab_size": 32768}""",
+        {"rotary_base": 1000000, "query_groups": 8, "head_dim": 128, "use_rope_scaling": False},
+    ),
+    "Qwen2.5 0.5B": (
+        """{"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0,
+        "bos_token_id": 151643, "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 896,
+        "initializer_range": 0.02, "intermediate_size": 4864, "max_position_embeddings": 32768,
+        "max_window_layers": 24, "model_type": "qwen2", "num_attention_heads": 14,
+        "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16", "transformers_version": "4.40.1", "use_cache": true,
+        "use_mrope": false, "use_sliding_window": false, "vocab_size": 151936}""",
+        {"add_qkv_bias": True, "head_dim": 64, "layernorm_epsilon": 1e-6},
+    ),
+    "Qwen3 0.6B": (
+        """{"architectures": ["Qwen3ForCausalLM"], "attention_bias": false,
+        "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 1024, "initializer_range": 0.02,
+        "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28,
+        "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": null,
+        "rope_theta": 1000000, "sliding_window": null, "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": true,
+        "use_sliding_window": false, "vocab_size": 151936}""",
+        {"qk_layernorm": True, "add_qkv_bias": False, "head_dim": 128, "hidden_size": 1024},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models(name: str) -> None:
+    text, expected = PUBLISHED[name]
+    said = json.loads(text)
+    model = to_model(said, PATH)
+    assert {field: getattr(model, field) for field in expected} == expected
+    # Written again, `transformers` reads the same configuration, token ids and all.
+    family = choose_family(model, None, said)
+    assert family.model_type == said["model_type"]
+    written = to_config(model, family, torch.bfloat16, said)
+    theirs = type(transformers.AutoConfig.for_model(family.model_type))
+    before, after = theirs(**said).to_dict(), theirs(**written).to_dict()
+    settled = {"dtype", "head_dim", "n_inner", "max_window_layers"}  # given, or without effect
+    for field in before.keys() - settled:
+        assert after.get(field, False) == before[field], field
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_defaults_are_those_of_transformers(model_type: str) -> None:
+    family = FAMILIES[model_type]
+    # The class's: an instance has filled in what follows from other fields.
+    fields = type(transformers.AutoConfig.for_model(model_type)).__dataclass_fields__
+    theirs = {name: fields[name].default for name in family.defaults if name in fields}
+    assert {"head_dim": None, **theirs} == {"head_dim": None, **family.defaults}
+
+
+def config_of(name: str, **changes: Any) -> dict[str, Any]:
+    family, fields = models.MODELS[name]
+    return {"model_type": family.lower(), "torch_dtype": "float32", **fields, **changes}
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("gpt2", {"model_type": "mixtral"}, "model_type='mixtral' is not one of gpt2, llama, mistral"),
+    ("gpt2", {"model_type": None}, "model_type=None is not one of"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+    ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False"),
+    ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True"),
+    ("gpt2", {"activation_function": "relu"}, "activation_function='relu' .* gelu_new"),
+    ("gpt2", {"n_ctx": 32}, "n_ctx=32 differs from n_positions=64"),
+    ("gpt2", {"embd_pdrop": 0.2}, "embd_pdrop=0.2 differs from resid_pdrop=0.1"),
+    ("gpt2", {"rope_theta": 1e4}, "rope_theta=10000.0 is not known"),
+    ("gpt2", {"n_embd": None}, "n_embd is missing"),
+    ("gpt2", {"n_layer": -1}, "n_layer=-1 must be a whole number"),
+    ("gpt2", {"n_layer": "2"}, "n_layer='2' must be a whole number"),
+    ("gpt2", {"n_head": 5}, "num_attention_heads=5 does not divide"),
+    ("llama 2", {"hidden_act": "gelu"}, "hidden_act='gelu' .* silu"),
+    ("llama 2", {"attention_bias": True}, "attention_bias=True .* only False"),
+    ("llama 2", {"mlp_bias": True}, "mlp_bias=True .* only False"),
+    ("llama 2", {"num_attention_heads": 5, "head_dim": 8, "num_key_value_heads": 5}, "hidden_size"),
+    ("llama 2", {"sliding_window": 16}, "sliding_window=16"),
+    ("llama 2", {"embedding_multiplier": 12.0}, "embedding_multiplier=12.0 is not known"),
+    ("llama 2", {"quantization_config": {"bits": 4}}, "quantization_config is set"),
+    ("llama 2", {"num_experts": 8}, "num_experts is set: experts"),
+    ("llama 2", {"auto_map": {"AutoModel": "x.Y"}}, "auto_map is set"),
+    ("llama 2", {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan must be a number"),
+    ("llama 2", {"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes' must be true or false"),
+    ("llama 2", {"intermediate_size": None}, "intermediate_size is missing"),
+    ("llama 2", {"rope_theta": 10000.5}, "rope_theta=10000.5"),
+    ("llama 2", {"rope_theta": float("inf")}, "rope_theta=inf"),
+    ("llama 2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+    ("llama 2", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+    ("llama 2", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'"),
+    ("llama 2", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
+    ("llama 2", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type='longrope'"),
+    ("llama 2", {"rope_scaling": {"type": "linear"}}, "factor=None must be a number"),
+    ("llama 2", {"rope_scaling": {"type": "linear", "factor": 2.0, "x": 1}}, "x=1 is not known"),
+    ("llama 2", {"rope_scaling": LLAMA3 | {"low_freq_factor": 2.0}}, "low_freq_factor=2.0"),
+    ("llama 2", {"rope_scaling": LLAMA3 | {"high_freq_factor": 8}}, "high_freq_factor=8"),
+    (
+        "llama 2",
+        {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 4096}},
+        "original_max_position_embeddings=4096",
+    ),
+    (
+        "llama 2",
+        {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}},
+        "rope_theta is 500000.0 in one place and 10000.0 in another",
+    ),
+    (
+        "llama 2",
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        "full_attention",
+    ),
+    ("mistral", {"sliding_window": 63}, "sliding_window=63 is shorter than max_position_emb.*=64"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "shorter"),
+    ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
+    ("qwen3", {"attention_bias": True}, "attention_bias=True"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"), REFUSED, ids=[f"{n} {next(iter(c))}" for n, c, _ in REFUSED]
+)
+def test_what_cannot_be_expressed_is_refused_by_name(
+    name: str, changes: dict[str, Any], message: str
+) -> None:
+    to_model(config_of(name), PATH)
+    with pytest.raises(UserError, match=message) as caught:
+        to_model(config_of(name, **changes), PATH)
+    text = str(caught.value)
+    assert text.startswith(str(PATH))
+    assert "\n" not in text
+
+
+ACCEPTED: list[tuple[str, dict[str, Any]]] = [
+    ("mistral", {"sliding_window": 64}),
+    ("mistral", {"sliding_window": None}),
+    ("qwen2", {"use_sliding_window": False, "sliding_window": 8}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
+    ("qwen2", {"layer_types": ["full_attention"] * 2, "use_mrope": False}),
+    ("llama 2", {"num_experts": 0, "quantization_config": None, "rope_scaling": None}),
+    ("llama 2", {"rope_scaling": {"type": "default"}, "rope_theta": 10000}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), ACCEPTED)
+def test_what_is_switched_off_changes_nothing(name: str, changes: dict[str, Any]) -> None:
+    assert to_model(config_of(name, **changes), PATH) == to_model(config_of(name), PATH)
+
+
+GPT2 = ModelConfig(vocab_size=96, activation="gelu_tanh")
+LLAMA = ModelConfig(
+    vocab_size=96,
+    position_embedding_type="rope",
+    normalization="RMSNorm",
+    activation="swiglu",
+    add_bias_linear=False,
+)
+NOT_GPT2 = {
+    "num_query_groups": 4,
+    "kv_channels": 32,
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "qk_layernorm": True,
+}
+NOT_LLAMA = {
+    "rotary_percent": 0.5,
+    "activation": "squared_relu",
+    "normalization": "LayerNorm",
+    "add_bias_linear": True,
+    "position_embedding_type": "learned_absolute",
+}
+
+
+def test_the_family_follows_from_the_model() -> None:
+    assert choose_family(GPT2, None, {}).model_type == "gpt2"
+    assert choose_family(LLAMA, None, {}).model_type == "llama"
+    assert choose_family(LLAMA, None, {"model_type": "mistral"}).model_type == "mistral"
+    assert choose_family(LLAMA, "mistral", {"model_type": "llama"}).model_type == "mistral"
+    assert choose_family(replace(LLAMA, add_qkv_bias=True), None, {}).model_type == "qwen2"
+    assert choose_family(replace(LLAMA, qk_layernorm=True), None, {}).model_type == "qwen3"
+    # A grown model may no longer be what it was.
+    narrow = replace(LLAMA, num_attention_heads=10, kv_channels=64)
+    assert choose_family(narrow, None, {"model_type": "llama"}).model_type == "mistral"
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "value"),
+    [
+        *((GPT2, field, value) for field, value in NOT_GPT2.items()),
+        *((LLAMA, field, value) for field, value in NOT_LLAMA.items()),
+    ],
+)
+def test_a_model_of_no_family_is_refused_by_name(
+    model: ModelConfig, field: str, value: Any
+) -> None:
+    with pytest.raises(UserError, match=f"no Hugging Face family .*model.{field}={value}"):
+        choose_family(replace(model, **{field: value}), None, {})
+
+
+def test_a_family_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match=r"as qwen2: model\.add_qkv_bias=False"):
+        choose_family(LLAMA, "qwen2", {})
+    with pytest.raises(UserError, match="family=bert is not one of"):
+        choose_family(LLAMA, "bert", {})
+    both = replace(LLAMA, use_rope_scaling=True, rotary_seq_len_interpolation_factor=2.0)
+    with pytest.raises(UserError, match="rotary_seq_len_interpolation_factor with"):
+        choose_family(both, None, {})

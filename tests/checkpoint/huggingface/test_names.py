@@ -1,0 +1,37 @@
+"""The tables against the models of ``transformers``: names, shapes, and nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_grow.checkpoint.huggingface.config import to_model
+from megatron_grow.checkpoint.huggingface.families import FAMILIES
+from megatron_grow.checkpoint.huggingface.names import regions
+from megatron_grow.state.axes import logical_tensors
+from megatron_grow.state.boxes import slices
+from tests.checkpoint.huggingface import models
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_each_weight_is_in_one_place(name: str) -> None:
+    theirs = models.build(name)
+    config = theirs.config.to_dict()
+    ours = to_model(config, Path("config.json"), make_vocab_size_divisible_by=64)
+    found = list(regions(FAMILIES[config["model_type"]].rows, ours))
+    # parameters() gives a tied head once, as the file does.
+    assert {region.name: region.shape for region in found} == {
+        key: tuple(weight.shape) for key, weight in theirs.named_parameters()
+    }
+    assert len(found) == len({region.name for region in found})
+    for key, tensor in logical_tensors(ours).items():
+        count = np.zeros(tensor.shape, int)
+        for region in found:
+            if region.key == key:
+                count[slices(region.box)] += 1
+        if tensor.axes[0].name == "vocab":
+            assert (count[ours.vocab_size :] == 0).all()
+            count = count[: ours.vocab_size]
+        assert (count == 1).all(), key
