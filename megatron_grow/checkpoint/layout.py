@@ -15,6 +15,8 @@ COMMON = "common.pt"
 """What megatron-core keeps beside the tensors."""
 RECORD = "megatron_grow.json"
 """Step, stage, growth history and the run's configuration."""
+SIDE_FILES = "huggingface"
+"""Directory of the files that an imported model came with: tokenizer, generation settings."""
 COMPLETE = "metadata.json"
 """Written last: a directory without it is not a checkpoint."""
 

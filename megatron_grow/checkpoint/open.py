@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_grow.checkpoint.huggingface.files import CONFIG
+from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
 from megatron_grow.checkpoint.layout import METADATA, locate
 from megatron_grow.checkpoint.source import Source
 from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
@@ -18,6 +20,8 @@ def open_source(path: Path) -> Source:
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a directory")
+    if (path / CONFIG).exists() and not (path / METADATA).exists():
+        return HuggingFaceSource(path)
     found = locate(path)
     if (found / METADATA).exists():
         return TorchDistSource(found)

@@ -30,8 +30,8 @@ from megatron_grow.state.boxes import Box, fold, intersect, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.sharding import shards
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""What weights are stored as, by the run's precision."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What weights are stored as."""
 
 _OBJECTS = "__objects_0.distcp"
 

@@ -10,24 +10,28 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.state.kinds import MAIN_PARAM
 
+_EXACT = {
+    "fp32": (torch.float32, torch.bfloat16, torch.float16),
+    "bf16": (torch.bfloat16,),
+    "fp16": (torch.float16,),
+}
+"""The types whose values each precision holds."""
 
-def check_precision(source: Source, precision: str, trains: bool, allow_rounding: bool) -> None:
-    """Raise :class:`UserError` if weights would lose bits in ``precision``.
+
+def check_precision(source: Source, precision: str, allowed: bool) -> None:
+    """Raise :class:`UserError` if weights would lose bits.
 
     Args:
         source: what is written.
-        precision: ``fp32`` or ``bf16``.
-        trains: whether an optimizer keeps fp32 weights beside rounded ones.
-        allow_rounding: that it does not matter.
+        precision: what it is written in.
+        allowed: that they may.
     """
-    if precision == "fp32" or trains or allow_rounding:
-        return
     for key in source.tensors:
         dtype = source.dtype(key, MAIN_PARAM)
-        if dtype != torch.bfloat16:
+        if dtype not in _EXACT[precision] and not allowed:
             raise UserError(
-                f"{source.path} stores {key} in {str(dtype).removeprefix('torch.')}; bf16 would "
-                "lose bits: pass --allow-rounding, or --precision fp32"
+                f"{source.path} stores {key} in {str(dtype).removeprefix('torch.')}; "
+                f"{precision} would lose bits: pass --allow-rounding, or --precision fp32"
             )
 
 

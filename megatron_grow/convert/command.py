@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_grow.checkpoint.layout import step_dir
+from megatron_grow.checkpoint.huggingface.files import side_files
+from megatron_grow.checkpoint.huggingface.sink import HuggingFaceSink
+from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
+from megatron_grow.checkpoint.layout import SIDE_FILES, step_dir
 from megatron_grow.checkpoint.open import open_source
 from megatron_grow.checkpoint.sink import Sink
 from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.torch_dist_sink import TorchDistSink
+from megatron_grow.checkpoint.torch_dist_sink import DTYPES, TorchDistSink
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.stages import GrowSection
 from megatron_grow.convert.checks import check_layout, check_precision
 from megatron_grow.convert.compare import compare
 from megatron_grow.convert.conversion import check_destination, convert
@@ -27,6 +31,8 @@ from megatron_grow.convert.inspection import check_digests, inspect
 from megatron_grow.convert.memory import keep_freed_memory
 from megatron_grow.convert.preview import preview
 from megatron_grow.convert.progress import Progress
+from megatron_grow.growth.offline import GrownSource
+from megatron_grow.growth.plan import without_padding
 from megatron_grow.parallel.agreement import together
 
 
@@ -40,18 +46,22 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     keep_freed_memory()
     joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
-    speaks = os.environ.get("RANK", "0") == "0"
     if joins:
         dist.init_process_group("gloo")
     try:
         return args.run(args)
     except (UserError, OSError) as error:
-        if speaks:
+        if _leads():
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     finally:
         if joins:
             dist.destroy_process_group()
+
+
+def _leads() -> bool:
+    """Whether this process is the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,6 +92,29 @@ def _parser() -> argparse.ArgumentParser:
         _add_layout(writes)
         _add_writing(writes)
 
+    imported = verb("import-hf", _import, "from a Hugging Face model's directory", "SRC", "DST")
+    imported.add_argument(
+        "--make-vocab-size-divisible-by",
+        type=int,
+        metavar="N",
+        help="pad the vocabulary (default: up to 128, as far as no padding is needed)",
+    )
+    _add_layout(imported)
+    _add_writing(imported)
+
+    exported = verb("export-hf", _export, "to a Hugging Face model's directory", "SRC", "DST")
+    exported.add_argument("--family", help="model_type (default: as imported, or what fits)")
+    exported.add_argument(
+        "--side-files",
+        type=Path,
+        metavar="DIR",
+        help="with the tokenizer, generation settings, ...",
+    )
+    exported.add_argument(
+        "--max-shard-size", type=float, default=1.0, metavar="GB", help="default 1"
+    )
+    _add_writing(exported, "fp32", "bf16", "fp16")
+
     compared = verb("verify", _verify, "compare two checkpoints of any formats", "A", "B")
     compared.add_argument(
         "--weights-only", action="store_true", help="leave out optimizer state and progress"
@@ -99,12 +132,12 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _add_writing(parser: argparse.ArgumentParser) -> None:
+def _add_writing(parser: argparse.ArgumentParser, *precisions: str) -> None:
     writing = parser.add_argument_group("writing")
-    writing.add_argument("--precision", choices=("fp32", "bf16"), help="of weights (default: same)")
     writing.add_argument(
-        "--allow-rounding", action="store_true", help="let --precision bf16 lose bits"
+        "--precision", choices=precisions or ("fp32", "bf16"), help="of weights (default: same)"
     )
+    writing.add_argument("--allow-rounding", action="store_true", help="let --precision lose bits")
     writing.add_argument("--no-verify", action="store_true", help="do not read it again")
     writing.add_argument("--dry-run", action="store_true", help="tell what would be done")
     writing.add_argument(
@@ -153,10 +186,42 @@ def _reshard(args: argparse.Namespace) -> int:
     return _to_megatron(together(lambda: open_source(args.src)), args)
 
 
+def _import(args: argparse.Namespace) -> int:
+    multiple = args.make_vocab_size_divisible_by
+    return _to_megatron(together(lambda: HuggingFaceSource(args.src, multiple)), args)
+
+
+def _export(args: argparse.Namespace) -> int:
+    source = together(lambda: open_source(args.src))
+    model = source.record.model_config
+    precision = args.precision or source.record.precision
+    trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
+    # Weights that were rounded in training lose nothing more in that precision.
+    rounded = trains and precision == source.record.precision
+    check_precision(source, precision, args.allow_rounding or rounded)
+    bare = replace(model, make_vocab_size_divisible_by=1)
+    kept = source.path / SIDE_FILES
+    if trains and _leads():
+        print("note: a Hugging Face model has no optimizer state; it stays in the source alone")
+
+    def make(directory: Path) -> Sink:
+        return HuggingFaceSink(
+            directory,
+            bare,
+            dict.fromkeys(source.tensors, DTYPES[precision]),
+            family=args.family,
+            side_files=args.side_files or (kept if kept.exists() else None),
+            max_shard_size=int(args.max_shard_size * 1e9),
+        )
+
+    unpadded = GrownSource(source, without_padding(model), bare, GrowSection())
+    return _write(unpadded, args.dst, args.dst, make, None, (), args)
+
+
 def _to_megatron(source: Source, args: argparse.Namespace) -> int:
     precision = args.precision or source.record.precision
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
-    check_precision(source, precision, trains, args.allow_rounding)
+    check_precision(source, precision, args.allow_rounding or trains)
     layout = ParallelConfig(
         tensor_model_parallel_size=args.tensor_model_parallel_size,
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
@@ -174,7 +239,15 @@ def _to_megatron(source: Source, args: argparse.Namespace) -> int:
             tensor_parallel=layout.tensor_model_parallel_size,
         )
 
-    return _write(source, args.dst, step_dir(args.dst, record.step), make, record.step, args)
+    final = step_dir(args.dst, record.step)
+    return _write(source, args.dst, final, make, record.step, _side_files(source), args)
+
+
+def _side_files(source: Source) -> list[Path]:
+    """What came with the model, now or when it was imported."""
+    if (source.path / SIDE_FILES).exists():
+        return sorted((source.path / SIDE_FILES).iterdir())
+    return side_files(source.path)
 
 
 def _write(
@@ -183,10 +256,11 @@ def _write(
     final: Path,
     make: Callable[[Path], Sink],
     step: int | None,
+    beside: Iterable[Path],
     args: argparse.Namespace,
 ) -> int:
     """Convert, or tell what that would be."""
-    leads = os.environ.get("RANK", "0") == "0"
+    leads = _leads()
     if args.dry_run:
         for line in preview(source, make(final), threads=args.threads, verifies=not args.no_verify):
             if leads:
@@ -198,6 +272,7 @@ def _write(
         final,
         make,
         step=step,
+        side_files=beside,
         threads=args.threads,
         verifies=not args.no_verify,
         progress=Progress(leads),

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,11 +15,11 @@ from typing import TypeVar
 import torch
 
 from megatron_grow.checkpoint import copy
-from megatron_grow.checkpoint.layout import TRACKER
+from megatron_grow.checkpoint.layout import SIDE_FILES, TRACKER
 from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.sink import Sink
 from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.staging import move_into_place, partial, point
+from megatron_grow.checkpoint.staging import move_into_place, partial, point, sync
 from megatron_grow.config.errors import UserError
 from megatron_grow.convert.progress import Progress
 from megatron_grow.parallel.agreement import gather, together
@@ -45,6 +45,7 @@ def convert(
     make_sink: Callable[[Path], Sink],
     *,
     step: int | None,
+    side_files: Iterable[Path] = (),
     threads: int,
     verifies: bool,
     progress: Progress,
@@ -59,6 +60,7 @@ def convert(
         final: where; nothing may be there.
         make_sink: opens a sink in the directory where it is written first.
         step: what the tracker file beside ``final`` will say; None: there is none.
+        side_files: are kept in a directory of their own beside the tensors.
         threads: parts in the making at a time.
         verifies: whether to read all again and compare.
         progress: is told.
@@ -94,6 +96,7 @@ def convert(
 
         def publish() -> None:
             digests = copy.tensor_digests(source, sink, ordered)
+            _keep(side_files, partial(final) / SIDE_FILES)
             write_manifest(partial(final), sink.companions, digests, copy.ELEMENTS_PER_BLOCK)
             move_into_place(final)
             if step is not None:
@@ -112,6 +115,14 @@ def check_destination(root: Path, final: Path) -> None:
     parent = next(path for path in [final, *final.parents] if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"{final} cannot be made: {parent} is not a directory to write to")
+
+
+def _keep(side_files: Iterable[Path], directory: Path) -> None:
+    for path in side_files:
+        directory.mkdir(exist_ok=True)
+        shutil.copyfile(path, directory / path.name)
+    if directory.exists():
+        sync([*directory.iterdir(), directory])
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from megatron_grow.config.errors import UserError
@@ -61,6 +61,22 @@ def resharding(model: ModelConfig) -> Plan:
     tensors = logical_tensors(model)
     same = {key: identity(tensor) for key, tensor in tensors.items()}
     return Plan(tensors, same, same, "carry", 0, "the same model")
+
+
+def without_padding(model: ModelConfig) -> Plan:
+    """The plan that keeps a state but for the rows which pad its vocabulary."""
+    bare = replace(model, make_vocab_size_divisible_by=1)
+    rows = Gather(tuple(range(bare.padded_vocab_size)))
+    tensors = logical_tensors(bare)
+    kept = {
+        key: TensorMap(
+            tensor,
+            (Term(key, tuple(rows if a.name == "vocab" else Identity() for a in tensor.axes)),),
+            tensor.init,
+        )
+        for key, tensor in tensors.items()
+    }
+    return Plan(tensors, kept, kept, "carry", 0, "the same model without padding")
 
 
 def growth(

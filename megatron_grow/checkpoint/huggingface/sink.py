@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from megatron_grow.checkpoint.huggingface import files, shards
 from megatron_grow.checkpoint.huggingface.config import choose_family, to_config
 from megatron_grow.checkpoint.huggingface.names import regions
+from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.sink import Block
 from megatron_grow.config.errors import UserError
@@ -61,7 +62,7 @@ class HuggingFaceSink:
         original = next((path for path in self._side_files if path.name == files.CONFIG), None)
         said = files.read_object(original) if original else {}
         chosen = choose_family(model, family, said)
-        self._dtypes = dict(dtypes)
+        self._dtypes, self._divisible_by = dict(dtypes), model.make_vocab_size_divisible_by
         self._regions = Regions(regions(chosen.rows, model))
         widest = reduce(torch.promote_types, self._dtypes.values())
         self._config = to_config(model, chosen, widest, said)
@@ -73,6 +74,10 @@ class HuggingFaceSink:
             max_shard_size,
         )
         self._shard_of = {name: shard for shard in self._shards for name in shard.offsets}
+        beside = {path.name for path in self._side_files} | {files.CONFIG}
+        self.companions = tuple(
+            sorted(beside | ({files.INDEX} if len(self._shards) > 1 else set()))
+        )
 
     def stored(self, key: str, kind: str) -> dict[str, torch.dtype]:
         """Weights alone are stored, under the logical tensor's own key."""
@@ -130,6 +135,11 @@ class HuggingFaceSink:
                 descriptor = os.open(path, os.O_RDONLY)
                 os.fsync(descriptor)
                 os.close(descriptor)
+
+    def reopen(self) -> Callable[[str, Block], torch.Tensor]:
+        """What a reader now finds of a block."""
+        written = HuggingFaceSource(self.directory, self._divisible_by)
+        return lambda name, block: written.read(block.key, block.kind, block.box)
 
     def _write_region(self, descriptor: int, region: Region, box: Box, values: torch.Tensor) -> int:
         """What the region holds of ``values``, which fill ``box``; the bytes written."""

@@ -30,7 +30,6 @@ class HuggingFaceSource:
     """A directory of ``config.json`` and safetensors: weights, without optimizer state."""
 
     format = "Hugging Face"
-    kinds = (MAIN_PARAM,)
 
     def __init__(self, path: Path, make_vocab_size_divisible_by: int | None = None) -> None:
         """Read what the directory says of itself; no tensor is read.
@@ -59,6 +58,10 @@ class HuggingFaceSource:
         )
         self._dtypes = self._check_tensors()
         self.record = self._starting_record(model)
+
+    def kinds(self, key: str) -> tuple[str, ...]:
+        """Weights alone."""
+        return (MAIN_PARAM,)
 
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the stored values; of several the one that holds all of them exactly."""
