@@ -39,6 +39,13 @@ class Region:
         return tuple(extents[axis] for axis in self.order)
 
     @cached_property
+    def _turned(self) -> bool:
+        """Whether it is a matrix stored (in, out): turned as a whole, it is copied many times as
+        fast as axis by axis."""
+        innermost = len(self.order) - 1
+        return len(self.groups) == 2 and innermost in self.order[: self.groups[0]]
+
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Of the stored tensor."""
         sizes, axis = [], 0
@@ -62,12 +69,19 @@ class Region:
 
     def to_logical(self, values: torch.Tensor, part: Box) -> torch.Tensor:
         """``values`` as stored, seen in the fine axes of ``part``."""
-        extents = shape_of(part)
-        ordered = values.reshape([extents[axis] for axis in self.order])
-        return ordered.permute([self.order.index(axis) for axis in range(len(self.order))])
+        extents, order = shape_of(part), self.order
+        if self._turned:
+            order = order[self.groups[0] :] + order[: self.groups[0]]
+            values = values.contiguous().t().contiguous()
+        ordered = values.reshape([extents[axis] for axis in order])
+        return ordered.permute([order.index(axis) for axis in range(len(order))])
 
     def to_stored(self, values: torch.Tensor, stored: Box) -> torch.Tensor:
         """``values`` in fine axes, as they are stored; contiguous."""
+        if self._turned:
+            order = self.order[self.groups[0] :] + self.order[: self.groups[0]]
+            rows, columns = shape_of(stored)
+            return values.permute(order).reshape(columns, rows).t().contiguous()
         return values.permute(self.order).reshape(shape_of(stored)).contiguous()
 
 

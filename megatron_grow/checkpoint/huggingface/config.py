@@ -182,7 +182,7 @@ def to_config(
     }
 
 
-def _resolved(model: ModelConfig) -> dict[str, int]:
+def _resolved(model: ModelConfig) -> dict[str, Any]:
     """Fields that may be absent, with what they then stand for."""
     return {
         "num_query_groups": model.query_groups,
