@@ -1,6 +1,9 @@
 """The run files in ``examples/`` parse, and their stages fit the job that they name."""
 
 import itertools
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,3 +41,26 @@ def test_the_7b_example_is_the_published_size() -> None:
     model = replace(config.model, vocab_size=50257)
     assert count_parameters(model, biases=False) == 6_952_823_808
     assert count_parameters(replace(model, num_layers=0), biases=False) == 157_682_688
+
+
+def test_growing_someone_elses_llama() -> None:
+    """The whole script: transformers, the converter, torchrun, the converter, transformers."""
+    root = EXAMPLES.parent
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TOY_STEPS": "30",
+        "TRAIN_ITERS": "20",
+    }
+    done = subprocess.run(
+        ["bash", root / "examples/grow_llama/grow.sh"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    same = [line for line in done.stdout.splitlines() if "the same function" in line]
+    assert len(same) == 2 and "not the same" not in done.stdout, done.stdout
+    assert "def __init__(self" in done.stdout.split("== Export")[1]

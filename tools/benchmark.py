@@ -4,6 +4,7 @@
   python tools/benchmark.py seam                  what the CPU seam costs
   python tools/benchmark.py growth-step           a step after growth against a fixed-size run's
   python tools/benchmark.py growth-pause          the pause of a growth against a checkpoint save
+  python tools/benchmark.py conversion            conversions of a checkpoint against cp
 
 Each takes a few minutes at most, and little if nothing else keeps the machine busy.
 """
@@ -29,13 +30,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("benchmark", choices=("throughput", "seam", "growth-step", "growth-pause"))
+    parser.add_argument(
+        "benchmark",
+        choices=("throughput", "seam", "growth-step", "growth-pause", "conversion"),
+    )
     add = parser.add_argument
-    add("--num-layers", type=int, metavar="N", help="default 6; growth-pause 12")
-    add("--hidden-size", type=int, metavar="N", help="default 384; growth-pause 768")
-    add("--num-attention-heads", type=int, metavar="N", help="default 6; growth-pause 12")
+    add("--num-layers", type=int, metavar="N", help="default 6; growth-pause, conversion 12")
+    add("--hidden-size", type=int, metavar="N", help="default 384; growth-pause, conversion 768")
+    add(
+        "--num-attention-heads",
+        type=int,
+        metavar="N",
+        help="default 6; growth-pause, conversion 12",
+    )
     add("--vocab-size", type=int, default=50304, metavar="N", help="default %(default)s")
-    add("--seq-length", type=int, metavar="N", help="default 256; growth-pause 1024")
+    add("--seq-length", type=int, metavar="N", help="default 256; growth-pause, conversion 1024")
     add(
         "--batch",
         type=int,
@@ -63,6 +72,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="measured turns of each (default %(default)s)",
     )
+    add(
+        "--directory",
+        type=Path,
+        default=Path("runs/benchmark"),
+        help="conversion: on the disk to be measured (default %(default)s); needs three times the "
+        "checkpoint's size",
+    )
     add("--json", type=Path, metavar="FILE", help="write every figure here")
     return parser.parse_args(argv)
 
@@ -72,10 +88,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     from rich.console import Console
 
+    from megatron_grow.benchmark import conversion, growth_pause, growth_step, seam, throughput
     from megatron_grow.config.model import ModelConfig
-    from megatron_grow.train.benchmark import growth_pause, growth_step, seam, throughput
 
-    large = args.benchmark == "growth-pause"
+    large = args.benchmark in ("growth-pause", "conversion")
     model = ModelConfig(
         num_layers=args.num_layers or (12 if large else 6),
         hidden_size=args.hidden_size or (768 if large else 384),
@@ -91,6 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         report = seam.measure(model, args.batch, (args.precision or ["fp32"])[0], *turns)
     elif args.benchmark == "growth-step":
         report = growth_step.measure(model, args.batch, (args.precision or ["fp32"])[0], *turns)
+    elif args.benchmark == "conversion":
+        report = conversion.measure(model, (args.precision or ["bf16"])[0], args.directory)
     else:
         report = growth_pause.measure(model, args.repetitions)
     console = Console(highlight=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_grow.checkpoint.huggingface.files import side_files
 from megatron_grow.checkpoint.huggingface.sink import HuggingFaceSink
 from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
-from megatron_grow.checkpoint.layout import SIDE_FILES, step_dir
+from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.open import open_source
 from megatron_grow.checkpoint.sink import Sink
 from megatron_grow.checkpoint.source import Source
@@ -23,7 +23,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.convert.checks import check_layout, check_precision
-from megatron_grow.convert.compare import compare
+from megatron_grow.convert.compare import compare, same_shape
 from megatron_grow.convert.conversion import check_destination, convert
 from megatron_grow.convert.forward import compare_logits
 from megatron_grow.convert.growths import grow
@@ -31,6 +31,7 @@ from megatron_grow.convert.inspection import check_digests, inspect
 from megatron_grow.convert.memory import keep_freed_memory
 from megatron_grow.convert.preview import preview
 from megatron_grow.convert.progress import Progress
+from megatron_grow.convert.side_files import imported_with, of_source
 from megatron_grow.growth.offline import GrownSource
 from megatron_grow.growth.plan import without_padding
 from megatron_grow.parallel.agreement import together
@@ -159,6 +160,9 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     a, b = open_source(args.a), open_source(args.b)
+    if args.forward and not same_shape(a, b):
+        print("they have other shapes: only their functions are compared")
+        return _compare_functions(a, b, args.text)
     found = compare(a, b, weights_only=args.weights_only, progress=Progress())
     for note in found.notes:
         print(f"note: {note}")
@@ -168,14 +172,18 @@ def _verify(args: argparse.Namespace) -> int:
     verdict = "not the same" if found.differences else "the same"
     print(f"{found.same} tensors are equal; {verdict} {what}")
     if args.forward:
-        apart, tolerance, read = compare_logits(a, b, args.text)
-        same = apart <= tolerance
-        print(
-            f"logits on {read} differ by at most {apart:.2e} of the largest: "
-            + (f"{'the same' if same else 'not the same'} function (tolerance {tolerance:.0e})")
-        )
-        return 0 if same else 1
+        return _compare_functions(a, b, args.text)
     return 1 if found.differences else 0
+
+
+def _compare_functions(a: Source, b: Source, text: Path | None) -> int:
+    apart, tolerance, read = compare_logits(a, b, text)
+    same = apart <= tolerance
+    print(
+        f"logits on {read} differ by at most {apart:.2e} of the largest: "
+        f"{'the same' if same else 'not the same'} function (tolerance {tolerance:.0e})"
+    )
+    return 0 if same else 1
 
 
 def _grow(args: argparse.Namespace) -> int:
@@ -200,9 +208,11 @@ def _export(args: argparse.Namespace) -> int:
     rounded = trains and precision == source.record.precision
     check_precision(source, precision, args.allow_rounding or rounded)
     bare = replace(model, make_vocab_size_divisible_by=1)
-    kept = source.path / SIDE_FILES
+    beside = side_files(args.side_files) if args.side_files else of_source(source)
     if trains and _leads():
         print("note: a Hugging Face model has no optimizer state; it stays in the source alone")
+    if not beside and _leads():
+        print("note: no tokenizer is known; --side-files names a directory with one")
 
     def make(directory: Path) -> Sink:
         return HuggingFaceSink(
@@ -210,12 +220,12 @@ def _export(args: argparse.Namespace) -> int:
             bare,
             dict.fromkeys(source.tensors, DTYPES[precision]),
             family=args.family,
-            side_files=args.side_files or (kept if kept.exists() else None),
+            side_files=beside,
             max_shard_size=int(args.max_shard_size * 1e9),
         )
 
     unpadded = GrownSource(source, without_padding(model), bare, GrowSection())
-    return _write(unpadded, args.dst, args.dst, make, None, (), args)
+    return _write(unpadded, args.dst, args.dst, make, None, {}, args)
 
 
 def _to_megatron(source: Source, args: argparse.Namespace) -> int:
@@ -240,14 +250,7 @@ def _to_megatron(source: Source, args: argparse.Namespace) -> int:
         )
 
     final = step_dir(args.dst, record.step)
-    return _write(source, args.dst, final, make, record.step, _side_files(source), args)
-
-
-def _side_files(source: Source) -> list[Path]:
-    """What came with the model, now or when it was imported."""
-    if (source.path / SIDE_FILES).exists():
-        return sorted((source.path / SIDE_FILES).iterdir())
-    return side_files(source.path)
+    return _write(source, args.dst, final, make, record.step, imported_with(source), args)
 
 
 def _write(
@@ -256,7 +259,7 @@ def _write(
     final: Path,
     make: Callable[[Path], Sink],
     step: int | None,
-    beside: Iterable[Path],
+    beside: dict[str, Path],
     args: argparse.Namespace,
 ) -> int:
     """Convert, or tell what that would be."""

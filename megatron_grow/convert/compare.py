@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -11,7 +11,7 @@ from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
 from megatron_grow.checkpoint.source import Source
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.progress import Progress
-from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.state.axes import LogicalTensor, logical_tensors
 from megatron_grow.state.boxes import Box, full, intersect, split, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 
@@ -59,6 +59,15 @@ def compare(a: Source, b: Source, *, weights_only: bool, progress: Progress) -> 
                     _compare_values(a, b, key, kind, box, weights_only, found)
                     advance(volume(box))
     return found
+
+
+def same_shape(a: Source, b: Source) -> bool:
+    """Whether two models have the same tensors, but for the padding of the vocabulary."""
+    bare = [
+        replace(source.record.model_config, make_vocab_size_divisible_by=1) for source in (a, b)
+    ]
+    x, y = (logical_tensors(model) for model in bare)
+    return {k: t.shape for k, t in x.items()} == {k: t.shape for k, t in y.items()}
 
 
 def _compare_models(a: ModelConfig, b: ModelConfig, found: Comparison) -> None:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -45,7 +45,7 @@ def convert(
     make_sink: Callable[[Path], Sink],
     *,
     step: int | None,
-    side_files: Iterable[Path] = (),
+    side_files: Mapping[str, Path] | None = None,
     threads: int,
     verifies: bool,
     progress: Progress,
@@ -60,7 +60,7 @@ def convert(
         final: where; nothing may be there.
         make_sink: opens a sink in the directory where it is written first.
         step: what the tracker file beside ``final`` will say; None: there is none.
-        side_files: are kept in a directory of their own beside the tensors.
+        side_files: by name, are kept in a directory of their own beside the tensors.
         threads: parts in the making at a time.
         verifies: whether to read all again and compare.
         progress: is told.
@@ -96,7 +96,7 @@ def convert(
 
         def publish() -> None:
             digests = copy.tensor_digests(source, sink, ordered)
-            _keep(side_files, partial(final) / SIDE_FILES)
+            _keep(side_files or {}, partial(final) / SIDE_FILES)
             write_manifest(partial(final), sink.companions, digests, copy.ELEMENTS_PER_BLOCK)
             move_into_place(final)
             if step is not None:
@@ -117,10 +117,10 @@ def check_destination(root: Path, final: Path) -> None:
         raise UserError(f"{final} cannot be made: {parent} is not a directory to write to")
 
 
-def _keep(side_files: Iterable[Path], directory: Path) -> None:
-    for path in side_files:
+def _keep(side_files: Mapping[str, Path], directory: Path) -> None:
+    for name, path in side_files.items():
         directory.mkdir(exist_ok=True)
-        shutil.copyfile(path, directory / path.name)
+        shutil.copyfile(path, directory / name)
     if directory.exists():
         sync([*directory.iterdir(), directory])
 

@@ -10,6 +10,7 @@ from megatron_grow.checkpoint.source import Source
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 from megatron_grow.state.boxes import shape_of
 from megatron_grow.state.kinds import MAIN_PARAM
 
@@ -68,16 +69,19 @@ def _logits(source: Source, tokens: torch.Tensor) -> torch.Tensor:
 def _by_transformers(source: Source, tokens: torch.Tensor) -> torch.Tensor:
     try:
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
     except ImportError:
         raise UserError(
             "--forward runs a Hugging Face model in transformers: pip install 'megatron_grow[hf]'"
         ) from None
+    disable_progress_bar()
     dtype = torch.bfloat16 if source.record.precision == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype).eval()
     return model(tokens).logits.float()
 
 
 def _by_engine(source: Source, tokens: torch.Tensor) -> torch.Tensor:
+    ignore_expected_warnings()
     # The converter starts without megatron-core, which takes seconds to import.
     from megatron_grow.model.builder import build_gpt
     from megatron_grow.parallel import cpu, process_groups

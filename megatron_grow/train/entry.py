@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from dataclasses import replace
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig, parse_run
 from megatron_grow.data.vocabulary import with_vocabulary
-
-# What megatron-core and torch say at every start about things that are as they should be here.
-_EXPECTED = (
-    "Transformer Engine and Apex are not installed",  # both are optional
-    "Apex is not installed",
-    "full scope is deprecated",  # megatron-core's own default
-    "`torch.distributed",  # names that megatron-core still uses
-    "The .grad attribute of a Tensor that is not a leaf",  # fp32 shards are views
-)
+from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,9 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(config: RunConfig) -> None:
-    for message in _EXPECTED:
-        warnings.filterwarnings("ignore", message=message)
-
+    ignore_expected_warnings()
     import torch.distributed as dist
 
     from megatron_grow.parallel import process_groups

@@ -95,7 +95,7 @@ class Trainer:
             self.console.message(f"resumed from {start.path} at step {self.step}")
         else:
             self.console.message(
-                f"grew {start.plan.summary} while loading {start.path}; begins at step {self.step}"
+                f"loaded {start.path} ({start.plan.summary}); begins at step {self.step}"
             )
         return live
 

@@ -15,8 +15,8 @@ from megatron_grow.checkpoint.layout import COMPLETE, TRACKER, saved_steps
 from megatron_grow.checkpoint.staging import partial
 from megatron_grow.checkpoint.torch_dist_sink import TorchDistSink
 from megatron_grow.convert import conversion
+from megatron_grow.convert.synthetic import SyntheticSource, write
 from tests.checkpoint.test_crash import kill_before_change
-from tests.convert.painted import PaintedSource, paint
 from tests.convert.toy import GPT, LLAMA, by_torch, command, equal
 from tests.distributed import run_ranks
 
@@ -25,7 +25,7 @@ STEP = "iter_0000010"
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paint(tmp_path_factory.mktemp("source"), PaintedSource(LLAMA))
+    return write(tmp_path_factory.mktemp("source"), SyntheticSource(LLAMA))
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -155,7 +155,7 @@ def _raise() -> bytes:
 
 
 def test_one_process_fails(tmp_path: Path) -> None:
-    source = paint(tmp_path / "a", PaintedSource(GPT))
+    source = write(tmp_path / "a", SyntheticSource(GPT))
     assert run_ranks(2, fails_on_one_of_two, str(source), str(tmp_path / "b")) == [2, 2]
     assert not (tmp_path / "b").exists()
 

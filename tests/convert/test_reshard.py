@@ -11,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from megatron_grow.checkpoint.layout import TRACKER, latest
 from megatron_grow.checkpoint.manifest import read_manifest
 from megatron_grow.config.model import ModelConfig
-from tests.convert.painted import PaintedSource, paint
+from megatron_grow.convert.synthetic import SyntheticSource, write
 from tests.convert.toy import GPT, LLAMA, by_torch, command, equal
 from tests.distributed import run_ranks
 
@@ -24,7 +24,7 @@ STEP = "iter_0000010"
 def test_there_and_back(
     model: ModelConfig, precision: str, optimizer: str | None, tmp_path: Path
 ) -> None:
-    source = paint(tmp_path / "a", PaintedSource(model, precision=precision, optimizer=optimizer))
+    source = write(tmp_path / "a", SyntheticSource(model, precision=precision, optimizer=optimizer))
     layout = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2)
     assert command("reshard", source, tmp_path / "b", *layout) == 0
     assert command("reshard", tmp_path / "b", tmp_path / "c") == 0
@@ -36,14 +36,14 @@ def test_there_and_back(
     assert latest(tmp_path / "c") == tmp_path / "c" / STEP
 
 
-def test_what_is_painted_is_what_is_stored(tmp_path: Path) -> None:
+def test_what_is_read_is_what_is_stored(tmp_path: Path) -> None:
     """The other tests' source: every kind of state, at its place in Megatron's shapes."""
-    painted = PaintedSource(LLAMA, precision="bf16")
-    stored = by_torch(paint(tmp_path, painted))
-    for key, tensor in painted.tensors.items():
+    synthetic = SyntheticSource(LLAMA, precision="bf16")
+    stored = by_torch(write(tmp_path, synthetic))
+    for key, tensor in synthetic.tensors.items():
         whole = tuple((0, size) for size in tensor.shape)
-        for kind in painted.kinds(key):
-            values = painted.read(key, kind, whole).view(tensor.checkpoint_shape)
+        for kind in synthetic.kinds(key):
+            values = synthetic.read(key, kind, whole).view(tensor.checkpoint_shape)
             name = "param" if kind == "main_param" else kind
             assert torch.equal(stored[f"optimizer.state.{name}.{key}"], values)
             if kind == "main_param":
@@ -52,7 +52,7 @@ def test_what_is_painted_is_what_is_stored(tmp_path: Path) -> None:
 
 def test_chunks_are_those_of_the_layout(tmp_path: Path) -> None:
     """A rank finds its shard in chunks of its own, so that it reads no other's bytes."""
-    source = paint(tmp_path / "a", PaintedSource(LLAMA))
+    source = write(tmp_path / "a", SyntheticSource(LLAMA))
     command("reshard", source, tmp_path / "b", "--tensor-model-parallel-size", 2)
     metadata = dcp.FileSystemReader(tmp_path / "b" / STEP).read_metadata().state_dict_metadata
 
@@ -77,7 +77,7 @@ def convert_on_ranks(source: str, target: str) -> int:
 def test_the_bytes_do_not_depend_on_who_writes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = paint(tmp_path / "a", PaintedSource(LLAMA, precision="bf16"))
+    source = write(tmp_path / "a", SyntheticSource(LLAMA, precision="bf16"))
     assert convert_on_ranks(str(source), str(tmp_path / "one")) == 0
     assert (
         command(
@@ -96,7 +96,7 @@ def test_the_bytes_do_not_depend_on_who_writes_them(
 
 def test_the_manifest(tmp_path: Path) -> None:
     """It does not depend on the layout; of two states, it differs where they differ."""
-    source = paint(tmp_path / "a", PaintedSource(LLAMA))
+    source = write(tmp_path / "a", SyntheticSource(LLAMA))
     command("reshard", source, tmp_path / "b", "--tensor-model-parallel-size", 2)
     manifests = [read_manifest(path) for path in (source, tmp_path / "b" / STEP)]
     assert manifests[0] and manifests[1] and manifests[0][1] == manifests[1][1]
@@ -112,7 +112,7 @@ def test_the_manifest(tmp_path: Path) -> None:
 
 
 def test_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = paint(tmp_path / "a", PaintedSource(GPT, optimizer=None))
+    weights = write(tmp_path / "a", SyntheticSource(GPT, optimizer=None))
     truth = by_torch(weights)
     assert command("reshard", weights, tmp_path / "b", "--precision", "bf16") == 2
     assert "lose bits" in capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     widened = by_torch(tmp_path / "c" / STEP)
     assert equal(widened, {name: values.float() for name, values in rounded.items()})
     # With an optimizer, weights are kept in fp32 as well: nothing is lost.
-    trained = paint(tmp_path / "d", PaintedSource(GPT))
+    trained = write(tmp_path / "d", SyntheticSource(GPT))
     assert command("reshard", trained, tmp_path / "e", "--precision", "bf16") == 0
     assert command("reshard", tmp_path / "e", tmp_path / "f", "--precision", "fp32") == 0
     assert equal(by_torch(tmp_path / "f" / STEP), by_torch(trained))

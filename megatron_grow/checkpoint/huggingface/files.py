@@ -35,10 +35,10 @@ _SIDE_FILES = (
 )
 
 
-def side_files(directory: Path) -> list[Path]:
-    """What belongs to a model besides its weights: configuration, tokenizer, licence."""
+def side_files(directory: Path) -> dict[str, Path]:
+    """What belongs to a model besides its weights, by name: configuration, tokenizer, licence."""
     found = {path for pattern in _SIDE_FILES for path in directory.glob(pattern)}
-    return sorted(path for path in found if path.is_file())
+    return {path.name: path for path in sorted(found) if path.is_file()}
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class HuggingFaceSink:
         dtypes: Mapping[str, torch.dtype],
         *,
         family: str | None = None,
-        side_files: Path | None = None,
+        side_files: Mapping[str, Path] | None = None,
         max_shard_size: int = _GIGABYTE,
     ) -> None:
         """Plan the files; nothing is written.
@@ -50,16 +50,16 @@ class HuggingFaceSink:
             model: the shape.
             dtypes: how each logical tensor is stored: fp32, bf16 or fp16.
             family: a ``model_type``; absent: the one that the model came from, else one that fits.
-            side_files: directory of the files that the model came with, if it came from Hugging
-                Face: tokenizer, generation settings, fields of ``config.json``.
+            side_files: what goes with the model, by name: tokenizer, generation settings, and a
+                ``config.json`` whose other fields are kept.
             max_shard_size: bytes of tensors in one file.
 
         Raises:
             UserError: a model that the family, or every family, cannot express.
         """
         self.directory = directory
-        self._side_files = files.side_files(side_files) if side_files else []
-        original = next((path for path in self._side_files if path.name == files.CONFIG), None)
+        self._side_files = dict(side_files or {})
+        original = self._side_files.pop(files.CONFIG, None)
         said = files.read_object(original) if original else {}
         chosen = choose_family(model, family, said)
         self._dtypes, self._divisible_by = dict(dtypes), model.make_vocab_size_divisible_by
@@ -74,7 +74,7 @@ class HuggingFaceSink:
             max_shard_size,
         )
         self._shard_of = {name: shard for shard in self._shards for name in shard.offsets}
-        beside = {path.name for path in self._side_files} | {files.CONFIG}
+        beside = {*self._side_files, files.CONFIG}
         self.companions = tuple(
             sorted(beside | ({files.INDEX} if len(self._shards) > 1 else set()))
         )
@@ -122,10 +122,9 @@ class HuggingFaceSink:
         total = sum(shard.nbytes for shard in self._shards)
         if sum(tables) != total:
             raise RuntimeError(f"{sum(tables)} bytes of weights were written, not {total}")
-        for path in self._side_files:
-            if path.name != files.CONFIG:
-                with _disk(self.directory / path.name):
-                    shutil.copyfile(path, self.directory / path.name)
+        for name, path in self._side_files.items():
+            with _disk(self.directory / name):
+                shutil.copyfile(path, self.directory / name)
         if len(self._shards) > 1:
             table = {name: shard.file for name, shard in sorted(self._shard_of.items())}
             self._write_json(files.INDEX, {"metadata": {"total_size": total}, "weight_map": table})

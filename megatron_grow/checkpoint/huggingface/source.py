@@ -85,10 +85,6 @@ class HuggingFaceSource:
                     out[slices(part, box)] = region.to_logical(values, part)
         return out
 
-    def side_files(self) -> list[Path]:
-        """What belongs to the model besides its weights: configuration, tokenizer, licence."""
-        return files.side_files(self.path)
-
     def _find(self, family: Family, model: ModelConfig) -> Regions:
         """Where all is stored; every stored tensor is accounted for."""
         if model.num_layers > len(self._file_of):  # before they are listed

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from statistics import median
 
+from megatron_grow.benchmark.contestants import Grown, MegatronGrow, train_section
+from megatron_grow.benchmark.gang import Gang
+from megatron_grow.benchmark.report import Report
+from megatron_grow.benchmark.turns import ratio, take_turns
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.train.benchmark.contestants import Grown, MegatronGrow, train_section
-from megatron_grow.train.benchmark.gang import Gang
-from megatron_grow.train.benchmark.report import Report
-from megatron_grow.train.benchmark.turns import ratio, take_turns
 
 
 def measure(

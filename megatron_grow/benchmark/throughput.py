@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
+from megatron_grow.benchmark.contestants import MegatronGrow, Transformers, train_section
+from megatron_grow.benchmark.gang import Gang
+from megatron_grow.benchmark.report import Report
+from megatron_grow.benchmark.turns import ratio, take_turns
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.train.benchmark.contestants import MegatronGrow, Transformers, train_section
-from megatron_grow.train.benchmark.gang import Gang
-from megatron_grow.train.benchmark.report import Report
-from megatron_grow.train.benchmark.turns import ratio, take_turns
 
 OURS = "megatron_grow"
 

@@ -7,7 +7,7 @@ from statistics import median
 
 from rich.progress import track
 
-from megatron_grow.train.benchmark.gang import Gang
+from megatron_grow.benchmark.gang import Gang
 
 Times = dict[str, list[float]]
 """Seconds of each turn, by contestant."""

@@ -1,10 +1,9 @@
-"""Checkpoints of any size without training: every kind of state is drawn at random."""
+"""Checkpoints of any shape without training, for tests and benchmarks: all state is random."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,11 +20,11 @@ from megatron_grow.state.fresh import fresh
 from megatron_grow.state.kinds import MAIN_PARAM
 
 
-class PaintedSource:
-    """A source whose values are a function of their place; see ``checkpoint/source.py``."""
+class SyntheticSource:
+    """A source whose values are a function of their place."""
 
-    path = Path("painted")
-    format = "painted"
+    path = Path("synthetic")
+    format = "synthetic"
     layout = "any"
 
     def __init__(
@@ -35,8 +34,15 @@ class PaintedSource:
         optimizer: str | None = "adam",
         precision: str = "fp32",
         step: int = 10,
-        config: dict[str, Any] | None = None,
     ) -> None:
+        """Nothing is made yet.
+
+        Args:
+            model: the shape.
+            optimizer: whose moments there are; None: weights alone.
+            precision: of weights.
+            step: where training stands.
+        """
         self.record = Record(
             step=step,
             stage=0,
@@ -50,13 +56,13 @@ class PaintedSource:
                 "model": asdict(model),
                 "train": {"seq_length": model.max_position_embeddings},
                 "optimizer": {"optimizer": optimizer or "adam"},
-                **(config or {}),
             },
         )
         self.tensors = logical_tensors(model)
         self._optimizer = optimizer
 
     def kinds(self, key: str) -> tuple[str, ...]:
+        """``main_param`` and the moments of one tensor."""
         tensor = self.tensors[key]
         if self._optimizer is None:
             return (MAIN_PARAM,)
@@ -64,16 +70,18 @@ class PaintedSource:
         return (MAIN_PARAM, *kept)
 
     def dtype(self, key: str, kind: str) -> torch.dtype:
+        """Of the values."""
         rounded = self._optimizer is None
         return DTYPES[self.record.precision] if rounded else torch.float32
 
     def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
+        """The values in ``box``: normal, of a standard deviation of 0.02."""
         named = replace(self.tensors[key], key=f"{key} {kind}")
         return fresh(named, box, Normal(0.02), 7).to(self.dtype(key, kind))
 
 
-def paint(root: Path, source: PaintedSource, tensor_parallel: int = 1, threads: int = 2) -> Path:
-    """Write a painted source as a checkpoint."""
+def write(root: Path, source: SyntheticSource, tensor_parallel: int = 1, threads: int = 2) -> Path:
+    """Write a source as the checkpoint of its step; its directory."""
     final = step_dir(root, source.record.step)
     convert(
         source,

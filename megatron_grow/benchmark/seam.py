@@ -7,11 +7,11 @@ import pstats
 from pathlib import Path
 from statistics import median
 
+from megatron_grow.benchmark.contestants import MegatronGrow, train_section
+from megatron_grow.benchmark.gang import Gang
+from megatron_grow.benchmark.report import Report
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.parallel import cpu, cpu_speed
-from megatron_grow.train.benchmark.contestants import MegatronGrow, train_section
-from megatron_grow.train.benchmark.gang import Gang
-from megatron_grow.train.benchmark.report import Report
 
 _SEAM = {str(Path(str(module.__file__))) for module in (cpu, cpu_speed)}
 

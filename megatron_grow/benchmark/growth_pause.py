@@ -13,6 +13,10 @@ from statistics import median
 import torch.distributed as dist
 from rich.progress import track
 
+from megatron_grow.benchmark import memory
+from megatron_grow.benchmark.contestants import MegatronGrow, train_section
+from megatron_grow.benchmark.gang import Gang
+from megatron_grow.benchmark.report import Report
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.save import save
 from megatron_grow.config.model import ModelConfig
@@ -21,10 +25,6 @@ from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.axes import logical_tensors
-from megatron_grow.train.benchmark import memory
-from megatron_grow.train.benchmark.contestants import MegatronGrow, train_section
-from megatron_grow.train.benchmark.gang import Gang
-from megatron_grow.train.benchmark.report import Report
 from megatron_grow.train.live_stage import LiveStage
 from megatron_grow.train.transition import begin, grow
 
