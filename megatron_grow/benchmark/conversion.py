@@ -56,9 +56,9 @@ def measure(model: ModelConfig, precision: str, directory: Path) -> Report:
     }
     grow.write_text(yaml.safe_dump({"model": target, "grow": _GROW}))
     conversions = {
-        "reshard to the same layout": ["reshard"],
+        "reshard, same layout": ["reshard"],
         "reshard to TP4 PP2": ["reshard", *_LAYOUT],
-        "grow by a quarter in depth and feed-forward": ["grow", "--grow", str(grow), *_LAYOUT[:2]],
+        "grow depth and ffn by 1/4": ["grow", "--grow", str(grow), *_LAYOUT[:2]],
     }
     cold = _drop_caches()
     copies = [_copy(stored, directory / "copy")]
@@ -66,7 +66,7 @@ def measure(model: ModelConfig, precision: str, directory: Path) -> Report:
     for name, (verb, *options) in conversions.items():
         turns[name] = _convert(verb, stored, directory / "converted", options)
         copies.append(_copy(stored, directory / "copy"))
-    rows = [["cp, then sync"] + [f"{size:.2f}", _range(copies), _rates(size, copies), "", "", ""]]
+    rows = [["cp, then sync", f"{size:.2f}", _range(copies), _rates(size, copies), "", "", ""]]
     ratios = {}
     for (name, turn), before, after in zip(turns.items(), copies, copies[1:], strict=False):
         rate, of_copy = turn.gigabytes / turn.seconds, 2 * size / (before + after)
@@ -114,7 +114,7 @@ def _copy(source: Path, target: Path) -> float:
 
 def _convert(verb: str, source: Path, target: Path, options: list[str]) -> Turn:
     _drop_caches()
-    command = [sys.executable, _TOOL, verb, source, target, *options]
+    command = [sys.executable, str(_TOOL), verb, str(source), str(target), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     said = process.stdout.read()
