@@ -9,6 +9,9 @@ import struct
 import threading
 import zipfile
 import zlib
+from collections import defaultdict
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import torch
 
 from megatron_grow.checkpoint.pickles import TRAINING, Restricted, StoredTensor
 from megatron_grow.config.errors import UserError
-from megatron_grow.state.boxes import Box, shape_of, slices, volume
+from megatron_grow.state.boxes import Box, full, shape_of, slices
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a member: lengths of its name and of its extra field; its data follow these."""
@@ -45,7 +48,7 @@ class Archive:
             UserError: missing, damaged, or naming what a checkpoint has no use for.
         """
         self.path = path
-        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._checked: set[str] = set()
         try:
             with path.open("rb") as file, zipfile.ZipFile(file) as archive:
@@ -69,25 +72,32 @@ class Archive:
         except Exception as error:  # damaged bytes can raise anything
             raise self._unreadable(error) from None
 
-    def read(self, tensor: StoredTensor, box: Box | None = None) -> torch.Tensor:
-        """The values of a tensor in ``box``, by default all of them, as they are stored.
+    def read(self, tensor: StoredTensor, box: Box) -> torch.Tensor:
+        """The values in ``box`` of a tensor of one axis or more, as they are stored.
 
         Raises:
             UserError: they cannot be read, or are damaged.
         """
-        box = box if box is not None else tuple((0, size) for size in tensor.shape)
         try:
-            start, size = self._place(tensor)
+            offset, size = self._place(tensor)
             self._check(tensor.member)
-            # Whole rows are read, and cut: ranges of the first axis are contiguous.
-            rows, row = (box[0], size // tensor.shape[0]) if volume(box) else ((0, 0), 0)
-            rows, row = (rows, row) if tensor.shape else ((0, 1), size)
-            raw = torch.empty((rows[1] - rows[0]) * row, dtype=torch.uint8)
-            self._fill(raw, start + rows[0] * row)
+            # Whole rows are read, and cut: they are contiguous.
+            first, last = box[0]
+            row = size // max(tensor.shape[0], 1)
+            raw = torch.empty((last - first) * row, dtype=torch.uint8)
+            self._fill(raw, offset + first * row)
         except (OSError, ValueError, KeyError) as error:
             raise self._unreadable(error) from None
-        held = (rows, *((0, extent) for extent in tensor.shape[1:])) if tensor.shape else ()
+        held = (box[0], *full(tensor.shape[1:]))
         return raw.view(tensor.dtype).view(shape_of(held))[slices(box, held)]
+
+    def scalar(self, tensor: StoredTensor) -> float:
+        """The one value of a tensor without axes.
+
+        Raises:
+            UserError: it cannot be read, or is damaged.
+        """
+        return self.read(replace(tensor, shape=(1,), stride=(1,)), ((0, 1),)).item()
 
     def bytes_stored(self) -> int:
         """Of all tensors."""
@@ -96,7 +106,7 @@ class Archive:
     def _place(self, tensor: StoredTensor) -> tuple[int, int]:
         """Where a tensor's values begin in the file, and their bytes."""
         offset, length, _ = self._storages[tensor.member]
-        size = volume(tuple((0, extent) for extent in tensor.shape)) * tensor.dtype.itemsize
+        size = prod(tensor.shape) * tensor.dtype.itemsize
         first = tensor.first * tensor.dtype.itemsize
         if not tensor.row_major:
             raise ValueError("a tensor is not in row-major order")
@@ -106,7 +116,7 @@ class Archive:
 
     def _check(self, member: str) -> None:
         """Compare the checksum of a storage, once."""
-        with self._lock:
+        with self._locks[member]:
             if member in self._checked:
                 return
             offset, length, expected = self._storages[member]

@@ -20,6 +20,11 @@ STATE_PREFIX = "optimizer.state."
 """Begins the keys of main parameters and moments."""
 
 
+MAIN_NAMES = ("param", "fp32_param")
+"""What main parameters are called in those keys: by the distributed optimizer of Megatron-LM and
+here, and by its plain mixed-precision one."""
+
+
 def step_dir(root: Path, step: int) -> Path:
     """Directory of the checkpoint of ``step``."""
     return root / f"iter_{step:07d}"
@@ -32,7 +37,7 @@ def set_aside(checkpoint: Path) -> Path:
 
 def tensor_key(key: str, kind: str) -> str:
     """The key under which one kind of state of a tensor is stored, in Megatron's naming."""
-    return f"{STATE_PREFIX}{'param' if kind == MAIN_PARAM else kind}.{key}"
+    return f"{STATE_PREFIX}{MAIN_NAMES[0] if kind == MAIN_PARAM else kind}.{key}"
 
 
 def saved_steps(root: Path) -> list[int]:

@@ -29,6 +29,7 @@ from megatron_grow.checkpoint.layout import (
     step_dir,
     tensor_key,
 )
+from megatron_grow.checkpoint.megatron_state import common_state
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import fold, shape_of, slices
@@ -79,12 +80,7 @@ def save(
         planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
     )
     if dist.get_rank() == 0:
-        common = {
-            "iteration": record.step,
-            "checkpoint_version": 3.0,
-            "consumed_train_samples": record.consumed_samples,
-        }
-        torch.save(common, partial / COMMON)
+        torch.save(common_state(record, with_optimizer=with_optimizer), partial / COMMON)
         (partial / RECORD).write_text(record.to_json())
         save_config(CheckpointingConfig("torch_dist", 1), str(partial))
         _sync(*partial.iterdir(), partial)

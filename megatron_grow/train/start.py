@@ -82,7 +82,7 @@ def _check_record(record: Record, where: str, config: RunConfig, stages: list[St
     if record.stage >= len(stages):
         raise UserError(f"{where} is of stages[{record.stage}], but the run has {len(stages)}")
     stage = stages[record.stage]
-    if record.model_config != stage.model:
+    if record.model_config.resolved != stage.model.resolved:
         raise UserError(f"{where} holds another model than stages[{record.stage}] describes")
     if not stage.first_step <= record.step <= stage.last_step:
         raise UserError(
