@@ -146,6 +146,10 @@ TABLE: Names = {
             "_MEM_FORMAT_ENCODING",
         )
     },
+    # How Megatron-LM's ranks shared out the writing: of no use to a reader.
+    "torch.distributed.checkpoint.planner": dict.fromkeys(
+        ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"), _Inert
+    ),
     "torch.serialization": {"_get_layout": torch.serialization._get_layout},
 }
 """The table of chunks of a ``torch_dist`` checkpoint."""
