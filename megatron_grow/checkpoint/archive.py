@@ -79,7 +79,7 @@ class Archive:
             UserError: they cannot be read, or are damaged.
         """
         try:
-            offset, size = self._place(tensor)
+            offset, size = self.place(tensor)
             self._check(tensor.member)
             # Whole rows are read, and cut: they are contiguous.
             first, last = box[0]
@@ -103,7 +103,7 @@ class Archive:
         """Of all tensors."""
         return sum(size for _, size, _ in self._storages.values())
 
-    def _place(self, tensor: StoredTensor) -> tuple[int, int]:
+    def place(self, tensor: StoredTensor) -> tuple[int, int]:
         """Where a tensor's values begin in the file, and their bytes."""
         offset, length, _ = self._storages[tensor.member]
         size = prod(tensor.shape) * tensor.dtype.itemsize
