@@ -166,7 +166,7 @@ def shards(chunks: Sequence[GPTModel]) -> Iterator[ShardedTensor]:
 
 def within(shard: ShardedTensor) -> tuple[slice, ...]:
     """A shard's place in its whole tensor."""
-    shape = (*(1,) * shard.prepend_axis_num, *shard.data.shape)
+    shape = (*(1,) * shard.prepend_axis_num, *shard.local_shape)
     return tuple(slice(o, o + n) for o, n in zip(shard.global_offset, shape, strict=True))
 
 
