@@ -7,7 +7,6 @@ import os
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -16,6 +15,8 @@ from typing import Any, BinaryIO
 
 import torch
 from isal.isal_zlib import crc32  # several times faster than zlib's
+
+from megatron_grow.checkpoint.pickles import TENSOR, Restricted, StoredTensor
 
 _ZIP_LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a member: lengths of its name and of its extra field; its data follow these."""
@@ -28,17 +29,6 @@ _HAS_DESCRIPTOR = 0x08
 
 class DamagedError(Exception):
     """Bytes that are not what was written."""
-
-
-@dataclass(frozen=True)
-class _Described:
-    """What a pickled tensor says of itself; its values lie in another member of the archive."""
-
-    storage: tuple[torch.dtype, str]
-    """Type of the values, and the member's name."""
-    first: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
 
 
 def read_tensor(path: Path, offset: int, length: int) -> torch.Tensor:
@@ -58,19 +48,20 @@ def read_tensor(path: Path, offset: int, length: int) -> torch.Tensor:
             members = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
             if members.keys() >= {"byteorder"} and archive.read(members["byteorder"]) != b"little":
                 raise DamagedError("its bytes are in big-endian order")
-            told = _Unpickler(io.BytesIO(archive.read(members["data.pkl"]))).load()
-            if not isinstance(told, _Described):
+            told = Restricted(io.BytesIO(archive.read(members["data.pkl"])), TENSOR).load()
+            if not isinstance(told, StoredTensor):
                 raise DamagedError("it holds something else than a tensor")
-            dtype, name = told.storage
-            values = _values(descriptor, offset, members[f"data/{name}"])
+            values = _values(descriptor, offset, members[f"data/{told.member}"])
     except (DamagedError, OSError):
         raise
+    except pickle.UnpicklingError as error:
+        raise DamagedError(f"it holds something else than a tensor: {error}") from None
     except Exception as error:  # damaged bytes can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedError(reason) from None
     finally:
         os.close(descriptor)
-    return _shaped(values.view(dtype), told)
+    return _shaped(values.view(told.dtype), told)
 
 
 def write_tensor(file: BinaryIO, values: torch.Tensor) -> int:
@@ -153,13 +144,8 @@ def _values(descriptor: int, offset: int, member: zipfile.ZipInfo) -> torch.Tens
     return values
 
 
-def _shaped(values: torch.Tensor, told: _Described) -> torch.Tensor:
-    expected: list[int] = []
-    step = 1
-    for size in reversed(told.shape):
-        expected.insert(0, step)
-        step *= max(size, 1)
-    if told.stride != tuple(expected):
+def _shaped(values: torch.Tensor, told: StoredTensor) -> torch.Tensor:
+    if not told.row_major:
         raise DamagedError("its values are not in row-major order")
     count = prod(told.shape)
     if not 0 <= told.first <= told.first + count <= len(values):
@@ -198,39 +184,3 @@ class _Window(io.RawIOBase):
         count = os.preadv(self._descriptor, [memory], self._offset + self._at) if memory else 0
         self._at += count
         return count
-
-
-_STORAGES = {
-    f"{name}Storage": dtype
-    for name, dtype in {
-        "Double": torch.float64,
-        "Float": torch.float32,
-        "Half": torch.float16,
-        "BFloat16": torch.bfloat16,
-        "Long": torch.int64,
-        "Int": torch.int32,
-        "Short": torch.int16,
-        "Char": torch.int8,
-        "Byte": torch.uint8,
-        "Bool": torch.bool,
-    }.items()
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Understands how torch pickles one plain tensor, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, first, shape, stride, *_: _Described(
-                storage, first, tuple(shape), tuple(stride)
-            )
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        raise DamagedError(f"it holds something else than a tensor: {module}.{name}")
-
-    def persistent_load(self, pid: Any) -> tuple[torch.dtype, str]:
-        _, dtype, name, *_ = pid
-        return dtype, name

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from megatron_grow.checkpoint.layout import COMMON, COMPLETE, METADATA, RECORD
+from megatron_grow.checkpoint.megatron_state import common_state
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.state.axes import LogicalTensor
 
@@ -17,14 +18,9 @@ COMPANIONS = (METADATA, COMMON, RECORD, COMPLETE)
 """Files that hold no tensors."""
 
 
-def write_companions(directory: Path, record: Record) -> None:
-    """Write what says which checkpoint it is."""
-    common = {
-        "iteration": record.step,
-        "checkpoint_version": 3.0,
-        "consumed_train_samples": record.consumed_samples,
-    }
-    torch.save(common, directory / COMMON)
+def write_companions(directory: Path, record: Record, with_optimizer: bool) -> None:
+    """Write what says which checkpoint it is, and whether it has an optimizer's state."""
+    torch.save(common_state(record, with_optimizer=with_optimizer), directory / COMMON)
     (directory / RECORD).write_text(record.to_json())
     marker = {
         "sharded_backend": "torch_dist",

@@ -15,6 +15,8 @@ COMMON = "common.pt"
 """What megatron-core keeps beside the tensors."""
 RECORD = "megatron_grow.json"
 """Step, stage, growth history and the run's configuration."""
+LEGACY = "model_optim_rng.pt"
+"""In directories ``mp_rank_*``, of the legacy format."""
 SIDE_FILES = "huggingface"
 """Directory of the files that an imported model came with: tokenizer, generation settings."""
 COMPLETE = "metadata.json"
@@ -22,6 +24,11 @@ COMPLETE = "metadata.json"
 
 STATE_PREFIX = "optimizer.state."
 """Begins the keys of main parameters and moments."""
+
+
+MAIN_NAMES = ("param", "fp32_param")
+"""What main parameters are called in those keys: by the distributed optimizer of Megatron-LM and
+here, and by its plain mixed-precision one."""
 
 
 def step_dir(root: Path, step: int) -> Path:
@@ -36,7 +43,12 @@ def set_aside(checkpoint: Path) -> Path:
 
 def tensor_key(key: str, kind: str) -> str:
     """The key under which one kind of state of a tensor is stored, in Megatron's naming."""
-    return f"{STATE_PREFIX}{'param' if kind == MAIN_PARAM else kind}.{key}"
+    return f"{STATE_PREFIX}{MAIN_NAMES[0] if kind == MAIN_PARAM else kind}.{key}"
+
+
+def is_complete(path: Path) -> bool:
+    """Whether ``path`` is the directory of a whole checkpoint, of either of Megatron's formats."""
+    return (path / COMPLETE).exists() or any(path.glob(f"mp_rank_00*/{LEGACY}"))
 
 
 def saved_steps(root: Path) -> list[int]:
@@ -44,7 +56,7 @@ def saved_steps(root: Path) -> list[int]:
     return sorted(
         int(step)
         for path in root.glob("iter_*")
-        if (step := path.name.removeprefix("iter_")).isdigit() and (path / COMPLETE).exists()
+        if (step := path.name.removeprefix("iter_")).isdigit() and is_complete(path)
     )
 
 
@@ -65,7 +77,7 @@ def latest(root: Path) -> Path | None:
     path = step_dir(root, int(text)) if text.isdigit() else root / text
     if not path.exists() and (set_aside(path) / COMPLETE).exists():
         return set_aside(path)  # a save was killed between two renames
-    if not (path / COMPLETE).exists():
+    if not is_complete(path):
         raise UserError(
             f"{tracker} says {text}, but {path} is not a complete checkpoint; {choices}"
         )
@@ -82,7 +94,7 @@ def locate(path: Path, named: str = "") -> Path:
     Raises:
         UserError: nothing complete is there.
     """
-    if (path / COMPLETE).exists():
+    if is_complete(path):
         return path
     if not path.is_dir():
         raise UserError(f"{named}{path} is not a directory")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_grow.checkpoint.layout import RECORD
-from megatron_grow.checkpoint.manifest import read_checked
+from megatron_grow.checkpoint.archive import Archive
+from megatron_grow.checkpoint.layout import COMMON, RECORD
+from megatron_grow.checkpoint.manifest import MANIFEST, read_checked
+from megatron_grow.checkpoint.megatron_args import model_from_args, run_from_args
+from megatron_grow.checkpoint.megatron_optimizer import check_sharding, optimizer_step
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 
@@ -60,12 +64,15 @@ class Record:
 
 
 def read_record(checkpoint: Path) -> Record:
-    """The record of a checkpoint directory.
+    """The record of a ``torch_dist`` checkpoint; Megatron-LM's own says the same in other words.
 
     Raises:
-        UserError: missing, unreadable or of another version.
+        UserError: missing, unreadable or of another version; of what cannot be built here.
     """
     path = checkpoint / RECORD
+    ours = path.exists() or (checkpoint / MANIFEST).exists()
+    if not ours and (checkpoint / COMMON).exists():
+        return _of_common_state(checkpoint / COMMON)
     try:
         values = json.loads(read_checked(path))
         if values["format"] != Record.format:
@@ -79,7 +86,49 @@ def read_record(checkpoint: Path) -> Record:
         return Record(**values)
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing: {checkpoint} was not written by megatron_grow"
+            f"{path} is missing, and so is {COMMON}: nothing says what {checkpoint} holds"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _of_common_state(path: Path) -> Record:
+    archive = Archive(path)
+    common = archive.content
+    if not isinstance(common, dict) or not isinstance(common.get("args"), Namespace):
+        raise UserError(f"{path} holds no args of Megatron-LM: nothing says what its model is")
+    check_sharding(common, str(path))
+    return record_of_megatron(
+        common["args"], common.get("iteration"), optimizer_step(archive, common), str(path)
+    )
+
+
+def record_of_megatron(args: Namespace, step: Any, optimizer_step: int, where: str) -> Record:
+    """The record of a run of Megatron-LM.
+
+    Args:
+        args: its arguments, as a checkpoint holds them.
+        step: its iteration.
+        optimizer_step: updates that the moments have seen.
+        where: begins the message of an error.
+
+    Raises:
+        UserError: damaged, or of what cannot be built here; the message names the argument.
+    """
+    try:
+        model, config = model_from_args(args, where), run_from_args(args)
+        samples = int(getattr(args, "consumed_train_samples", 0))
+        return Record(
+            step=int(step),
+            stage=0,
+            consumed_samples=samples,
+            consumed_tokens=samples * config["train"]["seq_length"],
+            optimizer_step=optimizer_step,
+            model=asdict(model),
+            precision=config["train"]["precision"],
+            config={**config, "model": asdict(model)},
+        )
+    except UserError as error:
+        raise UserError(str(error) if where in str(error) else f"{where}: {error}") from None
+    except Exception as error:  # arguments of any type may stand there
+        raise UserError(f"{where}: its args are damaged: {error}") from None

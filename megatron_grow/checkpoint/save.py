@@ -70,7 +70,7 @@ def save(
         planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
     )
     if dist.get_rank() == 0:
-        write_companions(written, record)
+        write_companions(written, record, with_optimizer)
         write_manifest(written, COMPANIONS)
         move_into_place(final)
         point(root, record.step)

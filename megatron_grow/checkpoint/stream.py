@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -19,45 +18,12 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from megatron_grow.checkpoint.chunks import DamagedError, read_tensor
 from megatron_grow.checkpoint.layout import METADATA
 from megatron_grow.checkpoint.manifest import read_checked
+from megatron_grow.checkpoint.pickles import TABLE, Restricted
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box, full, intersect, shape_of, slices, volume
 
 # Chunks kept in memory, because neighbouring slices often come from one chunk.
 _CACHED_BYTES = 256 << 20
-
-# All that a checkpoint's .metadata is made of. Whole names: a pickle may ask any module that
-# imports os for `os.system`.
-_ALLOWED = {
-    "collections": {"OrderedDict"},
-    "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata"},
-    "pathlib": {"PosixPath", "WindowsPath"},
-    "pathlib._local": {"PosixPath", "WindowsPath"},
-    "torch": {
-        "Size",
-        *(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.serialization": {"_get_layout"},
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Loads a checkpoint's ``.metadata`` and nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _ALLOWED.get(module, ()):
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not allowed")
-        return super().find_class(module, name)
 
 
 class CheckpointReader:
@@ -128,7 +94,7 @@ class CheckpointReader:
     def _load_metadata(self) -> Metadata:
         path = self.directory / METADATA
         try:
-            metadata = _MetadataUnpickler(io.BytesIO(read_checked(path))).load()
+            metadata = Restricted(io.BytesIO(read_checked(path)), TABLE).load()
             if not isinstance(metadata, Metadata) or metadata.storage_data is None:
                 raise pickle.UnpicklingError("it holds no table of chunks")
             return metadata

@@ -126,7 +126,8 @@ class TorchDistSink:
             meta = StorageMeta(checkpoint_id=None, save_id=None)
             metadata = Metadata({**entries, **objects}, storage_data=storage, storage_meta=meta)
             pickle.dump(metadata, file)
-        write_companions(self.directory, self._record)
+        trains = any(len(kinds) > 1 for kinds in self._kinds.values())
+        write_companions(self.directory, self._record, trains)
 
     def reopen(self) -> Callable[[str, Block], torch.Tensor]:
         """What a reader now finds of a block under a stored name."""

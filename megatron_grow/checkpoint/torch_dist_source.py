@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_grow.checkpoint.layout import STATE_PREFIX, tensor_key
+from megatron_grow.checkpoint.layout import MAIN_NAMES, STATE_PREFIX, tensor_key
 from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.stream import CheckpointReader
 from megatron_grow.config.errors import UserError
@@ -70,10 +70,11 @@ class TorchDistSource:
         return out
 
     def _name(self, key: str, kind: str) -> str:
-        name = tensor_key(key, kind)
-        if name not in self._reader and kind == MAIN_PARAM:
-            return key  # an fp32 checkpoint stores weights once; one without optimizer, rounded
-        return name
+        if kind != MAIN_PARAM:
+            return tensor_key(key, kind)
+        names = (f"{STATE_PREFIX}{name}.{key}" for name in MAIN_NAMES)
+        # An fp32 checkpoint stores weights once; one without optimizer, rounded.
+        return next((name for name in names if name in self._reader), key)
 
     def _find_kinds(self, key: str) -> tuple[str, ...]:
         ending = f".{key}"
@@ -82,7 +83,7 @@ class TorchDistSource:
             for name in self._reader.names()
             if name.startswith(STATE_PREFIX) and name.endswith(ending)
         )
-        return (MAIN_PARAM, *(kind for kind in found if kind != "param"))
+        return (MAIN_PARAM, *(kind for kind in found if kind not in MAIN_NAMES))
 
     def _check(self) -> None:
         """That the tensors are those of the model, and no others."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_grow.config.errors import UserError
@@ -81,6 +81,16 @@ class ModelConfig:
         for field in ("hidden_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, field) < 1.0:
                 raise UserError(f"model.{field}={getattr(self, field)} must be in [0, 1)")
+
+    @property
+    def resolved(self) -> ModelConfig:
+        """The same model, its absent sizes filled in."""
+        return replace(
+            self,
+            num_query_groups=self.query_groups,
+            kv_channels=self.head_dim,
+            ffn_hidden_size=self.ffn_size,
+        )
 
     @property
     def query_groups(self) -> int:

@@ -15,6 +15,7 @@ from megatron_grow.checkpoint.huggingface.files import side_files
 from megatron_grow.checkpoint.huggingface.sink import HuggingFaceSink
 from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
 from megatron_grow.checkpoint.layout import step_dir
+from megatron_grow.checkpoint.legacy.sink import LegacySink
 from megatron_grow.checkpoint.open import open_source
 from megatron_grow.checkpoint.sink import Sink
 from megatron_grow.checkpoint.source import Source
@@ -22,6 +23,7 @@ from megatron_grow.checkpoint.torch_dist_sink import DTYPES, TorchDistSink
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.stages import GrowSection
+from megatron_grow.convert.arguments import build_parser
 from megatron_grow.convert.checks import check_layout, check_precision
 from megatron_grow.convert.compare import compare, same_shape
 from megatron_grow.convert.conversion import check_destination, convert
@@ -31,6 +33,7 @@ from megatron_grow.convert.inspection import check_digests, inspect
 from megatron_grow.convert.memory import keep_freed_memory
 from megatron_grow.convert.preview import preview
 from megatron_grow.convert.progress import Progress
+from megatron_grow.convert.selection import open_weights
 from megatron_grow.convert.side_files import imported_with, of_source
 from megatron_grow.growth.offline import GrownSource
 from megatron_grow.growth.plan import without_padding
@@ -44,13 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 when what was asked for happened; 1 when two checkpoints that were compared
         differ; 2 for a mistake, a damaged checkpoint or a full disk.
     """
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     keep_freed_memory()
     joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if joins:
         dist.init_process_group("gloo")
     try:
-        return args.run(args)
+        return _VERBS[args.verb](args)
     except (UserError, OSError) as error:
         if _leads():
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -63,87 +66,6 @@ def main(argv: list[str] | None = None) -> int:
 def _leads() -> bool:
     """Whether this process is the one that speaks."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="convert_checkpoint.py",
-        description="Grow, reshard, import, export and verify checkpoints in bounded memory. "
-        "Under torchrun the work is spread over processes.",
-    )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-
-    def verb(
-        name: str, run: Callable[[argparse.Namespace], int], told: str, *paths: str
-    ) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=told, description=told)
-        added.set_defaults(run=run)
-        for path in paths:
-            added.add_argument(path.lower(), type=Path, metavar=path)
-        return added
-
-    shown = verb("inspect", _inspect, "what a checkpoint holds, and whether it is whole", "CKPT")
-    shown.add_argument("--check", action="store_true", help="read all of it and compare digests")
-
-    grown = verb("grow", _grow, "grow a model, with its optimizer state", "SRC", "DST")
-    grown.add_argument("--grow", type=Path, required=True, metavar="YAML", help="model: and grow:")
-    grown.add_argument("--seed", type=int, help="of fresh values (default: the run's)")
-    resharded = verb("reshard", _reshard, "change layout, format or precision", "SRC", "DST")
-    for writes in (grown, resharded):
-        _add_layout(writes)
-        _add_writing(writes)
-
-    imported = verb("import-hf", _import, "from a Hugging Face model's directory", "SRC", "DST")
-    imported.add_argument(
-        "--make-vocab-size-divisible-by",
-        type=int,
-        metavar="N",
-        help="pad the vocabulary (default: up to 128, as far as no padding is needed)",
-    )
-    _add_layout(imported)
-    _add_writing(imported)
-
-    exported = verb("export-hf", _export, "to a Hugging Face model's directory", "SRC", "DST")
-    exported.add_argument("--family", help="model_type (default: as imported, or what fits)")
-    exported.add_argument(
-        "--side-files",
-        type=Path,
-        metavar="DIR",
-        help="with the tokenizer, generation settings, ...",
-    )
-    exported.add_argument(
-        "--max-shard-size", type=float, default=1.0, metavar="GB", help="default 1"
-    )
-    _add_writing(exported, "fp32", "bf16", "fp16")
-
-    compared = verb("verify", _verify, "compare two checkpoints of any formats", "A", "B")
-    compared.add_argument(
-        "--weights-only", action="store_true", help="leave out optimizer state and progress"
-    )
-    compared.add_argument("--forward", action="store_true", help="run both and compare logits")
-    compared.add_argument("--text", type=Path, metavar="FILE", help="what --forward reads")
-    return parser
-
-
-def _add_layout(parser: argparse.ArgumentParser) -> None:
-    layout = parser.add_argument_group("layout")
-    for name in ("tensor", "pipeline"):
-        layout.add_argument(
-            f"--{name}-model-parallel-size", type=int, default=1, metavar="N", help="default 1"
-        )
-
-
-def _add_writing(parser: argparse.ArgumentParser, *precisions: str) -> None:
-    writing = parser.add_argument_group("writing")
-    writing.add_argument(
-        "--precision", choices=precisions or ("fp32", "bf16"), help="of weights (default: same)"
-    )
-    writing.add_argument("--allow-rounding", action="store_true", help="let --precision lose bits")
-    writing.add_argument("--no-verify", action="store_true", help="do not read it again")
-    writing.add_argument("--dry-run", action="store_true", help="tell what would be done")
-    writing.add_argument(
-        "--threads", type=int, default=min(4, 1 + (os.cpu_count() or 1)), metavar="N"
-    )
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -187,11 +109,12 @@ def _compare_functions(a: Source, b: Source, text: Path | None) -> int:
 
 
 def _grow(args: argparse.Namespace) -> int:
-    return _to_megatron(grow(together(lambda: open_source(args.src)), args.grow, args.seed), args)
+    source = together(lambda: open_weights(args.src, args.weights_only))
+    return _to_megatron(grow(source, args.grow, args.seed), args)
 
 
 def _reshard(args: argparse.Namespace) -> int:
-    return _to_megatron(together(lambda: open_source(args.src)), args)
+    return _to_megatron(together(lambda: open_weights(args.src, args.weights_only)), args)
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -204,9 +127,7 @@ def _export(args: argparse.Namespace) -> int:
     model = source.record.model_config
     precision = args.precision or source.record.precision
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
-    # Weights that were rounded in training lose nothing more in that precision.
-    rounded = trains and precision == source.record.precision
-    check_precision(source, precision, args.allow_rounding or rounded)
+    check_precision(source, precision, args.allow_rounding or _rounded(source, precision))
     bare = replace(model, make_vocab_size_divisible_by=1)
     beside = side_files(args.side_files) if args.side_files else of_source(source)
     if trains and _leads():
@@ -228,18 +149,31 @@ def _export(args: argparse.Namespace) -> int:
     return _write(unpadded, args.dst, args.dst, make, None, {}, args)
 
 
+def _rounded(source: Source, precision: str) -> bool:
+    """Whether training itself has rounded the weights that it computed with to ``precision``."""
+    return precision == source.record.precision and source.format != "Hugging Face"
+
+
 def _to_megatron(source: Source, args: argparse.Namespace) -> int:
     precision = args.precision or source.record.precision
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
-    check_precision(source, precision, args.allow_rounding or trains)
+    check_precision(source, precision, args.allow_rounding or trains or _rounded(source, precision))
     layout = ParallelConfig(
         tensor_model_parallel_size=args.tensor_model_parallel_size,
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=args.virtual_pipeline_model_parallel_size,
     )
     check_layout(source.record.model_config, layout)
     record = replace(source.record, precision=precision)
+    if args.format == "torch" and trains:
+        raise UserError(
+            f"{source.path} has optimizer state, which is not written in the legacy format; pass "
+            "--weights-only to leave it behind"
+        )
 
     def make(directory: Path) -> Sink:
+        if args.format == "torch":
+            return LegacySink(directory, record, source.tensors, layout)
         return TorchDistSink(
             directory,
             record,
@@ -287,3 +221,13 @@ def _write(
             checked = "not verified"
         print(f"{final}: {size:.2f} GB in {seconds:.1f} s ({size / seconds:.2f} GB/s), {checked}")
     return 0
+
+
+_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "inspect": _inspect,
+    "grow": _grow,
+    "reshard": _reshard,
+    "import-hf": _import,
+    "export-hf": _export,
+    "verify": _verify,
+}

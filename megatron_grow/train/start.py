@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_grow.checkpoint.layout import latest, locate
+from megatron_grow.checkpoint.open import open_source
 from megatron_grow.checkpoint.record import GrowthEvent, Record, read_record
 from megatron_grow.checkpoint.source import Source
 from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
@@ -44,20 +45,21 @@ def find_start(config: RunConfig, stages: list[Stage]) -> tuple[Start | None, Pl
     """
     load, first = config.checkpoint.load, stages[0]
     own = latest(config.checkpoint_dir) if load == "auto" or first.grow else None
-    path = own if own or load in (None, "auto") else locate(Path(str(load)), "checkpoint.load=")
+    other = Path(load) if load not in (None, "auto") else None
     if first.grow is None:
         fresh = initialisation(first.model, config.model.num_layers, config.run.seed)
+        path = locate(other, "checkpoint.load=") if other else own
         return (_resume(path, config, stages) if path else None), fresh
     if own is not None:
         start = _resume(own, config, stages)
         if not start.growths or start.growths[0].stage != 0:
             raise UserError(f"{own} did not begin by stages[0].grow; leave it out to go on from it")
         return start, _first_plan(ModelConfig(**start.growths[0].source_model), config, first)
-    if path is None:
+    if other is None:
         raise UserError(
             "stages[0].grow has nothing to grow from: checkpoint.load must name a checkpoint"
         )
-    start = _grow(path, config, first)
+    start = _grow(open_source(other, "checkpoint.load="), config, first)
     return start, start.plan
 
 
@@ -82,7 +84,7 @@ def _check_record(record: Record, where: str, config: RunConfig, stages: list[St
     if record.stage >= len(stages):
         raise UserError(f"{where} is of stages[{record.stage}], but the run has {len(stages)}")
     stage = stages[record.stage]
-    if record.model_config != stage.model:
+    if record.model_config.resolved != stage.model.resolved:
         raise UserError(f"{where} holds another model than stages[{record.stage}] describes")
     if not stage.first_step <= record.step <= stage.last_step:
         raise UserError(
@@ -124,9 +126,8 @@ def _first_plan(source: ModelConfig, config: RunConfig, stage: Stage) -> Plan:
     )
 
 
-def _grow(path: Path, config: RunConfig, stage: Stage) -> Start:
-    stored, where = TorchDistSource(path), f"checkpoint {path}"
-    record = stored.record
+def _grow(stored: Source, config: RunConfig, stage: Stage) -> Start:
+    record, where = stored.record, f"checkpoint {stored.path}"
     source = record.model_config
     plan = _first_plan(source, config, stage)
     if plan.optimizer_state != "reset":
@@ -156,7 +157,7 @@ def _grow(path: Path, config: RunConfig, stage: Stage) -> Start:
         source_model=asdict(source),
     )
     return Start(
-        path=path,
+        path=stored.path,
         source=stored,
         plan=plan,
         stage=0,

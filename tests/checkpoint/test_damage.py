@@ -78,9 +78,9 @@ def read_all(path: Path) -> None:
         reader.read(key, tuple((0, size) for size in tensor.checkpoint_shape))
 
 
-def test_missing_files(root: Path) -> None:
+def test_missing_files(saved: Path, tmp_path: Path) -> None:
     for name in (METADATA, CHUNKS, RECORD):
-        checkpoint = shutil.copytree(root / "iter_0000010", root / f"without{name}")
+        checkpoint = shutil.copytree(saved / "iter_0000010", tmp_path / f"without{name}")
         (checkpoint / name).unlink()
         reads = read_record if name == RECORD else CheckpointReader
         refused(lambda reads=reads, at=checkpoint: reads(at), checkpoint / name, "missing")

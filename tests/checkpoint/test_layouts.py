@@ -218,7 +218,7 @@ def test_megatron_core_loads_it(
         for rank in ranks:
             common, weights = rank[name]
             assert common["iteration"] == STEP
-            assert common["consumed_train_samples"] == STEP * 8
+            assert common["args"].consumed_train_samples == STEP * 8
             check_weights(name, weights, saved)
         assert {part.key for rank in ranks for part in rank[name][1]} == set(tensors_of(name))
 

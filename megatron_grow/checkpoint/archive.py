@@ -1,0 +1,148 @@
+"""Files of ``torch.save`` that are read piece by piece."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import threading
+import zipfile
+from collections import defaultdict
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from isal.isal_zlib import crc32
+
+from megatron_grow.checkpoint.pickles import TRAINING, Restricted, StoredTensor
+from megatron_grow.config.errors import UserError
+from megatron_grow.state.boxes import Box, full, shape_of, slices
+
+_LOCAL_HEADER = struct.Struct("<26xHH")
+"""Of a member: lengths of its name and of its extra field; its data follow these."""
+
+_CRC_BYTES = 8 << 20
+"""Read at a time to compute a checksum."""
+
+
+def data_offset(file: io.RawIOBase | io.BufferedIOBase, member: zipfile.ZipInfo) -> int:
+    """Where the data of a member begin in the file of its archive."""
+    file.seek(member.header_offset)
+    return member.header_offset + 30 + sum(_LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size)))
+
+
+class Archive:
+    """What one file holds, its tensors described; nothing in it is ever run.
+
+    Values are read by their place in the file, the checksum of each storage is compared before the
+    first of them, and no file stays open or mapped. Several threads may read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read all of ``path`` but the values of its tensors.
+
+        Raises:
+            UserError: missing, damaged, or naming what a checkpoint has no use for.
+        """
+        self.path = path
+        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._checked: set[str] = set()
+        try:
+            with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+                members = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
+                for info in members.values():
+                    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+                        raise zipfile.BadZipFile(f"{info.filename} is compressed")
+                if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+                    raise zipfile.BadZipFile("its bytes are in big-endian order")
+                content = io.BytesIO(archive.read(members["data.pkl"]))
+                self.content: Any = Restricted(content, TRAINING).load()
+                self._storages = {
+                    name.removeprefix("data/"): (data_offset(file, info), info.file_size, info.CRC)
+                    for name, info in members.items()
+                    if name.startswith("data/")
+                }
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: the checkpoint is not complete") from None
+        except pickle.UnpicklingError as error:
+            raise UserError(f"{path} is no checkpoint's: {error}") from None
+        except Exception as error:  # damaged bytes can raise anything
+            raise self._unreadable(error) from None
+
+    def read(self, tensor: StoredTensor, box: Box) -> torch.Tensor:
+        """The values in ``box`` of a tensor of one axis or more, as they are stored.
+
+        Raises:
+            UserError: they cannot be read, or are damaged.
+        """
+        try:
+            offset, size = self.place(tensor)
+            self._check(tensor.member)
+            # Whole rows are read, and cut: they are contiguous.
+            first, last = box[0]
+            row = size // max(tensor.shape[0], 1)
+            raw = torch.empty((last - first) * row, dtype=torch.uint8)
+            self._fill(raw, offset + first * row)
+        except (OSError, ValueError, KeyError) as error:
+            raise self._unreadable(error) from None
+        held = (box[0], *full(tensor.shape[1:]))
+        return raw.view(tensor.dtype).view(shape_of(held))[slices(box, held)]
+
+    def scalar(self, tensor: StoredTensor) -> float:
+        """The one value of a tensor without axes.
+
+        Raises:
+            UserError: it cannot be read, or is damaged.
+        """
+        return self.read(replace(tensor, shape=(1,), stride=(1,)), ((0, 1),)).item()
+
+    def bytes_stored(self) -> int:
+        """Of all tensors."""
+        return sum(size for _, size, _ in self._storages.values())
+
+    def place(self, tensor: StoredTensor) -> tuple[int, int]:
+        """Where a tensor's values begin in the file, and their bytes."""
+        offset, length, _ = self._storages[tensor.member]
+        size = prod(tensor.shape) * tensor.dtype.itemsize
+        first = tensor.first * tensor.dtype.itemsize
+        if not tensor.row_major:
+            raise ValueError("a tensor is not in row-major order")
+        if not 0 <= first <= first + size <= length:
+            raise ValueError("a tensor is larger than its storage")
+        return offset + first, size
+
+    def _check(self, member: str) -> None:
+        """Compare the checksum of a storage, once."""
+        with self._locks[member]:
+            if member in self._checked:
+                return
+            offset, length, expected = self._storages[member]
+            buffer, found = torch.empty(min(length, _CRC_BYTES), dtype=torch.uint8), 0
+            for done in range(0, length, _CRC_BYTES):
+                part = buffer[: min(length - done, _CRC_BYTES)]
+                self._fill(part, offset + done)
+                found = crc32(memoryview(part.numpy()), found)  # type: ignore[arg-type]
+            if found != expected:
+                raise ValueError(f"the checksum of data/{member} is wrong")
+            self._checked.add(member)
+
+    def _fill(self, values: torch.Tensor, start: int) -> None:
+        memory, done = memoryview(values.numpy()), 0  # type: ignore[arg-type]
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            while done < len(memory):
+                count = os.preadv(descriptor, [memory[done:]], start + done)
+                if count == 0:
+                    raise ValueError("it is truncated")
+                done += count
+        finally:
+            os.close(descriptor)
+
+    def _unreadable(self, error: Exception) -> UserError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, zipfile.BadZipFile) and "not a zip" in reason:
+            reason = "it is truncated, or not in the format that torch.save has since torch 1.6"
+        return UserError(f"{self.path} cannot be read: {reason}")

@@ -1,0 +1,1 @@
+"""Megatron-LM's legacy ``torch`` layout: one file for each model-parallel rank, weights alone."""

@@ -1,0 +1,140 @@
+"""Which file of a legacy checkpoint holds which part of a model, and under which name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_grow.checkpoint.layout import LEGACY
+from megatron_grow.checkpoint.regions import Region
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.pipeline import chunk_layers
+from megatron_grow.state.axes import LAYERS, LogicalTensor
+from megatron_grow.state.sharding import held
+
+_EMBEDDING = "embedding.word_embeddings.weight"
+_HEAD = "output_layer.weight"
+
+_LOCAL_NORMS = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+"""Fused with a projection, as Transformer Engine has them, and by themselves."""
+
+_PROJECTIONS = (
+    "self_attention.linear_qkv",
+    "self_attention.linear_proj",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
+"""Modules that have an extra state, empty but for FP8."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of the model that one file holds: all of a rank's, or a virtual pipeline stage."""
+
+    rank: tuple[int, int]
+    """Tensor- and pipeline-parallel."""
+    path: Path
+    """Of the file, in the checkpoint."""
+    entry: str
+    """Of the file's content: ``model``, or ``model0``, ``model1`` and so on."""
+    layers: range
+    first: bool
+    """Whether it begins with the embeddings."""
+    last: bool
+    """Whether it ends with the head."""
+
+    def region_name(self, name: str) -> str:
+        """What the tensor ``name`` of this chunk is called among all."""
+        return f"{self.path.parent}/{self.entry}/{name}"
+
+    def name_within(self, region: Region) -> str:
+        """The name in this chunk of a region of it."""
+        return region.name.removeprefix(self.region_name(""))
+
+    def extra_states(self) -> list[str]:
+        """Names of the entries for FP8."""
+        names = [
+            f"{LAYERS}{place}.{projection}._extra_state"
+            for place in range(len(self.layers))
+            for projection in _PROJECTIONS
+        ]
+        return [*names, "output_layer._extra_state"] if self.last else names
+
+
+def chunks(parallel: ParallelConfig, num_layers: int, where: str) -> list[Chunk]:
+    """All chunks of a model of ``num_layers`` layers.
+
+    Raises:
+        UserError: it cannot be cut this way; the message begins with ``where``.
+    """
+    found = []
+    stages = chunk_layers(parallel, num_layers, where)
+    for tensor_rank in range(parallel.tensor_model_parallel_size):
+        for rank, stage in enumerate(stages):
+            suffix = f"_{rank:03d}" if len(stages) > 1 else ""
+            path = Path(f"mp_rank_{tensor_rank:02d}{suffix}", LEGACY)
+            for number, layers in enumerate(stage):
+                found.append(
+                    Chunk(
+                        rank=(tensor_rank, rank),
+                        path=path,
+                        entry=f"model{number}" if len(stage) > 1 else "model",
+                        layers=layers,
+                        first=rank == number == 0,
+                        last=(rank, number) == (len(stages) - 1, len(stage) - 1),
+                    )
+                )
+    return found
+
+
+def regions(
+    chunk: Chunk, tensors: dict[str, LogicalTensor], tensor_parallel: int, *, fused: bool
+) -> Iterator[Region]:
+    """All tensors of one chunk.
+
+    Args:
+        chunk: the part of the model.
+        tensors: of the whole model.
+        tensor_parallel: ranks that share each tensor.
+        fused: norms are named as by Transformer Engine, else as by the local layers.
+    """
+    rank = chunk.rank[0]
+
+    def region(name: str, tensor: LogicalTensor, layer: int = 0) -> Region:
+        first, *others = tensor.groups
+        if tensor.stacked:  # each layer is a tensor of its own
+            first, *others = first + others[0], *others[1:]
+        box = held(tensor.axes, layer, rank, tensor_parallel)
+        order = tuple(range(len(tensor.axes)))
+        return Region(chunk.region_name(name), tensor.key, box, order, (first, *others))
+
+    for key, tensor in tensors.items():
+        if tensor.stacked:
+            for place, layer in enumerate(chunk.layers):
+                yield region(_layer_name(key, place, fused), tensor, layer)
+        elif chunk.first if key.startswith("embedding.") else chunk.last:
+            yield region(key, tensor)
+    if chunk.last and not chunk.first and _HEAD not in tensors:
+        # The last pipeline stage has a copy of the embedding that the head is tied to.
+        yield region(_HEAD, tensors[_EMBEDDING])
+
+
+def originals(found: Iterable[Region]) -> Iterator[Region]:
+    """Those of ``found`` that hold something for the first time: not what other ranks hold too."""
+    seen = set()
+    for region in found:
+        if (region.key, region.box) not in seen:
+            seen.add((region.key, region.box))
+            yield region
+
+
+def _layer_name(key: str, place: int, fused: bool) -> str:
+    name = key.removeprefix(LAYERS)
+    if not fused:
+        for theirs, local in _LOCAL_NORMS.items():
+            name = name.replace(theirs, local)
+    return f"{LAYERS}{place}.{name}"

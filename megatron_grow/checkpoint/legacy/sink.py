@@ -1,0 +1,179 @@
+"""Write a legacy checkpoint block by block, without the model and without a job."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from megatron_grow.checkpoint.archive import Archive
+from megatron_grow.checkpoint.layout import RECORD
+from megatron_grow.checkpoint.legacy.checksums import combine, set_checksums
+from megatron_grow.checkpoint.legacy.files import Chunk, chunks, regions
+from megatron_grow.checkpoint.legacy.source import LegacySource
+from megatron_grow.checkpoint.megatron_state import legacy_state
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.checkpoint.regions import Region, Regions
+from megatron_grow.checkpoint.sink import Block
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.state.boxes import Box, shape_of, slices
+from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.sharding import DEALT, Dealt
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+Table = list[tuple[str, int, int, int]]
+"""Stored name, offset in its bytes, length and checksum, of some pieces."""
+
+
+class LegacySink:
+    """Weights in one file for each model-parallel rank; see :class:`.sink.Sink`.
+
+    The files are laid out in full before the first value is there; then any thread and process
+    writes its blocks where they belong.
+    """
+
+    companions: tuple[str, ...] = (RECORD,)
+
+    def __init__(
+        self,
+        directory: Path,
+        record: Record,
+        tensors: dict[str, LogicalTensor],
+        parallel: ParallelConfig,
+        *,
+        fused_norms: bool = True,
+    ) -> None:
+        """Nothing is written yet.
+
+        Args:
+            directory: where the files will be.
+            record: where training stands.
+            tensors: the model's.
+            parallel: the layout that the files are for.
+            fused_norms: name norms as layers of Transformer Engine do, which Megatron-LM takes by
+                default; else as those of ``--transformer-impl local``.
+
+        Raises:
+            UserError: the model cannot be cut this way.
+        """
+        self.directory = directory
+        self._record = replace(record, optimizer_step=0)
+        self._parallel, self._tensors = parallel, tensors
+        self._dtype = _DTYPES[record.precision]
+        tp = parallel.tensor_model_parallel_size
+        for axis in (axis for tensor in tensors.values() for axis in tensor.axes):
+            if DEALT.get(axis.name) is Dealt.TENSOR and axis.size % tp:
+                raise UserError(
+                    f"tensor_model_parallel_size={tp} does not divide the {axis.size} entries of "
+                    f"the axis {axis.name}"
+                )
+        found = chunks(parallel, record.model_config.num_layers, "the layout")
+        self._files: dict[Path, list[tuple[Chunk, list[Region]]]] = defaultdict(list)
+        for chunk in found:
+            parts = list(regions(chunk, tensors, tp, fused=fused_norms))
+            self._files[chunk.path].append((chunk, parts))
+        self._regions = Regions(
+            region for file in self._files.values() for _, parts in file for region in parts
+        )
+
+    def stored(self, key: str, kind: str) -> dict[str, torch.dtype]:
+        """Weights under their own names; nothing else."""
+        return {key: self._dtype} if kind == MAIN_PARAM else {}
+
+    def prepare(self) -> None:
+        """Lay out all files, with holes where the values will be."""
+        from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import
+
+        for path, parts in self._files.items():
+            state = legacy_state(self._record, self._parallel)
+            with FakeTensorMode():  # tensors that take no memory
+                for chunk, found in parts:
+                    weights: dict[str, torch.Tensor | None] = {
+                        chunk.name_within(region): torch.empty(region.shape, dtype=self._dtype)
+                        for region in found
+                    }
+                    state[chunk.entry] = weights | dict.fromkeys(chunk.extra_states())
+                (self.directory / path.parent).mkdir(parents=True, exist_ok=True)
+                with torch.serialization.skip_data(materialize_fake_tensors=True):
+                    torch.save(state, self.directory / path)
+
+    def write(self, part: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Table:
+        """Write blocks into all files that hold a part of them."""
+        table: Table = []
+        files: dict[Path, int] = {}
+        try:
+            for block, values in blocks:
+                for region in self._regions.overlapping(block.key, block.box):
+                    path, start, _ = self._places[region.name]
+                    if path not in files:
+                        files[path] = os.open(path, os.O_WRONLY)
+                    for fine, stored in region.parts(block.box):
+                        data = values[block.key][slices(fine, block.box)]
+                        flat = region.to_stored(data, stored).view(-1).view(torch.uint8)
+                        raw = memoryview(flat.numpy())  # type: ignore[arg-type]
+                        offset = _flat_start(region.shape, stored) * self._dtype.itemsize
+                        _pwrite(files[path], raw, start + offset)
+                        table.append((region.name, offset, raw.nbytes, zlib.crc32(raw)))
+            for descriptor in files.values():
+                os.fsync(descriptor)
+        finally:
+            for descriptor in files.values():
+                os.close(descriptor)
+        return table
+
+    def finish(self, tables: list[Table]) -> None:
+        """Write the checksums, and the record."""
+        pieces: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+        for name, offset, length, checksum in (entry for table in tables for entry in table):
+            pieces[name].append((offset, length, checksum))
+        members: dict[Path, dict[str, int]] = defaultdict(dict)
+        for name, (path, _, member) in self._places.items():
+            in_order = [(checksum, length) for _, length, checksum in sorted(pieces[name])]
+            members[path][f"data/{member}"] = combine(in_order)
+        for path, checksums in members.items():
+            set_checksums(path, checksums)
+        (self.directory / RECORD).write_text(self._record.to_json())
+
+    def reopen(self) -> Callable[[str, Block], torch.Tensor]:
+        """What a reader now finds of a block."""
+        written = LegacySource(self.directory)
+        return lambda name, block: written.read(block.key, block.kind, block.box)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Path, int, str]]:
+        """File of each stored tensor, where its values begin, and the name of its storage."""
+        found = {}
+        for path, parts in self._files.items():
+            archive = Archive(self.directory / path)
+            for chunk, held in parts:
+                weights = archive.content[chunk.entry]
+                for region in held:
+                    stored = weights[chunk.name_within(region)]
+                    found[region.name] = archive.path, archive.place(stored)[0], stored.member
+        return found
+
+
+def _flat_start(shape: tuple[int, ...], box: Box) -> int:
+    """Elements of a row-major tensor before those of ``box``, which are contiguous."""
+    whole = [extent == size for extent, size in zip(shape_of(box), shape, strict=True)]
+    ranged = next((i for i, (a, b) in enumerate(box) if b - a > 1), len(box))
+    assert all(whole[ranged + 1 :]), (shape, box)  # blocks are contiguous in the whole tensor
+    start = 0
+    for size, (first, _) in zip(shape, box, strict=True):
+        start = start * size + first
+    return start
+
+
+def _pwrite(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count

@@ -1,0 +1,116 @@
+"""What Megatron-LM stores of an optimizer and its schedule beside the sharded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_grow.checkpoint.archive import Archive
+from megatron_grow.checkpoint.pickles import StoredTensor
+from megatron_grow.config.errors import UserError
+
+SHARDING = "distrib_optim_sharding_type"
+"""Where a checkpoint says how its distributed optimizer is sharded."""
+RESHARDABLE = "fully_reshardable"
+
+
+def check_sharding(common: dict[str, Any], where: str) -> None:
+    """Refuse an optimizer that is stored by rank instead of by tensor.
+
+    Raises:
+        UserError: it is; the message says what to do.
+    """
+    optimizer = common.get("optimizer") or {}
+    told = (common.get("content_metadata") or {}).get(SHARDING)
+    sharding = told or optimizer.get("param_state_sharding_type", RESHARDABLE)
+    if sharding != RESHARDABLE:
+        raise UserError(
+            f"{where}: its optimizer is stored as {sharding}, for its own layout alone; resume it "
+            "once in Megatron-LM with --dist-ckpt-optim-fully-reshardable and save, or save its "
+            "weights alone with --no-save-optim"
+        )
+
+
+def optimizer_step(archive: Archive, common: dict[str, Any]) -> int:
+    """Updates that the stored moments have seen; 0 without an optimizer."""
+    for state in _parts(common.get("optimizer") or {}):
+        step = state.get("state", {}).get("common_step")
+        groups = state.get("param_groups", [])
+        found = [step, *(group.get("step") for group in groups)]
+        for value in found:
+            if isinstance(value, StoredTensor):
+                value = archive.scalar(value)
+            if value:
+                return int(value)
+    return 0
+
+
+def _parts(optimizer: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+    """Where the state of each chained optimizer, or of the only one, has its groups."""
+    if "param_groups" in optimizer:
+        yield optimizer
+    for name, value in optimizer.items():
+        if isinstance(name, int) or name == "optimizer":
+            yield from _parts(value)
+
+
+def optimizer_state(section: dict[str, Any], step: int, *, mixed: bool) -> dict[str, Any]:
+    """The common state of Megatron-LM's Adam.
+
+    Args:
+        section: ``optimizer`` of a run file.
+        step: updates that the moments have seen.
+        mixed: for its distributed optimizer over fp32 main parameters; else for its plain fp32 one.
+    """
+    groups = [
+        {
+            "wd_mult": wd_mult,
+            "lr_mult": 1.0,
+            "is_expert_parallel": False,
+            "is_decoupled_lr": False,
+            "default_config": True,
+            "max_lr": section["lr"],
+            "min_lr": section["min_lr"],
+            "lr": section["lr"],  # until the scheduler's first step
+            "weight_decay": section["weight_decay"] * wd_mult,
+            "betas": (section["adam_beta1"], section["adam_beta2"]),
+            "eps": section["adam_eps"],
+            "step": step,
+            # Transformer Engine's and Apex's Adam, and torch's.
+            "bias_correction": True,
+            "amsgrad": False,
+            "maximize": False,
+            "foreach": None,
+            "capturable": False,
+            "differentiable": False,
+            "fused": None,
+            "decoupled_weight_decay": True,
+        }
+        for wd_mult in (1.0, 0.0)  # matrices; biases and norms
+    ]
+    state: dict[str, Any] = {"param_groups": groups}
+    if mixed:
+        return {"optimizer": state, "param_state_sharding_type": RESHARDABLE}
+    return {**state, "state": {"common_step": step}}
+
+
+def scheduler_state(args: dict[str, Any], step: int) -> dict[str, Any]:
+    """The state of Megatron-LM's schedule, which counts in samples.
+
+    Args:
+        args: its arguments.
+        step: updates done.
+    """
+    batch = args["global_batch_size"]
+    return {
+        "max_lr": args["lr"],
+        "min_lr": args["min_lr"],
+        "lr_warmup_steps": args["lr_warmup_iters"] * batch,
+        "num_steps": step * batch,
+        "lr_decay_style": args["lr_decay_style"],
+        "lr_decay_steps": args["train_iters"] * batch,
+        "start_wd": args["weight_decay"],
+        "end_wd": args["weight_decay"],
+        "wd_incr_style": "constant",
+        "wd_incr_steps": args["train_iters"] * batch,
+    }

@@ -1,0 +1,89 @@
+"""The common state of a checkpoint, as Megatron-LM needs it to go on from there."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from megatron_grow.checkpoint.megatron_args import model_to_args, parallel_to_args, run_to_args
+from megatron_grow.checkpoint.megatron_optimizer import (
+    RESHARDABLE,
+    SHARDING,
+    optimizer_state,
+    scheduler_state,
+)
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.config.parallel import ParallelConfig
+
+VERSION = 3.0
+"""Of Megatron-LM's checkpoints: rows of queries, keys and values interleave as they do here."""
+
+_TOKENIZERS = {"gpt2": "GPT2BPETokenizer", "bytes": "NullTokenizer"}
+
+
+def megatron_args(record: Record, *, ckpt_format: str, with_optimizer: bool) -> dict[str, Any]:
+    """All arguments that a checkpoint can answer for."""
+    config = record.config
+    data = config.get("data", {})
+    tokenizer = data.get("tokenizer")
+    args = run_to_args(config)
+    if tokenizer is not None:
+        args |= {
+            "tokenizer_type": _TOKENIZERS.get(tokenizer, "HuggingFaceTokenizer"),
+            "tokenizer_model": None if tokenizer in _TOKENIZERS else tokenizer,
+        }
+    return {
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        **args,
+        **model_to_args(record.model_config),
+        "iteration": record.step,
+        "consumed_train_samples": record.consumed_samples,
+        "skipped_train_samples": 0,
+        "consumed_valid_samples": 0,
+        "ckpt_format": ckpt_format,
+        "no_save_optim": not with_optimizer,
+        # Nothing here depends on a generator's state; Megatron-LM then asks for none.
+        "no_save_rng": True,
+    }
+
+
+def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
+    """What ``common.pt`` of a ``torch_dist`` checkpoint holds: plain values alone.
+
+    Args:
+        record: where training stands.
+        with_optimizer: moments are stored. Megatron-LM is told so only of Adam's: others are not
+            its own.
+    """
+    section = record.config.get("optimizer", {})
+    with_optimizer = with_optimizer and section.get("optimizer") == "adam"
+    args = megatron_args(record, ckpt_format="torch_dist", with_optimizer=with_optimizer)
+    # What it finds its state of fp32 main parameters by.
+    args["use_distributed_optimizer"] = mixed = record.precision == "bf16"
+    content: dict[str, Any] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+    if mixed:
+        content |= {SHARDING: RESHARDABLE, f"distrib_optim_{RESHARDABLE}_mem_efficient": False}
+    state = {
+        "args": Namespace(**args),
+        "checkpoint_version": VERSION,
+        "iteration": record.step,
+        "num_floating_point_operations_so_far": 0,
+        "content_metadata": content,
+    }
+    if with_optimizer:
+        state["optimizer"] = optimizer_state(section, record.optimizer_step, mixed=mixed)
+        state["opt_param_scheduler"] = scheduler_state(args, record.step)
+    return state
+
+
+def legacy_state(record: Record, parallel: ParallelConfig) -> dict[str, Any]:
+    """What each file of a legacy checkpoint of weights holds beside them."""
+    args = megatron_args(record, ckpt_format="torch", with_optimizer=False)
+    args |= parallel_to_args(parallel)
+    return {
+        "args": Namespace(**args),
+        "checkpoint_version": VERSION,
+        "iteration": record.step,
+        "num_floating_point_operations_so_far": 0,
+    }

@@ -1,0 +1,53 @@
+"""Which state of a checkpoint is converted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from megatron_grow.checkpoint.open import open_source
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.config.errors import UserError
+from megatron_grow.state.boxes import Box
+from megatron_grow.state.kinds import MAIN_PARAM
+
+
+class WeightsOnly:
+    """A source without its optimizer state."""
+
+    def __init__(self, source: Source) -> None:
+        """Nothing is read."""
+        self.path, self.format, self.layout = source.path, source.format, source.layout
+        self.record = replace(source.record, optimizer_step=0)
+        self.tensors = source.tensors
+        self._source = source
+
+    def kinds(self, key: str) -> tuple[str, ...]:
+        """``main_param``."""
+        return (MAIN_PARAM,)
+
+    def dtype(self, key: str, kind: str) -> torch.dtype:
+        """Of the stored values."""
+        return self._source.dtype(key, kind)
+
+    def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
+        """The values in ``box``."""
+        return self._source.read(key, kind, box)
+
+
+def open_weights(path: Path, weights_only: bool) -> Source:
+    """Open a checkpoint, with its optimizer state unless that is not wanted.
+
+    Raises:
+        UserError: damaged, or with optimizer state that cannot be read.
+    """
+    source = open_source(path)
+    left_behind = getattr(source, "left_behind", ())
+    if left_behind and not weights_only:
+        raise UserError(
+            f"{source.path} has optimizer state ({left_behind[0]}) in a format that cannot be "
+            "read; pass --weights-only to convert the weights alone"
+        )
+    return WeightsOnly(source) if weights_only else source

@@ -1,0 +1,180 @@
+"""Legacy checkpoints of megatron-core's own models, read and written."""
+
+from __future__ import annotations
+
+import random
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_grow.checkpoint.layout import is_complete
+from megatron_grow.checkpoint.legacy.sink import LegacySink
+from megatron_grow.checkpoint.legacy.source import LegacySource
+from megatron_grow.checkpoint.sink import Block
+from megatron_grow.checkpoint.source import Source
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.state.boxes import full, split
+from megatron_grow.state.kinds import MAIN_PARAM
+from tests.checkpoint.legacy.files import loads, save
+from tests.checkpoint.stock.models import BATCH, LENGTH, MODELS, STEP, layout, painted
+from tests.distributed import run_ranks
+
+LAYOUTS = {
+    "TP1 PP1": layout(),
+    "TP2 PP1": layout(tp=2),
+    "TP1 PP2": layout(pp=2),
+    "TP1 PP2 VPP2": layout(pp=2, vpp=2),
+}
+CASES = [
+    ("gpt2", "TP1 PP1"),
+    ("gpt2", "TP1 PP2"),
+    ("llama", "TP2 PP1"),
+    ("llama", "TP1 PP2 VPP2"),
+    ("qwen2", "TP1 PP2"),
+    ("qwen3", "TP2 PP1"),
+    ("qwen3", "TP1 PP2 VPP2"),
+]
+
+
+def ranks(parallel: ParallelConfig) -> int:
+    return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+
+
+def check(source: Source) -> None:
+    """That a source holds the painted values, all of them, whichever boxes are asked for."""
+    for key, tensor in source.tensors.items():
+        expected = painted(key, tensor.checkpoint_shape).view(tensor.shape)
+        values = source.read(key, MAIN_PARAM, full(tensor.shape))
+        assert torch.equal(values, expected), key
+        for box in split(full(tensor.shape), 100):
+            part = source.read(key, MAIN_PARAM, box)
+            assert torch.equal(part, expected[tuple(slice(a, b) for a, b in box)]), (key, box)
+
+
+def copy(source: Source, sink: LegacySink, twin: LegacySink) -> None:
+    """Write all of ``source``, in blocks in any order, by two sinks, as two processes would."""
+    blocks = [
+        Block(key, MAIN_PARAM, box)
+        for key, tensor in source.tensors.items()
+        for box in split(full(tensor.shape), 150)
+    ]
+    random.Random(1).shuffle(blocks)
+    parts = [blocks[start : start + 20] for start in range(0, len(blocks), 20)]
+
+    def made(part: list[Block]) -> Iterator[tuple[Block, dict[str, torch.Tensor]]]:
+        for block in part:
+            yield block, {block.key: source.read(block.key, block.kind, block.box)}
+
+    sink.directory.mkdir()
+    sink.prepare()
+    with ThreadPoolExecutor(3) as pool:
+        futures = [
+            pool.submit((sink, twin)[number % 2].write, number, made(part))
+            for number, part in enumerate(parts)
+        ]
+        sink.finish([future.result(timeout=60) for future in futures])
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("stock")
+    for model, name in CASES:
+        parallel = LAYOUTS[name]
+        run_ranks(ranks(parallel), save, MODELS[model], parallel, root / model / name, timeout=120)
+    return root
+
+
+@pytest.mark.parametrize(("model", "name"), CASES)
+def test_reading_finds_what_megatron_core_says_is_there(model: str, name: str, stock: Path) -> None:
+    source = LegacySource(stock / model / name)
+    assert is_complete(source.path)
+    assert source.layout == name
+    assert source.left_behind == ()
+    assert source.record.model_config.resolved == MODELS[model].resolved
+    assert (source.record.step, source.record.consumed_samples) == (STEP, STEP * BATCH)
+    assert source.record.consumed_tokens == STEP * BATCH * LENGTH
+    check(source)
+
+
+@pytest.mark.parametrize(
+    ("model", "before", "after"),
+    [
+        ("gpt2", "TP1 PP1", "TP2 PP1"),
+        ("gpt2", "TP1 PP1", "TP1 PP2 VPP2"),
+        ("llama", "TP1 PP2 VPP2", "TP1 PP2"),
+        ("qwen2", "TP1 PP2", "TP2 PP1"),
+        ("qwen3", "TP2 PP1", "TP1 PP2 VPP2"),
+    ],
+)
+def test_megatron_core_takes_what_is_written_and_the_way_back_is_bit_identical(
+    model: str, before: str, after: str, stock: Path, tmp_path: Path
+) -> None:
+    source, there, back = LegacySource(stock / model / before), tmp_path / "to", tmp_path / "back"
+    sinks = [
+        LegacySink(there, source.record, source.tensors, LAYOUTS[after], fused_norms=False)
+        for _ in range(2)
+    ]
+    copy(source, *sinks)
+    for path in there.glob("mp_rank_*/*.pt"):
+        assert zipfile.ZipFile(path).testzip() is None
+    read_back = sinks[0].reopen()
+    for key, tensor in source.tensors.items():
+        block = Block(key, MAIN_PARAM, full(tensor.shape))
+        assert torch.equal(read_back(key, block), source.read(key, MAIN_PARAM, block.box))
+    assert all(
+        run_ranks(ranks(LAYOUTS[after]), loads, MODELS[model], LAYOUTS[after], there, timeout=120)
+    )
+    written = LegacySource(there)
+    assert written.record.model_config == source.record.model_config
+    twins = [
+        LegacySink(back, written.record, written.tensors, LAYOUTS[before], fused_norms=False)
+        for _ in range(2)
+    ]
+    copy(written, *twins)
+    for path in (stock / model / before).glob("mp_rank_*/*.pt"):
+        theirs = torch.load(path, weights_only=False)
+        ours = torch.load(back / path.relative_to(stock / model / before), weights_only=False)
+        for entry in (name for name in theirs if name.startswith("model")):
+            assert theirs[entry].keys() == ours[entry].keys()
+            for name, value in theirs[entry].items():
+                same = value is None and ours[entry][name] is None
+                assert same or torch.equal(value, ours[entry][name]), name
+
+
+def test_norms_are_found_under_the_names_of_transformer_engine(stock: Path, tmp_path: Path) -> None:
+    source = LegacySource(stock / "gpt2" / "TP1 PP1")
+    sinks = [LegacySink(tmp_path / "te", source.record, source.tensors, layout()) for _ in "ab"]
+    copy(source, *sinks)
+    names = torch.load(tmp_path / "te/mp_rank_00/model_optim_rng.pt", weights_only=False)["model"]
+    assert "decoder.layers.3.self_attention.linear_qkv.layer_norm_weight" in names
+    assert "decoder.layers.3.mlp.linear_fc1.layer_norm_bias" in names
+    assert not any("input_layernorm" in name for name in names)
+    check(LegacySource(tmp_path / "te"))
+
+
+def test_tensors_that_share_one_storage(stock: Path, tmp_path: Path) -> None:
+    """As Megatron-LM's distributed optimizer keeps its weights: views of one buffer."""
+    state = torch.load(stock / "gpt2/TP1 PP1/mp_rank_00/model_optim_rng.pt", weights_only=False)
+    values = {name: value for name, value in state["model"].items() if value is not None}
+    buffer = torch.cat([value.flatten() for value in values.values()])
+    start = 0
+    for name, value in values.items():
+        state["model"][name] = buffer[start : start + value.numel()].view(value.shape)
+        start += value.numel()
+    (tmp_path / "mp_rank_00").mkdir()
+    torch.save(state, tmp_path / "mp_rank_00/model_optim_rng.pt")
+    check(LegacySource(tmp_path))
+
+
+def test_a_layout_that_does_not_divide(stock: Path, tmp_path: Path) -> None:
+    source = LegacySource(stock / "llama" / "TP2 PP1")
+    with pytest.raises(UserError, match=r"tensor_model_parallel_size=4 does not divide the 2 .*kv"):
+        LegacySink(tmp_path, source.record, source.tensors, layout(tp=4))
+    with pytest.raises(UserError, match="num_layers"):
+        LegacySink(tmp_path, source.record, source.tensors, layout(pp=3))
+    assert list(tmp_path.iterdir()) == []

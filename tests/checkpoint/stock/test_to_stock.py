@@ -1,0 +1,241 @@
+"""Checkpoints written here, loaded by megatron-core as stock Megatron-LM does."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+
+from megatron_grow.checkpoint.layout import COMMON, tensor_key
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.checkpoint.save import save
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import OptimizerSection, ScheduleSection, TrainSection
+from megatron_grow.parallel import process_groups
+from megatron_grow.state.axes import logical_tensors
+from megatron_grow.state.boxes import full
+from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.live import Piece
+from tests.checkpoint.stock.checkpoints import build_optimizer, sharded, state_of
+from tests.checkpoint.stock.models import (
+    BATCH,
+    GPT2,
+    LENGTH,
+    LLAMA,
+    QWEN3,
+    STEP,
+    layout,
+    painted,
+    stock_args,
+    within,
+)
+from tests.distributed import run_ranks
+
+CASES = {
+    "gpt2, fp32": (GPT2, "fp32", layout(), 1, "fp32"),
+    "llama, fp32 to TP2": (LLAMA, "fp32", layout(tp=2), 2, "fp32"),
+    "qwen3, fp32 to PP2 VPP2": (QWEN3, "fp32", layout(pp=2, vpp=2), 2, "fp32"),
+    "gpt2, bf16 to DP2": (GPT2, "bf16", layout(), 2, "distributed"),
+    "llama, bf16 to TP2": (LLAMA, "bf16", layout(tp=2), 2, "distributed"),
+}
+"""Model and precision here; layout, ranks and optimizer there."""
+
+
+def run_config(model: ModelConfig, precision: Any, optimizer: Any = "adam") -> RunConfig:
+    return RunConfig(
+        model=model,
+        train=TrainSection(
+            train_iters=20,
+            global_batch_size=BATCH,
+            seq_length=LENGTH,
+            precision=precision,
+        ),
+        optimizer=OptimizerSection(optimizer=optimizer, lr=1e-2, adam_beta2=0.999),
+        schedule=ScheduleSection(lr_decay_style="cosine", lr_warmup_fraction=0.1),
+    )
+
+
+def write(root: Path, model: ModelConfig, precision: str, optimizer: str = "adam") -> None:
+    """On one rank: a checkpoint of ours whose tensors are all painted."""
+    process_groups.set_up(layout(), seed=1)
+    tensors = logical_tensors(model)
+    pieces = [
+        Piece(
+            key,
+            kind,
+            full(tensor.shape),
+            painted(tensor_key(key, kind), tensor.checkpoint_shape).view(tensor.shape),
+            owned=True,
+        )
+        for key, tensor in tensors.items()
+        for kind in (MAIN_PARAM, "exp_avg", "exp_avg_sq")
+    ]
+    record = Record(
+        step=STEP,
+        stage=0,
+        consumed_samples=STEP * BATCH,
+        consumed_tokens=STEP * BATCH * LENGTH,
+        optimizer_step=STEP,
+        model=asdict(model),
+        precision=precision,
+        config=asdict(run_config(model, precision, optimizer)),
+    )
+    save(root, record, pieces, tensors)
+
+
+def write_all(root: Path) -> None:
+    for name, (model, precision, *_) in CASES.items():
+        write(root / name, model, precision)
+    write(root / "muon", GPT2, "fp32", "muon")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ours")
+    run_ranks(1, write_all, root, timeout=120)
+    return root
+
+
+def load_all(world_size: int, root: Path) -> dict[str, dict[str, Any]]:
+    """On a rank: what Megatron-LM's ``load_checkpoint`` does."""
+    found = {}
+    for name, (model, _, parallel, ranks, kind) in CASES.items():
+        if ranks != world_size:
+            continue
+        directory = str(root / name / f"iter_{STEP:07d}")
+        wrapped, optimizer, schedule = build_optimizer(model, parallel, kind)
+        template = state_of(wrapped, optimizer, kind, is_loading=True)
+        for shard in sharded(template):
+            shard.data.detach().fill_(torch.nan)
+        state = dist_checkpointing.load(template, directory)
+        common = dist_checkpointing.load_common_state_dict(directory)
+        for number, chunk in enumerate(wrapped):
+            chunk.load_state_dict(state[f"model{number}" if len(wrapped) > 1 else "model"])
+        if kind == "fp32":  # the distributed optimizer's own loading needs a fused Adam
+            optimizer.load_state_dict(state["optimizer"])
+        else:
+            groups = state["optimizer"]["optimizer"]["param_groups"]
+            assert [group["wd_mult"] for group in groups] == [1.0, 0.0]
+            assert {group["step"] for group in groups} == {STEP}
+        schedule.load_state_dict(common["opt_param_scheduler"])
+        # Of the distributed optimizer, what was loaded; else what is live.
+        live = state_of(wrapped, optimizer, kind) if kind == "fp32" else template
+        found[name] = {
+            "keys": _check_tensors(live, wrapped),
+            "args": vars(common["args"]),
+            "iteration": common["iteration"],
+            "content": dist_checkpointing.load_content_metadata(directory),
+            "num_steps": schedule.num_steps,
+            "lr": {group["lr"] for group in optimizer.param_groups},
+            "decay": [group["weight_decay"] for group in optimizer.param_groups],
+            "betas": {tuple(group["betas"]) for group in optimizer.param_groups},
+            "steps": {
+                float(held["step"])
+                for wrapper in optimizer.chained_optimizers
+                for held in wrapper.optimizer.state.values()
+            },
+        }
+    return found
+
+
+def _check_tensors(state: dict[str, Any], wrapped: list) -> set[str]:
+    """That weights and moments are the painted ones, weights rounded; their keys."""
+    seen = set()
+    for shard in (*sharded(state), *sharded([c.module.sharded_state_dict() for c in wrapped])):
+        key, dtype = shard.key, shard.data.dtype
+        name = key if key.startswith("optimizer.") else tensor_key(key, MAIN_PARAM)
+        whole = painted(name, shard.global_shape).to(dtype)
+        assert torch.equal(shard.data, whole[within(shard)].view_as(shard.data)), key
+        seen.add(key)
+    return seen
+
+
+def _keys(model: ModelConfig, precision: str) -> set[str]:
+    keys = set(logical_tensors(model))
+    kinds = ("exp_avg", "exp_avg_sq", *((MAIN_PARAM,) if precision == "bf16" else ()))
+    return keys | {tensor_key(key, kind) for key in keys for kind in kinds}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_megatron_core_goes_on_from_it(world_size: int, root: Path) -> None:
+    ranks = run_ranks(world_size, load_all, world_size, root, timeout=120)
+    for name, (model, precision, *_, kind) in CASES.items():
+        loads = [rank[name] for rank in ranks if name in rank]
+        if loads:
+            assert set().union(*(loaded["keys"] for loaded in loads)) == _keys(model, precision)
+        for loaded in loads:
+            assert loaded["iteration"] == STEP
+            assert loaded["num_steps"] == STEP * BATCH
+            assert list(loaded["lr"]) == [pytest.approx(_cosine(STEP))]
+            assert loaded["decay"] == [0.01, 0.0]
+            if kind == "fp32":
+                assert loaded["steps"] == {STEP}
+                assert loaded["betas"] == {(0.9, 0.999)}
+            sharding = loaded["content"].get("distrib_optim_sharding_type")
+            assert sharding == ("fully_reshardable" if precision == "bf16" else None)
+            args = loaded["args"]
+            expected = vars(stock_args(model, layout(), bf16=precision == "bf16"))
+            for field in ARGUMENTS:
+                assert args[field] == expected[field], field
+            assert args["no_save_rng"] is True
+            assert args["no_save_optim"] is False
+
+
+def _cosine(step: int) -> float:
+    """The rate after two steps of warm-up, of twenty."""
+    return 1e-2 * 0.5 * (1 + math.cos(math.pi * (step - 2) / (20 - 2)))
+
+
+ARGUMENTS = (
+    # check_checkpoint_args compares these.
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "add_position_embedding",
+    "max_position_embeddings",
+    "make_vocab_size_divisible_by",
+    # --use-checkpoint-args takes these.
+    "ffn_hidden_size",
+    "seq_length",
+    "num_query_groups",
+    "group_query_attention",
+    "kv_channels",
+    "position_embedding_type",
+    "rotary_base",
+    "rotary_percent",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "squared_relu",
+    "swiglu",
+    "untie_embeddings_and_output_weights",
+    "normalization",
+    "attention_dropout",
+    "hidden_dropout",
+    "padded_vocab_size",
+    # load_checkpoint reads these.
+    "consumed_train_samples",
+    "bf16",
+)
+
+
+def test_an_optimizer_that_megatron_does_not_have_is_not_offered(root: Path) -> None:
+    path = root / "muon" / f"iter_{STEP:07d}" / COMMON
+    with torch.serialization.safe_globals([Namespace]):
+        common = torch.load(path, weights_only=True)
+    assert common["args"].no_save_optim is True
+    assert "optimizer" not in common
+    assert "opt_param_scheduler" not in common
+
+
+def test_the_common_state_is_plain(root: Path) -> None:
+    """Nothing in it needs more than ``argparse.Namespace`` to be unpickled."""
+    for name in CASES:
+        with torch.serialization.safe_globals([Namespace]):
+            torch.load(root / name / f"iter_{STEP:07d}" / COMMON, weights_only=True)
