@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import asdict
 from typing import Any
 
 from megatron_grow.checkpoint.megatron_args import model_to_args, parallel_to_args, run_to_args
@@ -14,6 +15,7 @@ from megatron_grow.checkpoint.megatron_optimizer import (
 )
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.sections import OptimizerSection
 
 VERSION = 3.0
 """Of Megatron-LM's checkpoints: rows of queries, keys and values interleave as they do here."""
@@ -56,7 +58,7 @@ def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
         with_optimizer: moments are stored. Megatron-LM is told so only of Adam's: others are not
             its own.
     """
-    section = record.config.get("optimizer", {})
+    section = {**asdict(OptimizerSection()), **record.config.get("optimizer", {})}
     with_optimizer = with_optimizer and section.get("optimizer") == "adam"
     args = megatron_args(record, ckpt_format="torch_dist", with_optimizer=with_optimizer)
     # What it finds its state of fp32 main parameters by.

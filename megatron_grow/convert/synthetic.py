@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,8 @@ from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.torch_dist_sink import DTYPES, TorchDistSink
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import OptimizerSection, TrainSection
 from megatron_grow.convert.conversion import convert
 from megatron_grow.convert.progress import Progress
 from megatron_grow.optim.moments import moments
@@ -18,6 +21,8 @@ from megatron_grow.state.axes import Normal, logical_tensors
 from megatron_grow.state.boxes import Box
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.kinds import MAIN_PARAM
+
+Optimizer = Literal["adam", "sgd", "muon", "muon_nsgd"]
 
 
 class SyntheticSource:
@@ -31,7 +36,7 @@ class SyntheticSource:
         self,
         model: ModelConfig,
         *,
-        optimizer: str | None = "adam",
+        optimizer: Optimizer | None = "adam",
         precision: str = "fp32",
         step: int = 10,
     ) -> None:
@@ -51,12 +56,16 @@ class SyntheticSource:
             optimizer_step=step if optimizer else 0,
             model=asdict(model),
             precision=precision,
-            config={
-                "run": {"seed": 1234},
-                "model": asdict(model),
-                "train": {"seq_length": model.max_position_embeddings},
-                "optimizer": {"optimizer": optimizer or "adam"},
-            },
+            config=asdict(
+                RunConfig(
+                    model=model,
+                    train=TrainSection(
+                        seq_length=model.max_position_embeddings,
+                        precision="bf16" if precision == "bf16" else "fp32",
+                    ),
+                    optimizer=OptimizerSection(optimizer=optimizer or "adam"),
+                )
+            ),
         )
         self.tensors = logical_tensors(model)
         self._optimizer = optimizer

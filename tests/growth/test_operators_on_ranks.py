@@ -91,7 +91,6 @@ CASES = {
 }
 TP2_PP2 = layout(tp=2, pp=2, sequence_parallel=True)
 LAYOUTS: dict[int, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
-    1: {"one rank": (layout(), layout())},
     2: {"DP2 to TP2": (layout(), layout(tp=2))},
     4: {"TP2 DP2 to TP2 PP2": (layout(tp=2), TP2_PP2)},
 }
