@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+from megatron_grow.checkpoint.layout import WRITER
 from megatron_grow.checkpoint.megatron_args import model_to_args, parallel_to_args, run_to_args
 from megatron_grow.checkpoint.megatron_optimizer import (
     RESHARDABLE,
@@ -70,6 +71,7 @@ def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
         "iteration": record.step,
         "num_floating_point_operations_so_far": 0,
         "content_metadata": content,
+        WRITER: True,
     }
     if with_optimizer:
         state["optimizer"] = optimizer_state(section, record.optimizer_step, mixed=mixed)

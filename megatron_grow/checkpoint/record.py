@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_grow.checkpoint.archive import Archive
-from megatron_grow.checkpoint.layout import COMMON, RECORD
+from megatron_grow.checkpoint.layout import COMMON, RECORD, WRITER
 from megatron_grow.checkpoint.megatron_args import model_from_args, run_from_args
 from megatron_grow.checkpoint.megatron_optimizer import check_sharding, optimizer_step
 from megatron_grow.config.errors import UserError
@@ -95,6 +95,8 @@ def _of_common_state(path: Path) -> Record:
     common = archive.content
     if not isinstance(common, dict) or not isinstance(common.get("args"), Namespace):
         raise UserError(f"{path} holds no args of Megatron-LM: nothing says what its model is")
+    if common.get(WRITER):
+        raise UserError(f"{path.with_name(RECORD)} is missing: the checkpoint is not complete")
     check_sharding(common, str(path))
     return record_of_megatron(
         common["args"], common.get("iteration"), optimizer_step(archive, common), str(path)
