@@ -24,7 +24,7 @@ from megatron_grow.state.boxes import Box, full, shape_of, slices
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a member: lengths of its name and of its extra field; its data follow these."""
 
-_CRC_BYTES = 8 << 20
+_CRC_BYTES = 1 << 20
 """Read at a time to compute a checksum."""
 
 
@@ -80,12 +80,12 @@ class Archive:
         """
         try:
             offset, size = self.place(tensor)
-            self._check(tensor.member)
             # Whole rows are read, and cut: they are contiguous.
             first, last = box[0]
             row = size // max(tensor.shape[0], 1)
             raw = torch.empty((last - first) * row, dtype=torch.uint8)
             self._fill(raw, offset + first * row)
+            self._check(tensor.member, raw)
         except (OSError, ValueError, KeyError) as error:
             raise self._unreadable(error) from None
         held = (box[0], *full(tensor.shape[1:]))
@@ -114,17 +114,21 @@ class Archive:
             raise ValueError("a tensor is larger than its storage")
         return offset + first, size
 
-    def _check(self, member: str) -> None:
-        """Compare the checksum of a storage, once."""
+    def _check(self, member: str, read: torch.Tensor) -> None:
+        """Compare the checksum of a storage, once; ``read`` is some of its bytes, or all."""
         with self._locks[member]:
             if member in self._checked:
                 return
             offset, length, expected = self._storages[member]
-            buffer, found = torch.empty(min(length, _CRC_BYTES), dtype=torch.uint8), 0
-            for done in range(0, length, _CRC_BYTES):
-                part = buffer[: min(length - done, _CRC_BYTES)]
-                self._fill(part, offset + done)
-                found = crc32(memoryview(part.numpy()), found)  # type: ignore[arg-type]
+            found = 0
+            if len(read) == length:
+                found = _crc32(read, found)
+            else:
+                buffer = torch.empty(min(length, _CRC_BYTES), dtype=torch.uint8)
+                for done in range(0, length, _CRC_BYTES):
+                    part = buffer[: min(length - done, _CRC_BYTES)]
+                    self._fill(part, offset + done)
+                    found = _crc32(part, found)
             if found != expected:
                 raise ValueError(f"the checksum of data/{member} is wrong")
             self._checked.add(member)
@@ -146,3 +150,7 @@ class Archive:
         if isinstance(error, zipfile.BadZipFile) and "not a zip" in reason:
             reason = "it is truncated, or not in the format that torch.save has since torch 1.6"
         return UserError(f"{self.path} cannot be read: {reason}")
+
+
+def _crc32(values: torch.Tensor, before: int) -> int:
+    return crc32(memoryview(values.numpy()), before)  # type: ignore[arg-type]

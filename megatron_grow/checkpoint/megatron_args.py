@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
@@ -120,16 +120,25 @@ def model_from_args(args: Namespace, where: str) -> ModelConfig:
     if given["add_bias_linear"]:
         given["add_qkv_bias"] = False  # the same biases, named twice
     grouped = getattr(args, "group_query_attention", False)
-    gate, square = getattr(args, "swiglu", False), getattr(args, "squared_relu", False)
     return ModelConfig(
         **{name: value for name, value in given.items() if value is not None}
         | _vocabulary(args, where),
         num_query_groups=args.num_query_groups if grouped else None,
-        activation="swiglu" if gate else "squared_relu" if square else "gelu",
+        activation=_activation(args),
         share_embeddings_and_output_weights=not getattr(
             args, "untie_embeddings_and_output_weights", False
         ),
     )
+
+
+def _activation(args: Namespace) -> Literal["swiglu", "squared_relu", "gelu_tanh", "gelu"]:
+    if getattr(args, "swiglu", False):
+        return "swiglu"
+    if getattr(args, "squared_relu", False):
+        return "squared_relu"
+    # Fused with a bias, Megatron-LM's GELU is the tanh approximation.
+    fused = getattr(args, "bias_gelu_fusion", False) and getattr(args, "add_bias_linear", True)
+    return "gelu_tanh" if fused else "gelu"
 
 
 def _vocabulary(args: Namespace, where: str) -> dict[str, int]:
@@ -206,6 +215,7 @@ def model_to_args(model: ModelConfig) -> dict[str, Any]:
         "num_query_groups": model.query_groups if grouped else 1,
         "swiglu": model.activation == "swiglu",
         "squared_relu": model.activation == "squared_relu",
+        "bias_gelu_fusion": model.activation == "gelu_tanh",
         "untie_embeddings_and_output_weights": not model.share_embeddings_and_output_weights,
         "vocab_size": model.vocab_size,
         "padded_vocab_size": model.padded_vocab_size,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import asdict
 from typing import Any
 
+from megatron_grow.checkpoint.layout import WRITER
 from megatron_grow.checkpoint.megatron_args import model_to_args, parallel_to_args, run_to_args
 from megatron_grow.checkpoint.megatron_optimizer import (
     RESHARDABLE,
@@ -15,7 +15,6 @@ from megatron_grow.checkpoint.megatron_optimizer import (
 )
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.sections import OptimizerSection
 
 VERSION = 3.0
 """Of Megatron-LM's checkpoints: rows of queries, keys and values interleave as they do here."""
@@ -58,7 +57,7 @@ def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
         with_optimizer: moments are stored. Megatron-LM is told so only of Adam's: others are not
             its own.
     """
-    section = {**asdict(OptimizerSection()), **record.config.get("optimizer", {})}
+    section = record.config.get("optimizer", {})
     with_optimizer = with_optimizer and section.get("optimizer") == "adam"
     args = megatron_args(record, ckpt_format="torch_dist", with_optimizer=with_optimizer)
     # What it finds its state of fp32 main parameters by.
@@ -72,6 +71,7 @@ def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
         "iteration": record.step,
         "num_floating_point_operations_so_far": 0,
         "content_metadata": content,
+        WRITER: True,
     }
     if with_optimizer:
         state["optimizer"] = optimizer_state(section, record.optimizer_step, mixed=mixed)

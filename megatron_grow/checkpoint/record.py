@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_grow.checkpoint.archive import Archive
-from megatron_grow.checkpoint.layout import COMMON, RECORD
-from megatron_grow.checkpoint.manifest import MANIFEST, read_checked
+from megatron_grow.checkpoint.layout import COMMON, RECORD, WRITER
+from megatron_grow.checkpoint.manifest import read_checked
 from megatron_grow.checkpoint.megatron_args import model_from_args, run_from_args
 from megatron_grow.checkpoint.megatron_optimizer import check_sharding, optimizer_step
 from megatron_grow.config.errors import UserError
@@ -70,8 +70,7 @@ def read_record(checkpoint: Path) -> Record:
         UserError: missing, unreadable or of another version; of what cannot be built here.
     """
     path = checkpoint / RECORD
-    ours = path.exists() or (checkpoint / MANIFEST).exists()
-    if not ours and (checkpoint / COMMON).exists():
+    if not path.exists() and (checkpoint / COMMON).exists():
         return _of_common_state(checkpoint / COMMON)
     try:
         values = json.loads(read_checked(path))
@@ -97,6 +96,8 @@ def _of_common_state(path: Path) -> Record:
     common = archive.content
     if not isinstance(common, dict) or not isinstance(common.get("args"), Namespace):
         raise UserError(f"{path} holds no args of Megatron-LM: nothing says what its model is")
+    if common.get(WRITER):
+        raise UserError(f"{path.with_name(RECORD)} is missing: the checkpoint is not complete")
     check_sharding(common, str(path))
     return record_of_megatron(
         common["args"], common.get("iteration"), optimizer_step(archive, common), str(path)

@@ -87,12 +87,17 @@ class LegacySource:
 
     def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
         """The values in ``box``."""
-        out = torch.empty(shape_of(box), dtype=self._dtypes[key])
+        out = None
         for region in self._regions.overlapping(key, box):
             archive, tensor = self._stored[region.name]
             for part, stored in region.parts(box):
                 values = region.to_logical(archive.read(tensor, stored), part)
+                if part == box:
+                    return values
+                if out is None:
+                    out = torch.empty(shape_of(box), dtype=self._dtypes[key])
                 out[slices(part, box)] = values
+        assert out is not None, (key, box)  # the regions of all ranks tile each tensor
         return out
 
     def _first(self) -> Archive:
