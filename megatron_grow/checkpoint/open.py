@@ -9,7 +9,7 @@ from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
 from megatron_grow.checkpoint.layout import COMPLETE, METADATA, locate
 from megatron_grow.checkpoint.legacy.source import LegacySource
 from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 
 
 def open_source(path: Path, named: str = "") -> Source:

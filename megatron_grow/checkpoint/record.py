@@ -11,8 +11,8 @@ from typing import Any
 from megatron_grow.checkpoint.archive import Archive
 from megatron_grow.checkpoint.layout import COMMON, RECORD, WRITER
 from megatron_grow.checkpoint.manifest import read_checked
-from megatron_grow.checkpoint.megatron_args import model_from_args, run_from_args
-from megatron_grow.checkpoint.megatron_optimizer import check_sharding, optimizer_step
+from megatron_grow.checkpoint.megatron_lm.args import model_from_args, run_from_args
+from megatron_grow.checkpoint.megatron_lm.optimizer import check_sharding, optimizer_step
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 

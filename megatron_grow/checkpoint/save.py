@@ -16,11 +16,11 @@ from megatron.core.dist_checkpointing.strategies.checkpointable import (
     LocalShardsContainer,
 )
 
-from megatron_grow.checkpoint.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.checkpoint.layout import step_dir, tensor_key
 from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.staging import move_into_place, partial, point, prune, sweep
+from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import fold, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM

@@ -19,7 +19,7 @@ from megatron_grow.checkpoint.legacy.sink import LegacySink
 from megatron_grow.checkpoint.open import open_source
 from megatron_grow.checkpoint.sink import Sink
 from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.torch_dist_sink import DTYPES, TorchDistSink
+from megatron_grow.checkpoint.torch_dist.sink import DTYPES, TorchDistSink
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.stages import GrowSection

@@ -10,7 +10,7 @@ import torch
 from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
 from megatron_grow.checkpoint.manifest import digest, digest_of, read_checked, read_manifest
 from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.progress import Progress

@@ -10,7 +10,7 @@ import torch
 
 from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.checkpoint.torch_dist_sink import DTYPES, TorchDistSink
+from megatron_grow.checkpoint.torch_dist.sink import DTYPES, TorchDistSink
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, TrainSection

@@ -9,7 +9,7 @@ from megatron_grow.checkpoint.layout import latest, locate
 from megatron_grow.checkpoint.open import open_source
 from megatron_grow.checkpoint.record import GrowthEvent, Record, read_record
 from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.save import save
-from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.config.run import RunConfig
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import resharding

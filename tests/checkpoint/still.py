@@ -11,7 +11,7 @@ import torch
 from megatron_grow.checkpoint.layout import tensor_key
 from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.save import save
-from megatron_grow.checkpoint.stream import CheckpointReader
+from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
 from megatron_grow.state.axes import LogicalTensor, Normal, logical_tensors
 from megatron_grow.state.boxes import full
 from megatron_grow.state.fresh import fresh

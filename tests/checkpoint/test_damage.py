@@ -18,8 +18,8 @@ import torch
 from megatron_grow.checkpoint.layout import COMPLETE, RECORD, TRACKER, latest, locate, saved_steps
 from megatron_grow.checkpoint.manifest import MANIFEST
 from megatron_grow.checkpoint.record import read_record
-from megatron_grow.checkpoint.stream import CheckpointReader
-from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
+from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.config.errors import UserError
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import resharding

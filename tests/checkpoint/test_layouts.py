@@ -11,8 +11,8 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_grow.checkpoint.stream import CheckpointReader
-from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
+from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection

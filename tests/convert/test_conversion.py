@@ -13,7 +13,7 @@ import pytest
 from megatron_grow.checkpoint import copy
 from megatron_grow.checkpoint.layout import COMPLETE, TRACKER, saved_steps
 from megatron_grow.checkpoint.staging import partial
-from megatron_grow.checkpoint.torch_dist_sink import TorchDistSink
+from megatron_grow.checkpoint.torch_dist.sink import TorchDistSink
 from megatron_grow.convert import conversion
 from megatron_grow.convert.synthetic import SyntheticSource, write
 from tests.checkpoint.test_crash import kill_before_change

@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_grow.checkpoint.torch_dist_sink import TorchDistSink
-from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.sink import TorchDistSink
+from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, Stage, StageSection

@@ -17,7 +17,7 @@ from megatron_grow.checkpoint.layout import RECORD
 from megatron_grow.checkpoint.legacy.checksums import combine, set_checksums
 from megatron_grow.checkpoint.legacy.files import Chunk, chunks, regions
 from megatron_grow.checkpoint.legacy.source import LegacySource
-from megatron_grow.checkpoint.megatron_state import legacy_state
+from megatron_grow.checkpoint.megatron_lm.state import legacy_state
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.sink import Block

@@ -11,8 +11,8 @@ import torch
 from megatron_grow.checkpoint.archive import Archive
 from megatron_grow.checkpoint.layout import LEGACY, RECORD
 from megatron_grow.checkpoint.legacy.files import Chunk, chunks, originals, regions
-from megatron_grow.checkpoint.megatron_args import parallel_from_args
-from megatron_grow.checkpoint.megatron_state import VERSION
+from megatron_grow.checkpoint.megatron_lm.args import parallel_from_args
+from megatron_grow.checkpoint.megatron_lm.state import VERSION
 from megatron_grow.checkpoint.pickles import StoredTensor
 from megatron_grow.checkpoint.record import read_record, record_of_megatron
 from megatron_grow.checkpoint.regions import Region, Regions

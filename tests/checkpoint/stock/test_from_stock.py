@@ -12,7 +12,7 @@ import torch
 
 from megatron_grow.checkpoint.layout import COMMON
 from megatron_grow.checkpoint.record import Record, read_record
-from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig

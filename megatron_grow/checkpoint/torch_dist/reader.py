@@ -15,10 +15,10 @@ import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from megatron_grow.checkpoint.chunks import DamagedError, read_tensor
 from megatron_grow.checkpoint.layout import METADATA
 from megatron_grow.checkpoint.manifest import read_checked
 from megatron_grow.checkpoint.pickles import TABLE, Restricted
+from megatron_grow.checkpoint.torch_dist.chunks import DamagedError, read_tensor
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box, full, intersect, shape_of, slices, volume
 

@@ -8,7 +8,7 @@ import torch
 
 from megatron_grow.checkpoint.layout import MAIN_NAMES, STATE_PREFIX, tensor_key
 from megatron_grow.checkpoint.record import Record, read_record
-from megatron_grow.checkpoint.stream import CheckpointReader
+from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import Box, fold, shape_of, slices

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from megatron_grow.checkpoint.layout import COMMON, COMPLETE, METADATA, RECORD
-from megatron_grow.checkpoint.megatron_state import common_state
+from megatron_grow.checkpoint.megatron_lm.state import common_state
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.state.axes import LogicalTensor
 

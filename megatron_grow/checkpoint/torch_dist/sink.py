@@ -19,12 +19,12 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_grow.checkpoint.chunks import write_tensor
-from megatron_grow.checkpoint.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.checkpoint.layout import METADATA, tensor_key
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.sink import Block
-from megatron_grow.checkpoint.torch_dist_source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.chunks import write_tensor
+from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
+from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, fold, intersect, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM

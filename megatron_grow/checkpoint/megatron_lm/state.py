@@ -6,8 +6,8 @@ from argparse import Namespace
 from typing import Any
 
 from megatron_grow.checkpoint.layout import WRITER
-from megatron_grow.checkpoint.megatron_args import model_to_args, parallel_to_args, run_to_args
-from megatron_grow.checkpoint.megatron_optimizer import (
+from megatron_grow.checkpoint.megatron_lm.args import model_to_args, parallel_to_args, run_to_args
+from megatron_grow.checkpoint.megatron_lm.optimizer import (
     RESHARDABLE,
     SHARDING,
     optimizer_state,

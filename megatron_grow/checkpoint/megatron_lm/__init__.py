@@ -1,0 +1,1 @@
+"""What Megatron-LM says of a checkpoint, in its words."""
