@@ -15,6 +15,7 @@ from megatron_grow.checkpoint.megatron_lm.args import model_from_args, run_from_
 from megatron_grow.checkpoint.megatron_lm.optimizer import check_sharding, optimizer_step
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.parallel import ParallelConfig
 
 
 @dataclass
@@ -51,12 +52,19 @@ class Record:
     config: dict[str, Any]
     """The whole run file, resolved."""
     growths: list[GrowthEvent] = field(default_factory=list)
+    parallel: dict[str, Any] = field(default_factory=dict)
+    """The layout that it was written under, or for; any other reads it as well."""
     format: int = 1
 
     @property
     def model_config(self) -> ModelConfig:
         """Shape of the stored model."""
         return ModelConfig(**self.model)
+
+    @property
+    def layout(self) -> str:
+        """The layout in short."""
+        return ParallelConfig(**self.parallel).describe_cut() if self.parallel else "any layout"
 
     def to_json(self) -> str:
         """The record as text."""
@@ -82,7 +90,9 @@ def read_record(checkpoint: Path) -> Record:
             length = values["config"]["train"]["seq_length"]
             values["consumed_tokens"] = values["consumed_samples"] * length
         values["growths"] = [GrowthEvent(**growth) for growth in values["growths"]]
-        return Record(**values)
+        record = Record(**values)
+        _ = record.model_config, record.layout  # of fields that exist, and values that can be
+        return record
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing, and so is {COMMON}: nothing says what {checkpoint} holds"
@@ -128,6 +138,7 @@ def record_of_megatron(args: Namespace, step: Any, optimizer_step: int, where: s
             model=asdict(model),
             precision=config["train"]["precision"],
             config={**config, "model": asdict(model)},
+            parallel=config["parallel"],
         )
     except UserError as error:
         raise UserError(str(error) if where in str(error) else f"{where}: {error}") from None

@@ -107,6 +107,16 @@ class ParallelConfig:
         Uneven stages show behind PP: ``first=1``, ``last=3``, ``+E`` and ``+L`` where embedding and
         loss count as layers, or the layout itself.
         """
+        words = [
+            self.describe_cut(),
+            *([f"CP{self.context_parallel_size}"] if self.context_parallel_size > 1 else []),
+            f"DP{self.data_parallel_size(world_size)}",
+            *(["SP"] if self.sequence_parallel else []),
+        ]
+        return " ".join(words)
+
+    def describe_cut(self) -> str:
+        """How the model itself is cut, in short, for example ``TP2 PP2 VPP2``."""
         uneven = [
             field.removeprefix("num_layers_in_").removesuffix("_pipeline_stage") + f"={count}"
             for field, count in self.layers_at_ends.items()
@@ -119,9 +129,6 @@ class ParallelConfig:
             f"PP{self.pipeline_model_parallel_size}",
             *([f"VPP{self.model_chunks}"] if self.model_chunks > 1 else []),
             *uneven,
-            *([f"CP{self.context_parallel_size}"] if self.context_parallel_size > 1 else []),
-            f"DP{self.data_parallel_size(world_size)}",
-            *(["SP"] if self.sequence_parallel else []),
         ]
         return " ".join(words)
 

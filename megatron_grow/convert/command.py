@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -164,7 +164,7 @@ def _to_megatron(source: Source, args: argparse.Namespace) -> int:
         virtual_pipeline_model_parallel_size=args.virtual_pipeline_model_parallel_size,
     )
     check_layout(source.record.model_config, layout)
-    record = replace(source.record, precision=precision)
+    record = replace(source.record, precision=precision, parallel=asdict(layout))
     if args.format == "torch" and trains:
         raise UserError(
             f"{source.path} has optimizer state, which is not written in the legacy format; pass "

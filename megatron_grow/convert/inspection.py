@@ -22,7 +22,7 @@ def inspect(source: Source) -> Iterator[str]:
     """Lines that tell what a checkpoint is; opening it has shown that nothing is missing."""
     record = source.record
     parameters = sum(volume(full(tensor.shape)) for tensor in source.tensors.values())
-    yield f"{source.path}: {source.format}, for layout: {source.layout}"
+    yield f"{source.path}: {source.format}, written for {source.layout}"
     yield (
         f"step {record.step:,}, stage {record.stage}, {record.consumed_tokens:,} tokens, "
         f"{record.precision}"

@@ -12,6 +12,7 @@ from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.torch_dist.sink import DTYPES, TorchDistSink
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, TrainSection
 from megatron_grow.convert.conversion import convert
@@ -66,6 +67,7 @@ class SyntheticSource:
                     optimizer=OptimizerSection(optimizer=optimizer or "adam"),
                 )
             ),
+            parallel=asdict(ParallelConfig()),
         )
         self.tensors = logical_tensors(model)
         self._optimizer = optimizer

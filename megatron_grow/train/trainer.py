@@ -248,6 +248,7 @@ class Trainer:
             precision=config.train.precision,
             config=asdict(config),
             growths=self.growths,
+            parallel=asdict(live.stage.parallel),
         )
         path = save(
             config.checkpoint_dir,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,18 @@ def test_chunks_are_those_of_the_layout(tmp_path: Path) -> None:
         ((0, 0), (16, 12)),
         ((0, 12), (16, 12)),
     }
+
+
+def test_megatron_lm_is_told_of_the_new_layout(tmp_path: Path) -> None:
+    source = write(tmp_path / "a", SyntheticSource(LLAMA))
+    layout = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 4)
+    assert command("reshard", source, tmp_path / "b", *layout) == 0
+    for directory, expected in ((source, (1, 1)), (tmp_path / "b" / STEP, (2, 4))):
+        with torch.serialization.safe_globals([Namespace]):
+            args = torch.load(directory / "common.pt", weights_only=True)["args"]
+        found = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+        assert found == expected
+        assert (args.num_layers, args.iteration) == (4, 10)
 
 
 def convert_on_ranks(source: str, target: str) -> int:

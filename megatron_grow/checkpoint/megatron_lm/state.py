@@ -34,9 +34,8 @@ def megatron_args(record: Record, *, ckpt_format: str, with_optimizer: bool) -> 
             "tokenizer_model": None if tokenizer in _TOKENIZERS else tokenizer,
         }
     return {
-        "tensor_model_parallel_size": 1,
-        "pipeline_model_parallel_size": 1,
         **args,
+        **parallel_to_args(ParallelConfig(**record.parallel)),
         **model_to_args(record.model_config),
         "iteration": record.step,
         "consumed_train_samples": record.consumed_samples,

@@ -19,7 +19,6 @@ class TorchDistSource:
     """Training state in megatron-core's sharded format; see :class:`.source.Source`."""
 
     format = "torch_dist"
-    layout = "any"  # slices are found by their place in the whole tensor
 
     def __init__(self, path: Path, record: Record | None = None) -> None:
         """Open the checkpoint directory ``path``.
@@ -33,6 +32,7 @@ class TorchDistSource:
         """
         self.path = path
         self.record = record or read_record(path)
+        self.layout = self.record.layout
         self.tensors = logical_tensors(self.record.model_config)
         self._reader = CheckpointReader(path)
         self._kinds = {key: self._find_kinds(key) for key in self.tensors}
