@@ -63,6 +63,11 @@ def main(argv: list[str] | None = None) -> int:
             dist.destroy_process_group()
 
 
+def _tell(line: str) -> None:
+    if _leads():
+        print(line)
+
+
 def _leads() -> bool:
     """Whether this process is the one that speaks."""
     return os.environ.get("RANK", "0") == "0"
@@ -110,7 +115,7 @@ def _compare_functions(a: Source, b: Source, text: Path | None) -> int:
 
 def _grow(args: argparse.Namespace) -> int:
     source = together(lambda: open_weights(args.src, args.weights_only))
-    return _to_megatron(grow(source, args.grow, args.seed), args)
+    return _to_megatron(grow(source, args.grow, args.seed, _tell), args)
 
 
 def _reshard(args: argparse.Namespace) -> int:
@@ -130,10 +135,10 @@ def _export(args: argparse.Namespace) -> int:
     check_precision(source, precision, args.allow_rounding or _rounded(source, precision))
     bare = replace(model, make_vocab_size_divisible_by=1)
     beside = side_files(args.side_files) if args.side_files else of_source(source)
-    if trains and _leads():
-        print("note: a Hugging Face model has no optimizer state; it stays in the source alone")
-    if not beside and _leads():
-        print("note: no tokenizer is known; --side-files names a directory with one")
+    if trains:
+        _tell("note: a Hugging Face model has no optimizer state; it stays in the source alone")
+    if not beside:
+        _tell("note: no tokenizer is known; --side-files names a directory with one")
 
     def make(directory: Path) -> Sink:
         return HuggingFaceSink(
@@ -200,8 +205,7 @@ def _write(
     leads = _leads()
     if args.dry_run:
         for line in preview(source, make(final), threads=args.threads, verifies=not args.no_verify):
-            if leads:
-                print(line)
+            _tell(line)
         return 0
     together(lambda: check_destination(root, final) if leads else None)
     outcome = convert(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,14 @@ def read_growths(path: Path) -> list[dict[str, Any]]:
     return growths
 
 
-def grow(source: Source, path: Path, seed: int | None) -> GrownSource:
+def grow(source: Source, path: Path, seed: int | None, tell: Callable[[str], None]) -> GrownSource:
     """``source`` after the growths of a file.
 
     Args:
         source: the checkpoint.
         path: the file.
         seed: decides fresh values; None: that of the run which wrote the checkpoint.
+        tell: is given a line for each growth.
 
     Raises:
         UserError: an impossible growth.
@@ -60,6 +62,11 @@ def grow(source: Source, path: Path, seed: int | None) -> GrownSource:
         where = path.name if len(growths) == 1 else f"{path.name}[{number}]"
         target = override(model, entry["model"], f"{where}.model")
         section = override(GrowSection(), entry.get("grow") or {}, f"{where}.grow")
+        if section.mask_iters:
+            raise UserError(
+                f"{where}.grow.mask_iters={section.mask_iters} fades new units in while a run "
+                "trains; leave it out, or grow in the run"
+            )
         check_growth(model, target, section, where)
         shapes.append((model, target, section, where))
         model = target
@@ -75,5 +82,7 @@ def grow(source: Source, path: Path, seed: int | None) -> GrownSource:
             where=f"{where}.grow",
         )
         source = GrownSource(source, plan, after, section)
+        what = f"changes the function ({'; '.join(plan.caveats)})" if plan.caveats else ""
+        tell(f"{plan.summary}: {what or 'keeps the function'}")
     assert isinstance(source, GrownSource)
     return source

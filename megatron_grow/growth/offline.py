@@ -58,7 +58,13 @@ class GrownSource:
         new = sum(volume(part) for part, _ in fresh_parts(tensor_map, box))
         if not needed:
             return "fresh", 0
-        how = "the same" if tensor_map.is_copy else self._plan.summary
+        before = self._source.tensors[key].axes
+        how = ", ".join(
+            f"{old.size} -> {axis.size} {axis.name}"
+            for old, axis in zip(before, self.tensors[key].axes, strict=True)
+            if old.size != axis.size
+        )
+        how = how or "the same"
         if new:
             how += f", {new / volume(box):.0%} fresh"
         return how, sum(volume(b) * self._source.dtype(k, kind).itemsize for k, b in needed)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from megatron_grow.convert.command import main as convert
 from tests.train.command import launch, losses, rows
 
 WIDER: dict[str, Any] = {"hidden_size": 64, "kv_channels": 8, "num_attention_heads": 8}
@@ -49,6 +50,18 @@ def test_begins_afresh_with_the_function_that_was_loaded(workplace: Path, small:
     assert sorted(steps) == list(range(1, 21))
     # The first batch is the first batch of the small run, as a model that has finished sees it.
     assert steps[1] < losses(workplace, "small")[1] - 0.1
+
+
+def test_any_format_is_grown_from(workplace: Path, small: Path) -> None:
+    """Megatron's legacy files lead to the losses of the checkpoint that they were made from."""
+    legacy = workplace / "legacy"
+    options = ["--format", "torch", "--weights-only", "--tensor-model-parallel-size", "2"]
+    assert convert(["reshard", str(small), str(legacy), *options]) == 0
+    grow = wider({**HYPERCLONING, "optimizer_state": "reset"})
+    for name, load in (("from-legacy", legacy), ("from-torch-dist", small)):
+        code, _, errors = launch(workplace, name, *grow, "--checkpoint.load", str(load))
+        assert code == 0, errors
+    assert losses(workplace, "from-legacy") == losses(workplace, "from-torch-dist")
 
 
 def test_continues_where_the_small_run_stood(workplace: Path, small: Path) -> None:
