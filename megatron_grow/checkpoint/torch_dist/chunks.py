@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import threading
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -98,11 +99,16 @@ class _Around:
         return bytes(parts[0]), bytes(parts[1])
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Whether torch skips values is one setting for all threads."""
+
+
 @lru_cache(maxsize=256)
 def _around(shape: tuple[int, ...], dtype: torch.dtype) -> _Around:
     """What torch writes around the values of any tensor of ``shape``."""
     buffer = io.BytesIO()
-    torch.save(torch.zeros(shape, dtype=dtype), buffer)
+    with _ONE_AT_A_TIME, torch.serialization.skip_data():
+        torch.save(torch.empty(shape, dtype=dtype), buffer)
     raw = buffer.getbuffer()
     with zipfile.ZipFile(buffer) as archive:
         member = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
