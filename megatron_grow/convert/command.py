@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -51,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if joins:
-        dist.init_process_group("gloo")
+        # They meet rarely, after hours in a large conversion; torchrun ends all if one is gone.
+        dist.init_process_group("gloo", timeout=timedelta(days=2))
     try:
         return _VERBS[args.verb](args)
     except (UserError, OSError) as error:
