@@ -57,7 +57,9 @@ def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
             its own.
     """
     section = record.config.get("optimizer", {})
-    with_optimizer = with_optimizer and section.get("optimizer") == "adam"
+    # A schedule is made from the whole run file; not every writer of records has one.
+    known = record.config.keys() >= {"train", "schedule"} and "lr" in section
+    with_optimizer = with_optimizer and known and section.get("optimizer") == "adam"
     args = megatron_args(record, ckpt_format="torch_dist", with_optimizer=with_optimizer)
     # What it finds its state of fp32 main parameters by.
     args["use_distributed_optimizer"] = mixed = record.precision == "bf16"
