@@ -18,6 +18,7 @@ import torch
 from isal.isal_zlib import crc32
 
 from megatron_grow.checkpoint.pickles import TRAINING, Restricted, StoredTensor
+from megatron_grow.checkpoint.positional import read_at
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box, full, shape_of, slices
 
@@ -134,14 +135,11 @@ class Archive:
             self._checked.add(member)
 
     def _fill(self, values: torch.Tensor, start: int) -> None:
-        memory, done = memoryview(values.numpy()), 0  # type: ignore[arg-type]
+        memory = memoryview(values.numpy())  # type: ignore[arg-type]
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            while done < len(memory):
-                count = os.preadv(descriptor, [memory[done:]], start + done)
-                if count == 0:
-                    raise ValueError("it is truncated")
-                done += count
+            if not read_at(descriptor, memory, start):
+                raise ValueError("it is truncated")
         finally:
             os.close(descriptor)
 

@@ -37,7 +37,7 @@ class Written:
 
 
 def parts(source: Source, sink: Sink) -> list[list[Block]]:
-    """All that is to be written, layer after layer, in parts; whoever writes them."""
+    """All that is to be written, layer after layer, in parts that do not depend on who writes."""
     blocks = [
         Block(key, kind, box)
         for key, tensor in source.tensors.items()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.kinds import MAIN_PARAM
 
@@ -22,11 +24,13 @@ LEGACY = "model_optim_rng.pt"
 SIDE_FILES = "huggingface"
 """Directory of the files that an imported model came with: tokenizer, generation settings."""
 COMPLETE = "metadata.json"
-"""Written last: a directory without it is not a checkpoint."""
+"""megatron-core's mark of a whole ``torch_dist`` directory."""
 
 STATE_PREFIX = "optimizer.state."
 """Begins the keys of main parameters and moments."""
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What weights are stored as."""
 
 MAIN_NAMES = ("param", "fp32_param")
 """What main parameters are called in those keys: by the distributed optimizer of Megatron-LM and

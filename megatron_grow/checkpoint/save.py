@@ -16,7 +16,7 @@ from megatron.core.dist_checkpointing.strategies.checkpointable import (
     LocalShardsContainer,
 )
 
-from megatron_grow.checkpoint.layout import step_dir, tensor_key
+from megatron_grow.checkpoint.layout import DTYPES, step_dir, tensor_key
 from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.staging import move_into_place, partial, point, prune, sweep
@@ -25,8 +25,6 @@ from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import fold, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.live import Piece
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def save(
@@ -61,7 +59,7 @@ def save(
         written.mkdir(parents=True)
     dist.barrier()
     # torch's writer rather than megatron-core's: the same files, without its helper processes.
-    state = _state_dict(pieces, tensors, _DTYPES[record.precision], with_optimizer)
+    state = _state_dict(pieces, tensors, DTYPES[record.precision], with_optimizer)
     if dist.get_rank() == 0:
         state |= extra_state(tensors.values())
     dcp.save(

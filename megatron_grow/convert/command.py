@@ -15,12 +15,12 @@ import torch.distributed as dist
 from megatron_grow.checkpoint.huggingface.files import side_files
 from megatron_grow.checkpoint.huggingface.sink import HuggingFaceSink
 from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
-from megatron_grow.checkpoint.layout import step_dir
+from megatron_grow.checkpoint.layout import DTYPES, step_dir
 from megatron_grow.checkpoint.legacy.sink import LegacySink
 from megatron_grow.checkpoint.open import open_source
 from megatron_grow.checkpoint.sink import Sink
 from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.torch_dist.sink import DTYPES, TorchDistSink
+from megatron_grow.checkpoint.torch_dist.sink import TorchDistSink
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.stages import GrowSection
@@ -137,7 +137,7 @@ def _export(args: argparse.Namespace) -> int:
     check_precision(source, precision, args.allow_rounding or _rounded(source, precision))
     bare = replace(model, make_vocab_size_divisible_by=1)
     beside = side_files(args.side_files) if args.side_files else of_source(source)
-    if trains:
+    if trains or getattr(source, "left_behind", None):
         _tell("note: a Hugging Face model has no optimizer state; it stays in the source alone")
     if not beside:
         _tell("note: no tokenizer is known; --side-files names a directory with one")

@@ -148,5 +148,5 @@ def _pairs(
 
 
 def _equal_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Whether all values are equal; NaNs of the same bits are, and so are those of zeros."""
+    """Whether all bits are the same, also those of NaNs, which are equal to nothing."""
     return torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))

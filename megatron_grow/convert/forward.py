@@ -10,6 +10,7 @@ from megatron_grow.checkpoint.source import Source
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.convert.side_files import of_source
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 from megatron_grow.state.boxes import shape_of
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -48,12 +49,11 @@ def _tokens(a: Source, b: Source, text: str) -> tuple[torch.Tensor, str]:
     length = min(model.max_position_embeddings for model in models)
     vocabulary = min(model.vocab_size or 0 for model in models)
     for source in (a, b):
-        for path in (source.path / "tokenizer.json", source.path / "huggingface/tokenizer.json"):
-            if path.exists():
-                from tokenizers import Tokenizer
+        if path := of_source(source).get("tokenizer.json"):
+            from tokenizers import Tokenizer
 
-                ids = Tokenizer.from_file(str(path)).encode(text).ids
-                return torch.tensor([ids[:length]]), f"{len(ids[:length])} tokens of {path}"
+            ids = Tokenizer.from_file(str(path)).encode(text).ids
+            return torch.tensor([ids[:length]]), f"{len(ids[:length])} tokens of {path}"
     ids = [byte % vocabulary for byte in text.encode()]
     return torch.tensor([ids[:length]]), f"{len(ids[:length])} bytes as tokens"
 

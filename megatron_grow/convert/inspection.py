@@ -14,7 +14,7 @@ from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.progress import Progress
-from megatron_grow.state.boxes import full, split, volume
+from megatron_grow.state.boxes import Box, full, split, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 
 
@@ -27,7 +27,8 @@ def inspect(source: Source) -> Iterator[str]:
         f"step {record.step:,}, stage {record.stage}, {record.consumed_tokens:,} tokens, "
         f"{record.precision}"
     )
-    yield f"{parameters:,} parameters (the vocabulary padded to {_padded(record.model_config)})"
+    padded = record.model_config.padded_vocab_size
+    yield f"{parameters:,} parameters (the vocabulary padded to {padded:,})"
     yield "model: " + ", ".join(_shape(record.model_config))
     kinds = sorted({kind for key in source.tensors for kind in source.kinds(key)} - {MAIN_PARAM})
     if kinds:
@@ -58,14 +59,22 @@ def check_digests(source: Source, progress: Progress) -> int:
     manifest = read_manifest(source.path)
     for name in manifest[0] if manifest else ():
         read_checked(source.path / name)
-    if manifest is None or not manifest[1] or not isinstance(source, TorchDistSource):
+    if manifest is None or not manifest[1]:
         for _ in _all_values(source, progress):
             pass  # reading compares the checksums of chunks
         return 0
     _, tensors, elements = manifest
     if elements != ELEMENTS_PER_BLOCK:
         raise UserError(f"{source.path}: its manifest has blocks of {elements} elements")
-    names = {name: key for key in source.tensors for name in source.names(key)}
+    if isinstance(source, TorchDistSource):  # of which rounded weights have a name of their own
+        names = {name: key for key in source.tensors for name in source.names(key)}
+        read = source.read_stored
+    else:
+        names = {key: key for key in source.tensors}
+
+        def read(name: str, key: str, box: Box) -> torch.Tensor:
+            return source.read(key, MAIN_PARAM, box)
+
     if set(names) != set(tensors):
         raise UserError(f"{source.path} does not hold the tensors that its manifest lists")
     total = sum(volume(full(source.tensors[key].shape)) for key in names.values())
@@ -73,9 +82,10 @@ def check_digests(source: Source, progress: Progress) -> int:
         for name, key in names.items():
             blocks = []
             for box in split(full(source.tensors[key].shape), elements):
-                blocks.append(digest(source.read_stored(name, key, box)))
+                blocks.append(digest(read(name, key, box)))
                 advance(volume(box))
-            if digest_of(blocks) != tensors[name].digest:
+            same_shape = tensors[name].shape == source.tensors[key].checkpoint_shape
+            if not same_shape or digest_of(blocks) != tensors[name].digest:
                 raise UserError(f"{source.path}: {name} is not what its manifest says")
     return len(names)
 
@@ -91,10 +101,6 @@ def _all_values(source: Source, progress: Progress) -> Iterator[torch.Tensor]:
                 for box in split(full(tensor.shape), ELEMENTS_PER_BLOCK):
                     yield source.read(key, kind, box)
                     advance(volume(box))
-
-
-def _padded(model: ModelConfig) -> int:
-    return model.padded_vocab_size
 
 
 def _shape(model: ModelConfig) -> Iterator[str]:

@@ -33,10 +33,8 @@ def preview(source: Source, sink: Sink, *, threads: int, verifies: bool) -> Iter
             if not names:
                 yield f"  {key} ({kind}): left out"
                 continue
-            shape, elements = (
-                " x ".join(map(str, tensor.checkpoint_shape)),
-                volume(full(tensor.shape)),
-            )
+            shape = " x ".join(map(str, tensor.checkpoint_shape))
+            elements = volume(full(tensor.shape))
             out = elements * sum(dtype.itemsize for dtype in names.values())
             origin, needed = _origin(source, key, kind)
             read, stored = read + needed, stored + out

@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 
-from megatron_grow.checkpoint.layout import step_dir
+from megatron_grow.checkpoint.layout import DTYPES, step_dir
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.checkpoint.torch_dist.sink import DTYPES, TorchDistSink
+from megatron_grow.checkpoint.torch_dist.sink import TorchDistSink
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_grow.checkpoint.layout import latest, locate
+from megatron_grow.checkpoint.huggingface.files import CONFIG
+from megatron_grow.checkpoint.layout import COMPLETE, latest, locate
 from megatron_grow.checkpoint.open import open_source
 from megatron_grow.checkpoint.record import GrowthEvent, Record, read_record
 from megatron_grow.checkpoint.source import Source
@@ -48,7 +49,7 @@ def find_start(config: RunConfig, stages: list[Stage]) -> tuple[Start | None, Pl
     other = Path(load) if load not in (None, "auto") else None
     if first.grow is None:
         fresh = initialisation(first.model, config.model.num_layers, config.run.seed)
-        path = locate(other, "checkpoint.load=") if other else own
+        path = _trained(other) if other else own
         return (_resume(path, config, stages) if path else None), fresh
     if own is not None:
         start = _resume(own, config, stages)
@@ -61,6 +62,17 @@ def find_start(config: RunConfig, stages: list[Stage]) -> tuple[Start | None, Pl
         )
     start = _grow(open_source(other, "checkpoint.load="), config, first)
     return start, start.plan
+
+
+def _trained(path: Path) -> Path:
+    """The checkpoint that ``checkpoint.load`` names, with all that training goes on from."""
+    found = path if (path / CONFIG).exists() else locate(path, "checkpoint.load=")
+    if not (found / COMPLETE).exists():
+        raise UserError(
+            f"checkpoint.load={path} holds weights alone; to begin with them, give the run "
+            "stages: [{grow: {optimizer_state: reset}}]"
+        )
+    return found
 
 
 def _resume(path: Path, config: RunConfig, stages: list[Stage]) -> Start:

@@ -6,7 +6,7 @@ import logging
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -78,16 +78,24 @@ def damaged(source: Path, target: Path, case: int) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of several files, as a job on TP2 would write it; with and without an optimizer."""
+    """Cut for TP2, with an optimizer."""
     root = tmp_path_factory.mktemp("source")
     write(root, SyntheticSource(TINY, precision="bf16"), tensor_parallel=2)
     return root
 
 
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """torch's checkpoints log every step of every load."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("quiet")
 def test_a_thousand_damaged_checkpoints(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logging.disable()  # torch's checkpoints log every step of every load
     truth = by_torch(source / STEP)
     record = (source / STEP / "megatron_grow.json").read_bytes()
     outcomes: Counter[str] = Counter()

@@ -152,3 +152,22 @@ def test_optimizer_state_is_never_dropped_unsaid(
     assert equal(by_torch(tmp_path / "c" / STEP), weights(by_torch(trained)))
     source = open_source(tmp_path / "c")
     assert all(source.kinds(key) == ("main_param",) for key in source.tensors)
+
+
+@pytest.mark.parametrize("format_", ["legacy", "hf"])
+def test_the_manifest_proves_every_format(
+    format_: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A safetensors file has no checksums of its own: one flipped bit is found by the digest."""
+    if format_ == "hf":
+        assert command("export-hf", trained, tmp_path / "a") == 0
+    else:
+        options = ("--format", "torch", "--weights-only")
+        assert command("reshard", trained, tmp_path / "a", *options) == 0
+    assert command("inspect", tmp_path / "a", "--check") == 0
+    assert "stored tensors agree with the manifest" in capsys.readouterr().out
+    (path,) = [*(tmp_path / "a").rglob("*.safetensors"), *(tmp_path / "a").rglob("*.pt")]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    assert command("inspect", tmp_path / "a", "--check") == 2

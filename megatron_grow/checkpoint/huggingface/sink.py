@@ -16,6 +16,7 @@ from megatron_grow.checkpoint.huggingface import files, shards
 from megatron_grow.checkpoint.huggingface.config import choose_family, to_config
 from megatron_grow.checkpoint.huggingface.names import regions
 from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
+from megatron_grow.checkpoint.positional import write_at
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.sink import Block
 from megatron_grow.config.errors import UserError
@@ -149,7 +150,7 @@ class HuggingFaceSink:
             raw = stored.view(-1).view(torch.uint8).numpy().data
             # A box of some columns is not contiguous in the file: it is written row by row.
             for _, ((start, stop),) in fold(region.shape, where, (len(region.shape),)):
-                _write_all(descriptor, raw[: (stop - start) * size], base + start * size)
+                write_at(descriptor, raw[: (stop - start) * size], base + start * size)
                 raw = raw[(stop - start) * size :]
             written += stored.nbytes
         return written
@@ -158,12 +159,6 @@ class HuggingFaceSink:
         path = self.directory / name
         with _disk(path):
             path.write_text(json.dumps(values, indent=2) + "\n")
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        count = os.pwrite(descriptor, data, offset)
-        data, offset = data[count:], offset + count
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,13 +10,15 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from isal.isal_zlib import crc32
 
 from megatron_grow.checkpoint.archive import Archive
-from megatron_grow.checkpoint.layout import RECORD
+from megatron_grow.checkpoint.layout import DTYPES, RECORD
 from megatron_grow.checkpoint.legacy.checksums import combine, set_checksums
 from megatron_grow.checkpoint.legacy.files import Chunk, chunks, regions
 from megatron_grow.checkpoint.legacy.source import LegacySource
 from megatron_grow.checkpoint.megatron_lm.state import legacy_state
+from megatron_grow.checkpoint.positional import write_at
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.sink import Block
@@ -27,8 +28,6 @@ from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.sharding import DEALT, Dealt
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Table = list[tuple[str, int, int, int]]
 """Stored name, offset in its bytes, length and checksum, of some pieces."""
@@ -68,7 +67,7 @@ class LegacySink:
         self.directory = directory
         self._record = replace(record, optimizer_step=0)
         self._parallel, self._tensors = parallel, tensors
-        self._dtype = _DTYPES[record.precision]
+        self._dtype = DTYPES[record.precision]
         tp = parallel.tensor_model_parallel_size
         for axis in (axis for tensor in tensors.values() for axis in tensor.axes):
             if DEALT.get(axis.name) is Dealt.TENSOR and axis.size % tp:
@@ -121,8 +120,8 @@ class LegacySink:
                         flat = region.to_stored(data, stored).view(-1).view(torch.uint8)
                         raw = memoryview(flat.numpy())  # type: ignore[arg-type]
                         offset = _flat_start(region.shape, stored) * self._dtype.itemsize
-                        _pwrite(files[path], raw, start + offset)
-                        table.append((region.name, offset, raw.nbytes, zlib.crc32(raw)))
+                        write_at(files[path], raw, start + offset)
+                        table.append((region.name, offset, raw.nbytes, crc32(raw)))
             for descriptor in files.values():
                 os.fsync(descriptor)
         finally:
@@ -171,9 +170,3 @@ def _flat_start(shape: tuple[int, ...], box: Box) -> int:
     for size, (first, _) in zip(shape, box, strict=True):
         start = start * size + first
     return start
-
-
-def _pwrite(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        count = os.pwrite(descriptor, data, offset)
-        data, offset = data[count:], offset + count

@@ -18,6 +18,7 @@ import torch
 from isal.isal_zlib import crc32  # several times faster than zlib's
 
 from megatron_grow.checkpoint.pickles import TENSOR, Restricted, StoredTensor
+from megatron_grow.checkpoint.positional import read_at
 
 _ZIP_LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a member: lengths of its name and of its extra field; its data follow these."""
@@ -139,12 +140,8 @@ def _values(descriptor: int, offset: int, member: zipfile.ZipInfo) -> torch.Tens
     start += 30 + sum(_ZIP_LOCAL_HEADER.unpack(header))
     values = torch.empty(member.file_size, dtype=torch.uint8)
     memory = memoryview(values.numpy())  # type: ignore[arg-type]
-    done = 0
-    while done < len(memory):
-        count = os.preadv(descriptor, [memory[done:]], start + done)
-        if count == 0:
-            raise DamagedError("its file ends before it")
-        done += count
+    if not read_at(descriptor, memory, start):
+        raise DamagedError("its file ends before it")
     if crc32(memory) != member.CRC:
         raise DamagedError("its checksum is wrong")
     return values

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_grow.checkpoint.layout import METADATA, tensor_key
+from megatron_grow.checkpoint.layout import DTYPES, METADATA, tensor_key
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.sink import Block
 from megatron_grow.checkpoint.torch_dist.chunks import write_tensor
@@ -29,9 +29,6 @@ from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, fold, intersect, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.sharding import shards
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What weights are stored as."""
 
 _OBJECTS = "__objects_0.distcp"
 
