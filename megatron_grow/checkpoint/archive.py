@@ -21,6 +21,7 @@ from megatron_grow.checkpoint.pickles import TRAINING, Restricted, StoredTensor
 from megatron_grow.checkpoint.positional import read_at
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box, full, shape_of, slices
+from megatron_grow.state.memory import empty
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a member: lengths of its name and of its extra field; its data follow these."""
@@ -84,7 +85,7 @@ class Archive:
             # Whole rows are read, and cut: they are contiguous.
             first, last = box[0]
             row = size // max(tensor.shape[0], 1)
-            raw = torch.empty((last - first) * row, dtype=torch.uint8)
+            raw = empty(((last - first) * row,), torch.uint8)
             self._fill(raw, offset + first * row)
             self._check(tensor.member, raw)
         except (OSError, ValueError, KeyError) as error:

@@ -14,6 +14,7 @@ from megatron_grow.checkpoint.sink import Block, Sink
 from megatron_grow.checkpoint.source import Source
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import full, split, volume
+from megatron_grow.state.memory import cast
 
 ELEMENTS_PER_BLOCK = 1 << 25
 """What is made, digested and written at a time: 128 MiB in fp32."""
@@ -92,7 +93,7 @@ def write(
             for block in blocks:
                 values = source.read(block.key, block.kind, block.box)
                 stored = {
-                    name: values.to(dtype)
+                    name: cast(values, dtype)
                     for name, dtype in sink.stored(block.key, block.kind).items()
                 }
                 digests.extend((name, digest(data)) for name, data in stored.items())

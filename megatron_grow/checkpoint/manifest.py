@@ -11,6 +11,7 @@ import torch
 from blake3 import blake3
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.state.memory import contiguous
 
 MANIFEST = "manifest.json"
 
@@ -28,7 +29,7 @@ class TensorDigest:
 
 def digest(values: torch.Tensor) -> bytes:
     """BLAKE3 of the values, in row-major order."""
-    raw = values.contiguous().reshape(-1).view(torch.uint8).numpy()
+    raw = contiguous(values).reshape(-1).view(torch.uint8).numpy()
     return blake3(raw).digest()  # type: ignore[arg-type]
 
 

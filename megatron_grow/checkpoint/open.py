@@ -12,12 +12,13 @@ from megatron_grow.checkpoint.source import Source
 from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 
 
-def open_source(path: Path, named: str = "") -> Source:
+def open_source(path: Path, named: str = "", *, once: bool = False) -> Source:
     """The checkpoint at ``path``: a step's directory, a root with a tracker file, or a model.
 
     Args:
         path: a directory.
         named: begins the message of an error, for example ``checkpoint.load=``.
+        once: whether its values are read only once, so that the page cache need not keep them.
 
     Raises:
         UserError: nothing there is a checkpoint, or it is damaged.
@@ -25,4 +26,6 @@ def open_source(path: Path, named: str = "") -> Source:
     if (path / CONFIG).exists() and not (path / METADATA).exists():
         return HuggingFaceSource(path)
     found = locate(path, named)
-    return TorchDistSource(found) if (found / COMPLETE).exists() else LegacySource(found)
+    if (found / COMPLETE).exists():
+        return TorchDistSource(found, once=once)
+    return LegacySource(found)

@@ -11,6 +11,7 @@ from math import prod
 import torch
 
 from megatron_grow.state.boxes import Box, fold, intersect, shape_of
+from megatron_grow.state.memory import contiguous
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Region:
         extents, order = shape_of(part), self.order
         if self._turned:
             order = order[self.groups[0] :] + order[: self.groups[0]]
-            values = values.contiguous().t().contiguous()
+            values = contiguous(contiguous(values).t())
         ordered = values.reshape([extents[axis] for axis in order])
         return ordered.permute([order.index(axis) for axis in range(len(order))])
 
@@ -81,8 +82,8 @@ class Region:
         if self._turned:
             order = self.order[self.groups[0] :] + self.order[: self.groups[0]]
             rows, columns = shape_of(stored)
-            return values.permute(order).reshape(columns, rows).t().contiguous()
-        return values.permute(self.order).reshape(shape_of(stored)).contiguous()
+            return contiguous(contiguous(values.permute(order)).view(columns, rows).t())
+        return contiguous(values.permute(self.order)).view(shape_of(stored))
 
 
 class Regions:

@@ -54,6 +54,9 @@ class Sink(Protocol):
 
         Returns:
             What ``finish`` needs to know of it; can be pickled.
+
+        Raises:
+            OSError: the disk is full, or fails; with the path.
         """
         ...
 

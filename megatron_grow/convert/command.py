@@ -76,7 +76,7 @@ def _leads() -> bool:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    source = open_source(args.ckpt)
+    source = open_source(args.ckpt, once=True)
     for line in inspect(source):
         print(line)
     if args.check:
@@ -88,7 +88,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    a, b = open_source(args.a), open_source(args.b)
+    a, b = (open_source(path, once=not args.forward) for path in (args.a, args.b))
     if args.forward and not same_shape(a, b):
         print("they have other shapes: only their functions are compared")
         return _compare_functions(a, b, args.text)
@@ -116,12 +116,14 @@ def _compare_functions(a: Source, b: Source, text: Path | None) -> int:
 
 
 def _grow(args: argparse.Namespace) -> int:
-    source = together(lambda: open_weights(args.src, args.weights_only))
+    # Layers that are copied are read more than once.
+    source = together(lambda: open_weights(args.src, args.weights_only, once=False))
     return _to_megatron(grow(source, args.grow, args.seed, _tell), args)
 
 
 def _reshard(args: argparse.Namespace) -> int:
-    return _to_megatron(together(lambda: open_weights(args.src, args.weights_only)), args)
+    source = together(lambda: open_weights(args.src, args.weights_only, once=True))
+    return _to_megatron(source, args)
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -130,7 +132,7 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    source = together(lambda: open_source(args.src))
+    source = together(lambda: open_source(args.src, once=True))
     model = source.record.model_config
     precision = args.precision or source.record.precision
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)

@@ -37,13 +37,18 @@ class WeightsOnly:
         return self._source.read(key, kind, box)
 
 
-def open_weights(path: Path, weights_only: bool) -> Source:
+def open_weights(path: Path, weights_only: bool, *, once: bool) -> Source:
     """Open a checkpoint, with its optimizer state unless that is not wanted.
+
+    Args:
+        path: as :func:`open_source` has it.
+        weights_only: whether to leave the optimizer's state behind.
+        once: whether values are read only once.
 
     Raises:
         UserError: damaged, or with optimizer state that cannot be read.
     """
-    source = open_source(path)
+    source = open_source(path, once=once)
     left_behind = getattr(source, "left_behind", ())
     if left_behind and not weights_only:
         raise UserError(

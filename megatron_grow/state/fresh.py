@@ -15,6 +15,7 @@ import torch
 
 from megatron_grow.state.axes import Constant, Init, LogicalTensor
 from megatron_grow.state.boxes import Box, fold, full, intersect, shape_of, slices
+from megatron_grow.state.memory import empty
 
 # Matrices are drawn in square tiles: small, so that a cut along either side wastes little, and
 # large against the cost of starting a generator.
@@ -37,10 +38,10 @@ def fresh(
         fp32, of the shape of ``box``. Normal values come from numpy's SFC64 generator and ziggurat,
         plain C without vector variants, so that their bits do not depend on the processor.
     """
-    out = torch.empty(shape_of(box)) if out is None else out
+    out = empty(shape_of(box)) if out is None else out
     if isinstance(init, Constant):
         return out.fill_(init.value)
-    values = out if out.is_cpu else torch.empty(shape_of(box))
+    values = out if out.is_cpu else empty(shape_of(box))
     for name, shape, parts in _matrices(tensor, box, values):
         _normal(f"{seed}/{name}", shape, parts)
     values.mul_(init.std)

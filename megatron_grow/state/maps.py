@@ -20,6 +20,7 @@ import torch
 from megatron_grow.state.axes import Constant, Init, LogicalTensor, Normal
 from megatron_grow.state.boxes import Box, shape_of, slices, subtract
 from megatron_grow.state.fresh import fresh
+from megatron_grow.state.memory import cast, empty
 
 FRESH = -1
 """An index that draws on no source entry."""
@@ -294,7 +295,7 @@ def materialise(
     if out is None:
         if len(blocks) == 1 and _is_drawn(blocks[0][1]):
             return _noisy(_draw(*blocks[0], read), tensor_map.target, blocks[0][1], seed)
-        out = torch.empty(shape_of(box))
+        out = empty(shape_of(box))
     one_term = len(tensor_map.terms) == 1
     if not one_term:
         out.zero_()
@@ -406,7 +407,7 @@ def _select(values: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tenso
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
     """``values`` in at least fp32, to calculate with."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return cast(values, torch.promote_types(values.dtype, torch.float32))
 
 
 def _mix(matrix: torch.Tensor, values: torch.Tensor, axis: int) -> torch.Tensor:

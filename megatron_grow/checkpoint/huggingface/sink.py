@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from pathlib import Path
 
 import torch
 
+from megatron_grow.checkpoint.direct import DirectWriter
 from megatron_grow.checkpoint.huggingface import files, shards
 from megatron_grow.checkpoint.huggingface.config import choose_family, to_config
 from megatron_grow.checkpoint.huggingface.names import regions
 from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
-from megatron_grow.checkpoint.positional import write_at
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.sink import Block
-from megatron_grow.config.errors import UserError
+from megatron_grow.checkpoint.staging import sync
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.state.boxes import Box, fold, slices
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -89,7 +87,7 @@ class HuggingFaceSink:
         self.directory.mkdir(parents=True, exist_ok=True)
         for shard in self._shards:
             path = self.directory / shard.file
-            with _disk(path), path.open("wb") as file:
+            with path.open("wb") as file:
                 file.write(shard.header)
                 file.truncate(len(shard.header) + shard.nbytes)
 
@@ -100,18 +98,10 @@ class HuggingFaceSink:
             How many bytes were written.
         """
         written = 0
-        with ExitStack() as stack:
-            descriptors: dict[str, int] = {}
+        with DirectWriter() as file:
             for block, values in blocks:
                 for region in self._regions.overlapping(block.key, block.box):
-                    file = self._shard_of[region.name].file
-                    if file not in descriptors:
-                        descriptors[file] = os.open(self.directory / file, os.O_WRONLY)
-                        stack.callback(os.close, descriptors[file])
-                    with _disk(self.directory / file):
-                        written += self._write_region(
-                            descriptors[file], region, block.box, values[block.key]
-                        )
+                    written += self._write_region(file, region, block.box, values[block.key])
         return written
 
     def finish(self, tables: list[int]) -> None:
@@ -124,47 +114,34 @@ class HuggingFaceSink:
         if sum(tables) != total:
             raise RuntimeError(f"{sum(tables)} bytes of weights were written, not {total}")
         for name, path in self._side_files.items():
-            with _disk(self.directory / name):
-                shutil.copyfile(path, self.directory / name)
+            shutil.copyfile(path, self.directory / name)
         if len(self._shards) > 1:
             table = {name: shard.file for name, shard in sorted(self._shard_of.items())}
             self._write_json(files.INDEX, {"metadata": {"total_size": total}, "weight_map": table})
         self._write_json(files.CONFIG, dict(sorted(self._config.items())))
-        for path in (*self.directory.iterdir(), self.directory):
-            with _disk(path):
-                descriptor = os.open(path, os.O_RDONLY)
-                os.fsync(descriptor)
-                os.close(descriptor)
+        sync([*self.directory.iterdir(), self.directory])
 
     def reopen(self) -> Callable[[str, Block], torch.Tensor]:
         """What a reader now finds of a block."""
         written = HuggingFaceSource(self.directory, self._divisible_by)
         return lambda name, block: written.read(block.key, block.kind, block.box)
 
-    def _write_region(self, descriptor: int, region: Region, box: Box, values: torch.Tensor) -> int:
+    def _write_region(
+        self, file: DirectWriter, region: Region, box: Box, values: torch.Tensor
+    ) -> int:
         """What the region holds of ``values``, which fill ``box``; the bytes written."""
-        base = self._shard_of[region.name].offsets[region.name]
+        shard = self._shard_of[region.name]
+        path, base = self.directory / shard.file, shard.offsets[region.name]
         size, written = values.dtype.itemsize, 0
         for part, where in region.parts(box):
             stored = region.to_stored(values[slices(part, box)], where)
             raw = stored.view(-1).view(torch.uint8).numpy().data
             # A box of some columns is not contiguous in the file: it is written row by row.
             for _, ((start, stop),) in fold(region.shape, where, (len(region.shape),)):
-                write_at(descriptor, raw[: (stop - start) * size], base + start * size)
+                file.write_at(path, raw[: (stop - start) * size], base + start * size)
                 raw = raw[(stop - start) * size :]
             written += stored.nbytes
         return written
 
     def _write_json(self, name: str, values: dict) -> None:
-        path = self.directory / name
-        with _disk(path):
-            path.write_text(json.dumps(values, indent=2) + "\n")
-
-
-@contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """A disk that is full, or cannot be written for another reason, is the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+        (self.directory / name).write_text(json.dumps(values, indent=2) + "\n")

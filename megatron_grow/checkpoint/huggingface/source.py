@@ -21,6 +21,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.memory import empty
 
 _HEAD = "lm_head.weight"
 _EMBEDDING = "embedding.word_embeddings.weight"
@@ -73,7 +74,7 @@ class HuggingFaceSource:
         Raises:
             UserError: a file that cannot be read.
         """
-        out = torch.zeros(shape_of(box), dtype=self._dtypes[key])
+        out = empty(shape_of(box), self._dtypes[key]).zero_()
         for region in self._regions.overlapping(key, box):
             with files.opened(self._file_of[region.name]) as file:
                 stored = file.get_slice(region.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,12 +12,12 @@ import torch
 from isal.isal_zlib import crc32
 
 from megatron_grow.checkpoint.archive import Archive
+from megatron_grow.checkpoint.direct import DirectWriter
 from megatron_grow.checkpoint.layout import DTYPES, RECORD
 from megatron_grow.checkpoint.legacy.checksums import combine, set_checksums
 from megatron_grow.checkpoint.legacy.files import Chunk, chunks, regions
 from megatron_grow.checkpoint.legacy.source import LegacySource
 from megatron_grow.checkpoint.megatron_lm.state import legacy_state
-from megatron_grow.checkpoint.positional import write_at
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.sink import Block
@@ -108,25 +107,17 @@ class LegacySink:
     def write(self, part: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Table:
         """Write blocks into all files that hold a part of them."""
         table: Table = []
-        files: dict[Path, int] = {}
-        try:
+        with DirectWriter() as file:
             for block, values in blocks:
                 for region in self._regions.overlapping(block.key, block.box):
                     path, start, _ = self._places[region.name]
-                    if path not in files:
-                        files[path] = os.open(path, os.O_WRONLY)
                     for fine, stored in region.parts(block.box):
                         data = values[block.key][slices(fine, block.box)]
                         flat = region.to_stored(data, stored).view(-1).view(torch.uint8)
                         raw = memoryview(flat.numpy())  # type: ignore[arg-type]
                         offset = _flat_start(region.shape, stored) * self._dtype.itemsize
-                        write_at(files[path], raw, start + offset)
+                        file.write_at(path, raw, start + offset)
                         table.append((region.name, offset, raw.nbytes, crc32(raw)))
-            for descriptor in files.values():
-                os.fsync(descriptor)
-        finally:
-            for descriptor in files.values():
-                os.close(descriptor)
         return table
 
     def finish(self, tables: list[Table]) -> None:

@@ -20,6 +20,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.memory import empty
 
 _OPTIMIZER_FILE = "distrib_optim.pt"
 _UNREAD = ("_extra_state", "inv_freq")
@@ -95,7 +96,7 @@ class LegacySource:
                 if part == box:
                     return values
                 if out is None:
-                    out = torch.empty(shape_of(box), dtype=self._dtypes[key])
+                    out = empty(shape_of(box), self._dtypes[key])
                 out[slices(part, box)] = values
         assert out is not None, (key, box)  # the regions of all ranks tile each tensor
         return out

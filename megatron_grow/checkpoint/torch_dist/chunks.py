@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from isal.isal_zlib import crc32  # several times faster than zlib's
 
 from megatron_grow.checkpoint.pickles import TENSOR, Restricted, StoredTensor
 from megatron_grow.checkpoint.positional import read_at
+from megatron_grow.state.memory import empty
 
 _ZIP_LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a member: lengths of its name and of its extra field; its data follow these."""
@@ -33,11 +34,12 @@ class DamagedError(Exception):
     """Bytes that are not what was written."""
 
 
-def read_tensor(path: Path, offset: int, length: int) -> torch.Tensor:
+def read_tensor(path: Path, offset: int, length: int, *, once: bool = False) -> torch.Tensor:
     """The tensor in ``length`` bytes of a file from ``offset`` on.
 
     Nothing that the bytes say is ever run, and all checksums are compared (torch itself reads past
-    a wrong one). Values go straight from the file into the tensor.
+    a wrong one). Values go straight from the file into the tensor. If they are read only ``once``,
+    the page cache forgets them.
 
     Raises:
         DamagedError: not a tensor, or damaged.
@@ -62,25 +64,24 @@ def read_tensor(path: Path, offset: int, length: int) -> torch.Tensor:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedError(reason) from None
     finally:
+        if once and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
     return _shaped(values.view(told.dtype), told)
 
 
-def write_tensor(file: BinaryIO, values: torch.Tensor) -> int:
-    """Append what ``torch.save`` makes of a contiguous tensor that has its memory to itself.
+def stored_tensor(values: torch.Tensor) -> tuple[bytes, memoryview, bytes]:
+    """What ``torch.save`` makes of a contiguous tensor that has its memory to itself.
 
     Only the identifier that torch derives from the content differs: torch itself takes three times
     as long, most of it for the checksum.
 
     Returns:
-        The number of bytes written.
+        What stands before the values; these, not copied; and what stands after them.
     """
     memory = memoryview(values.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     before, after = _around(tuple(values.shape), values.dtype).with_checksum(crc32(memory))
-    file.write(before)
-    file.write(memory)
-    file.write(after)
-    return len(before) + len(memory) + len(after)
+    return before, memory, after
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _values(descriptor: int, offset: int, member: zipfile.ZipInfo) -> torch.Tens
     start = offset + member.header_offset
     header = _pread(descriptor, _ZIP_LOCAL_HEADER.size, start)
     start += 30 + sum(_ZIP_LOCAL_HEADER.unpack(header))
-    values = torch.empty(member.file_size, dtype=torch.uint8)
+    values = empty((member.file_size,), torch.uint8)
     memory = memoryview(values.numpy())  # type: ignore[arg-type]
     if not read_at(descriptor, memory, start):
         raise DamagedError("its file ends before it")

@@ -21,6 +21,7 @@ from megatron_grow.checkpoint.pickles import TABLE, Restricted
 from megatron_grow.checkpoint.torch_dist.chunks import DamagedError, read_tensor
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box, full, intersect, shape_of, slices, volume
+from megatron_grow.state.memory import empty
 
 # Chunks kept in memory, because neighbouring slices often come from one chunk.
 _CACHED_BYTES = 256 << 20
@@ -29,8 +30,8 @@ _CACHED_BYTES = 256 << 20
 class CheckpointReader:
     """Slices of the tensors in one checkpoint directory; several threads may read."""
 
-    def __init__(self, directory: Path) -> None:
-        """Read the directory's table of chunks.
+    def __init__(self, directory: Path, *, once: bool = False) -> None:
+        """Read the directory's table of chunks; ``once`` is that of :func:`.chunks.read_tensor`.
 
         Raises:
             UserError: a missing, damaged or hostile ``.metadata``; a chunk's file that is missing
@@ -39,6 +40,7 @@ class CheckpointReader:
         self.directory = directory
         self.objects: set[str] = set()
         """Names of what is stored beside the tensors."""
+        self._once = once
         self._cache = _Cache()
         metadata = self._load_metadata()
         try:
@@ -86,7 +88,7 @@ class CheckpointReader:
                 if common == box:
                     return values
                 if out is None:
-                    out = torch.empty(shape_of(box), dtype=self.dtype(key))
+                    out = empty(shape_of(box), self.dtype(key))
                 out[slices(common, box)] = values
         assert out is not None, (key, box)  # the constructor has seen that nothing is missing
         return out
@@ -166,7 +168,7 @@ class CheckpointReader:
         info = self._storage[key, offset]
         path = self.directory / info.relative_path
         try:
-            values = read_tensor(path, info.offset, info.length)
+            values = read_tensor(path, info.offset, info.length, once=self._once)
             if tuple(values.shape) != shape or values.dtype != self.dtype(key):
                 raise DamagedError(
                     f"it is {tuple(values.shape)} of {values.dtype}, not {shape} of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,15 +18,17 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from megatron_grow.checkpoint.direct import DirectWriter
 from megatron_grow.checkpoint.layout import DTYPES, METADATA, tensor_key
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.sink import Block
-from megatron_grow.checkpoint.torch_dist.chunks import write_tensor
+from megatron_grow.checkpoint.torch_dist.chunks import stored_tensor
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, fold, intersect, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.memory import contiguous
 from megatron_grow.state.sharding import shards
 
 _OBJECTS = "__objects_0.distcp"
@@ -81,16 +82,17 @@ class TorchDistSink:
     def write(self, part: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Table:
         """Write a file of blocks, each cut into the chunks of its shards."""
         table: Table = []
-        with (self.directory / _file(part)).open("wb") as file:
-            for block, values in blocks:
-                for stored, data in values.items():
+        path, end = self.directory / _file(part), 0
+        with DirectWriter() as file:
+            for block, named in blocks:
+                for stored, values in named.items():
                     for chunk, part_of in self._chunks(block):
-                        piece = data[slices(part_of, block.box)].reshape(shape_of(chunk))
-                        start = file.tell()
-                        length = write_tensor(file, piece.contiguous())
-                        table.append((stored, chunk, start, length))
-            file.flush()
-            os.fsync(file.fileno())
+                        piece = contiguous(values[slices(part_of, block.box)])
+                        start = end
+                        for data in stored_tensor(piece.view(shape_of(chunk))):
+                            file.write_at(path, data, end)
+                            end += len(data)
+                        table.append((stored, chunk, start, end - start))
         return table
 
     def finish(self, tables: list[Table]) -> None:
@@ -128,7 +130,7 @@ class TorchDistSink:
 
     def reopen(self) -> Callable[[str, Block], torch.Tensor]:
         """What a reader now finds of a block under a stored name."""
-        written = TorchDistSource(self.directory)
+        written = TorchDistSource(self.directory, once=True)
         return lambda name, block: written.read_stored(name, block.key, block.box)
 
     def _chunks(self, block: Block) -> Iterator[tuple[Box, Box]]:

@@ -13,6 +13,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import Box, fold, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.memory import empty
 
 
 class TorchDistSource:
@@ -20,12 +21,13 @@ class TorchDistSource:
 
     format = "torch_dist"
 
-    def __init__(self, path: Path, record: Record | None = None) -> None:
+    def __init__(self, path: Path, record: Record | None = None, *, once: bool = False) -> None:
         """Open the checkpoint directory ``path``.
 
         Args:
             path: of one step.
             record: what it says of itself, if already read.
+            once: whether values are read only once, so that the page cache need not keep them.
 
         Raises:
             UserError: damaged, incomplete, or not of the model that its record describes.
@@ -34,7 +36,7 @@ class TorchDistSource:
         self.record = record or read_record(path)
         self.layout = self.record.layout
         self.tensors = logical_tensors(self.record.model_config)
-        self._reader = CheckpointReader(path)
+        self._reader = CheckpointReader(path, once=once)
         self._kinds = {key: self._find_kinds(key) for key in self.tensors}
         self._check()
 
@@ -64,7 +66,7 @@ class TorchDistSource:
         parts = fold(tensor.shape, box, tensor.groups)
         if len(parts) == 1:
             return self._reader.read(name, parts[0][1]).view(shape_of(box))
-        out = torch.empty(shape_of(box), dtype=self._reader.dtype(name))
+        out = empty(shape_of(box), self._reader.dtype(name))
         for fine, coarse in parts:
             out[slices(fine, box)] = self._reader.read(name, coarse).view(shape_of(fine))
         return out

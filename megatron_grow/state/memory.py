@@ -1,0 +1,36 @@
+"""Memory of large tensors on the CPU that come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """As ``torch.empty``, but of numpy's memory.
+
+    torch asks glibc for memory at multiples of 64 bytes, and glibc before 2.38 does not find what
+    was freed for the next such request of the same size: a process that makes and frees blocks of
+    128 MiB grew to three times what it held. numpy uses ``malloc``, and asks for huge pages.
+    """
+    if not prod(shape):
+        return torch.empty(tuple(shape), dtype=dtype)  # from numpy its stride would be 0
+    memory = np.empty(prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(tuple(shape))
+
+
+def contiguous(values: torch.Tensor) -> torch.Tensor:
+    """As ``values.contiguous()``, of such memory."""
+    if values.is_contiguous():
+        return values
+    return empty(values.shape, values.dtype).copy_(values)
+
+
+def cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """As ``values.to(dtype)``, of such memory where it is on the CPU."""
+    if values.dtype == dtype or not values.is_cpu:
+        return values.to(dtype)
+    return empty(values.shape, dtype).copy_(values)
