@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -38,7 +39,7 @@ from megatron_grow.convert.selection import open_weights
 from megatron_grow.convert.side_files import imported_with, of_source
 from megatron_grow.growth.offline import GrownSource
 from megatron_grow.growth.plan import without_padding
-from megatron_grow.parallel.agreement import together
+from megatron_grow.parallel.agreement import place, together
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,10 +56,17 @@ def main(argv: list[str] | None = None) -> int:
         # They meet rarely, after hours in a large conversion; torchrun ends all if one is gone.
         dist.init_process_group("gloo", timeout=timedelta(days=2))
     try:
-        return _VERBS[args.verb](args)
+        code = _VERBS[args.verb](args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as in: inspect CKPT | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 128 + signal.SIGINT
     except (UserError, OSError) as error:
-        if _leads():
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        _complain(error)
         return 2
     finally:
         if joins:
@@ -70,36 +78,41 @@ def _tell(line: str) -> None:
         print(line)
 
 
+def _complain(reason: object) -> None:
+    if _leads():
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+
+
 def _leads() -> bool:
     """Whether this process is the one that speaks."""
-    return os.environ.get("RANK", "0") == "0"
+    return place()[0] == 0
 
 
 def _inspect(args: argparse.Namespace) -> int:
     source = open_source(args.ckpt, once=True)
     for line in inspect(source):
-        print(line)
+        _tell(line)
     if args.check:
         count = check_digests(source, Progress())
-        print(f"all {count} stored tensors agree with the manifest" if count else "all is readable")
+        _tell(f"all {count} stored tensors agree with the manifest" if count else "all is readable")
     else:
-        print("nothing is missing (--check reads all of it)")
+        _tell("nothing is missing (--check reads all of it)")
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
     a, b = (open_source(path, once=not args.forward) for path in (args.a, args.b))
     if args.forward and not same_shape(a, b):
-        print("they have other shapes: only their functions are compared")
+        _tell("they have other shapes: only their functions are compared")
         return _compare_functions(a, b, args.text)
     found = compare(a, b, weights_only=args.weights_only, progress=Progress())
     for note in found.notes:
-        print(f"note: {note}")
+        _tell(f"note: {note}")
     for difference in found.differences:
-        print(f"differs: {difference}")
+        _tell(f"differs: {difference}")
     what = "weights" if args.weights_only else "training state"
     verdict = "not the same" if found.differences else "the same"
-    print(f"{found.same} tensors are equal; {verdict} {what}")
+    _tell(f"{found.same} tensors are equal; {verdict} {what}")
     if args.forward:
         return _compare_functions(a, b, args.text)
     return 1 if found.differences else 0
@@ -108,7 +121,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _compare_functions(a: Source, b: Source, text: Path | None) -> int:
     apart, tolerance, read = compare_logits(a, b, text)
     same = apart <= tolerance
-    print(
+    _tell(
         f"logits on {read} differ by at most {apart:.2e} of the largest: "
         f"{'the same' if same else 'not the same'} function (tolerance {tolerance:.0e})"
     )
@@ -202,7 +215,7 @@ def _write(
     final: Path,
     make: Callable[[Path], Sink],
     step: int | None,
-    beside: dict[str, Path],
+    beside: dict[str, bytes],
     args: argparse.Namespace,
 ) -> int:
     """Convert, or tell what that would be."""

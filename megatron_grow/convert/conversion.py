@@ -22,7 +22,7 @@ from megatron_grow.checkpoint.source import Source
 from megatron_grow.checkpoint.staging import move_into_place, partial, point, sync
 from megatron_grow.config.errors import UserError
 from megatron_grow.convert.progress import Progress
-from megatron_grow.parallel.agreement import gather, together
+from megatron_grow.parallel.agreement import gather, place, together
 
 Result = TypeVar("Result")
 
@@ -45,7 +45,7 @@ def convert(
     make_sink: Callable[[Path], Sink],
     *,
     step: int | None,
-    side_files: Mapping[str, Path] | None = None,
+    side_files: Mapping[str, bytes] | None = None,
     threads: int,
     verifies: bool,
     progress: Progress,
@@ -73,8 +73,9 @@ def convert(
     sink = make_sink(partial(final))
     parts = copy.parts(source, sink)
     total = sum(copy.stored_bytes(block, sink) for part in parts for block in part)
-    leads, first, count = _place()
-    work = {number: parts[number] for number in range(first, len(parts), count)}
+    rank, ranks = place()
+    leads = rank == 0
+    work = {number: parts[number] for number in range(rank, len(parts), ranks)}
     mine = sum(copy.stored_bytes(block, sink) for part in work.values() for block in part)
     with contextlib.ExitStack() as stack:
         together(lambda: stack.enter_context(_staged(final, total)) if leads else None)
@@ -117,10 +118,10 @@ def check_destination(root: Path, final: Path) -> None:
         raise UserError(f"{final} cannot be made: {parent} is not a directory to write to")
 
 
-def _keep(side_files: Mapping[str, Path], directory: Path) -> None:
-    for name, path in side_files.items():
+def _keep(side_files: Mapping[str, bytes], directory: Path) -> None:
+    for name, content in side_files.items():
         directory.mkdir(exist_ok=True)
-        shutil.copyfile(path, directory / name)
+        (directory / name).write_bytes(content)
     if directory.exists():
         sync([*directory.iterdir(), directory])
 
@@ -161,12 +162,6 @@ def _locked(directory: Path, taken: str) -> Iterator[None]:
         raise UserError(taken) from None
     finally:
         os.close(descriptor)
-
-
-def _place() -> tuple[bool, int, int]:
-    """Whether this process leads, which it is, and how many there are."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return rank == 0, rank, world
 
 
 def _io(action: Callable[[], Result]) -> Result:

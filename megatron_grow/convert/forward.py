@@ -49,11 +49,11 @@ def _tokens(a: Source, b: Source, text: str) -> tuple[torch.Tensor, str]:
     length = min(model.max_position_embeddings for model in models)
     vocabulary = min(model.vocab_size or 0 for model in models)
     for source in (a, b):
-        if path := of_source(source).get("tokenizer.json"):
+        if stored := of_source(source).get("tokenizer.json"):
             from tokenizers import Tokenizer
 
-            ids = Tokenizer.from_file(str(path)).encode(text).ids
-            return torch.tensor([ids[:length]]), f"{len(ids[:length])} tokens of {path}"
+            ids = Tokenizer.from_buffer(stored).encode(text).ids
+            return torch.tensor([ids[:length]]), f"{len(ids[:length])} tokens"
     ids = [byte % vocabulary for byte in text.encode()]
     return torch.tensor([ids[:length]]), f"{len(ids[:length])} bytes as tokens"
 

@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from megatron_grow.checkpoint.huggingface.files import CONFIG, side_files
 from megatron_grow.checkpoint.layout import SIDE_FILES
 from megatron_grow.checkpoint.source import Source
+from megatron_grow.config.errors import UserError
+from megatron_grow.data.tokenizers import Tokenizer, load_tokenizer
+
+_SETTINGS = "tokenizer_config.json"
 
 
-def imported_with(source: Source) -> dict[str, Path]:
+def imported_with(source: Source) -> dict[str, bytes]:
     """The files of the Hugging Face model that ``source`` is, or was imported from, by name."""
     kept = source.path / SIDE_FILES
     return side_files(kept if kept.exists() else source.path)
 
 
-def of_source(source: Source) -> dict[str, Path]:
-    """The same; of a checkpoint that a run wrote, the files of the tokenizer which the run used."""
+def of_source(source: Source) -> dict[str, bytes]:
+    """The same; of a checkpoint that a run wrote, those that its tokenizer needs.
+
+    Nothing if that tokenizer is not known, or no longer there.
+    """
     if found := imported_with(source):
         return found
     data = source.record.config.get("data", {})
-    tokenizer = Path(data.get("tokenizer") or "")
-    if tokenizer.is_file():
-        if (tokenizer.parent / CONFIG).exists():
-            return side_files(tokenizer.parent)
-        return {"tokenizer.json": tokenizer}
-    named = {"vocab.json": data.get("vocab_file"), "merges.txt": data.get("merge_file")}
-    return {name: Path(path) for name, path in named.items() if path and Path(path).is_file()}
+    named = str(data.get("tokenizer") or "")
+    path = Path(named)
+    if path.is_file() and path.with_name(CONFIG).exists():  # that of another model
+        return side_files(path.parent)
+    try:
+        tokenizer = load_tokenizer(named, data.get("vocab_file"), data.get("merge_file"))
+    except UserError:
+        return {}
+    made = _made(tokenizer, source.record.model_config.max_position_embeddings)
+    if path.is_file():
+        made["tokenizer.json"] = path.read_bytes()
+        if path.with_name(_SETTINGS).is_file():
+            made[_SETTINGS] = path.with_name(_SETTINGS).read_bytes()
+    return made
+
+
+def _made(tokenizer: Tokenizer, length: int) -> dict[str, bytes]:
+    """What ``transformers`` needs for a tokenizer of ours; texts begin and end with one token."""
+    ids = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokenizer.eod_token,
+        "eos_token": tokenizer.eod_token,
+        "model_max_length": length,
+    }
+    return {
+        CONFIG: _json(ids),
+        "generation_config.json": _json(ids),
+        "tokenizer.json": tokenizer.to_json().encode(),
+        _SETTINGS: _json(settings),
+    }
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()

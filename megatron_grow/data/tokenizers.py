@@ -29,6 +29,8 @@ class Tokenizer(ABC):
     """Largest token id + 1, the end of document included."""
     eod: int
     """Id of the end-of-document token; :meth:`encode` never makes it out of text."""
+    eod_token: str
+    """How that token is written."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -37,6 +39,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``."""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """The tokenizer as a Hugging Face tokenizer.json."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, without special tokens."""
@@ -49,6 +55,7 @@ class ByteTokenizer(Tokenizer):
     name = "bytes"
     vocab_size = 257
     eod = 256
+    eod_token = END_OF_DOCUMENT
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The bytes of each text."""
@@ -61,6 +68,18 @@ class ByteTokenizer(Tokenizer):
             pieces += END_OF_DOCUMENT.encode() if token == self.eod else bytes([token])
         return pieces.decode(errors="replace")
 
+    def to_json(self) -> str:
+        """A BPE that never merges, whose 256 tokens are the bytes."""
+        # GPT-2 writes bytes that are no printable Latin-1 characters as those from U+0100 on.
+        printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+        others = (byte for byte in range(256) if byte not in printable)
+        names = {byte: chr(byte) for byte in printable}
+        names |= {byte: chr(256 + number) for number, byte in enumerate(others)}
+        vocabulary = {name: byte for byte, name in names.items()}
+        backend = _byte_level(models.BPE(vocab=vocabulary, merges=[]))
+        backend.add_special_tokens([END_OF_DOCUMENT])
+        return backend.to_str(pretty=True)
+
 
 class SubwordTokenizer(Tokenizer):
     """A tokenizer of the ``tokenizers`` library."""
@@ -69,6 +88,7 @@ class SubwordTokenizer(Tokenizer):
         self.name = name
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.eod = eod
+        self.eod_token = str(backend.id_to_token(eod))
         self._backend = backend
         # A corpus is encoded whole, and "<|endoftext|>" written in a document is plain text.
         backend.no_truncation()
@@ -83,6 +103,10 @@ class SubwordTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """What the library makes of it."""
+        return self._backend.to_str(pretty=True)
 
 
 def load_tokenizer(

@@ -39,6 +39,13 @@ def gather(value: Result) -> list[Result]:
     return values
 
 
+def place() -> tuple[int, int]:
+    """This process's rank and how many there are; a process without a job is the only one."""
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
 def any_rank(flag: bool) -> bool:
     """Whether ``flag`` is true on at least one rank."""
     return sum_over_ranks(float(flag)) > 0

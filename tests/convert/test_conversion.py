@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from tests.convert.toy import GPT, LLAMA, by_torch, command, equal
 from tests.distributed import run_ranks
 
 STEP = "iter_0000010"
+TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,32 @@ def test_a_full_disk(
     )
     refused(capsys, "reshard", source, tmp_path / "a" / "b", says=("free", "needs"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_nothing(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(self: TorchDistSink, part: int, blocks: object) -> None:
+        (self.directory / "half").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TorchDistSink, "write", interrupted)
+    assert command("reshard", source, tmp_path / "a" / "b") == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_seen_enough(source: Path) -> None:
+    """As ``head`` does, it closes the pipe."""
+    tool = [sys.executable, str(TOOL), "inspect", str(source)]
+    process = subprocess.Popen(tool, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    said = process.stderr.read()
+    assert (process.wait(60), said) == (128 + signal.SIGPIPE, b"")
 
 
 def test_what_is_read_back_differs(

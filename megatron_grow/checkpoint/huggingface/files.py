@@ -35,10 +35,10 @@ _SIDE_FILES = (
 )
 
 
-def side_files(directory: Path) -> dict[str, Path]:
+def side_files(directory: Path) -> dict[str, bytes]:
     """What belongs to a model besides its weights, by name: configuration, tokenizer, licence."""
     found = {path for pattern in _SIDE_FILES for path in directory.glob(pattern)}
-    return {path.name: path for path in sorted(found) if path.is_file()}
+    return {path.name: path.read_bytes() for path in sorted(found) if path.is_file()}
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -48,10 +48,23 @@ def read_object(path: Path) -> dict[str, Any]:
         UserError: there is none.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} is missing: not a Hugging Face model's directory") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_object(content, path)
+
+
+def parse_object(content: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object that ``path`` holds.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}, not a JSON object")

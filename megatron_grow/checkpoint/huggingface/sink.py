@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from pathlib import Path
@@ -39,7 +38,7 @@ class HuggingFaceSink:
         dtypes: Mapping[str, torch.dtype],
         *,
         family: str | None = None,
-        side_files: Mapping[str, Path] | None = None,
+        side_files: Mapping[str, bytes] | None = None,
         max_shard_size: int = _GIGABYTE,
     ) -> None:
         """Plan the files; nothing is written.
@@ -59,7 +58,7 @@ class HuggingFaceSink:
         self.directory = directory
         self._side_files = dict(side_files or {})
         original = self._side_files.pop(files.CONFIG, None)
-        said = files.read_object(original) if original else {}
+        said = files.parse_object(original, Path(files.CONFIG)) if original else {}
         chosen = choose_family(model, family, said)
         self._dtypes, self._divisible_by = dict(dtypes), model.make_vocab_size_divisible_by
         self._regions = Regions(regions(chosen.rows, model))
@@ -113,8 +112,8 @@ class HuggingFaceSink:
         total = sum(shard.nbytes for shard in self._shards)
         if sum(tables) != total:
             raise RuntimeError(f"{sum(tables)} bytes of weights were written, not {total}")
-        for name, path in self._side_files.items():
-            shutil.copyfile(path, self.directory / name)
+        for name, content in self._side_files.items():
+            (self.directory / name).write_bytes(content)
         if len(self._shards) > 1:
             table = {name: shard.file for name, shard in sorted(self._shard_of.items())}
             self._write_json(files.INDEX, {"metadata": {"total_size": total}, "weight_map": table})
