@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import struct
 import threading
 import zipfile
 from collections import defaultdict
@@ -19,21 +18,13 @@ from isal.isal_zlib import crc32
 
 from megatron_grow.checkpoint.pickles import TRAINING, Restricted, StoredTensor
 from megatron_grow.checkpoint.positional import read_at
+from megatron_grow.checkpoint.zips import data_offset
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box, full, shape_of, slices
 from megatron_grow.state.memory import empty
 
-_LOCAL_HEADER = struct.Struct("<26xHH")
-"""Of a member: lengths of its name and of its extra field; its data follow these."""
-
 _CRC_BYTES = 1 << 20
 """Read at a time to compute a checksum."""
-
-
-def data_offset(file: io.RawIOBase | io.BufferedIOBase, member: zipfile.ZipInfo) -> int:
-    """Where the data of a member begin in the file of its archive."""
-    file.seek(member.header_offset)
-    return member.header_offset + 30 + sum(_LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size)))
 
 
 class Archive:

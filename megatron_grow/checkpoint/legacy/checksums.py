@@ -7,15 +7,11 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from megatron_grow.checkpoint.archive import data_offset
+from megatron_grow.checkpoint.zips import checksum_offsets
 
 _POLYNOMIAL = 0xEDB88320
 """Of CRC-32; the highest bit is the coefficient of x^0."""
 _ONE = 1 << 31
-
-_DESCRIPTOR = b"PK\x07\x08"
-_ENTRY = struct.Struct("<4s12xI8xHHH12x")
-"""Of a central directory: its mark, a checksum, and the lengths of what follows the entry."""
 
 
 def _times(a: int, b: int) -> int:
@@ -51,24 +47,9 @@ def combine(pieces: Iterable[tuple[int, int]]) -> int:
 
 def set_checksums(path: Path, checksums: dict[str, int]) -> None:
     """Write the checksums of some members, by name, into an archive of ``torch.save``."""
-    with path.open("r+b") as file:
-        with zipfile.ZipFile(file) as archive:
-            members, start = archive.infolist(), archive.start_dir
-        found = {}
-        for member in members:
-            name = member.filename.split("/", 1)[-1]
-            if name in checksums:
-                found[member.filename.encode()] = checksum = checksums[name]
-                # torch puts it behind the data.
-                file.seek(data_offset(file, member) + member.file_size)
-                if file.read(4) != _DESCRIPTOR:
-                    raise ValueError(f"{path}: {member.filename} has no data descriptor")
-                file.write(struct.pack("<I", checksum))
-        for _ in members:
-            file.seek(start)
-            _, _, *lengths = _ENTRY.unpack(file.read(_ENTRY.size))
-            name_bytes = file.read(lengths[0])
-            if name_bytes in found:
-                file.seek(start + 16)
-                file.write(struct.pack("<I", found[name_bytes]))
-            start += _ENTRY.size + sum(lengths)
+    with path.open("r+b") as file, zipfile.ZipFile(file) as archive:
+        for member, offsets in checksum_offsets(file, archive).items():
+            name = member.split("/", 1)[-1]
+            for offset in offsets if name in checksums else ():
+                file.seek(offset)
+                file.write(struct.pack("<I", checksums[name]))

@@ -19,15 +19,8 @@ from isal.isal_zlib import crc32  # several times faster than zlib's
 
 from megatron_grow.checkpoint.pickles import TENSOR, Restricted, StoredTensor
 from megatron_grow.checkpoint.positional import read_at
+from megatron_grow.checkpoint.zips import checksum_offsets, data_offset
 from megatron_grow.state.memory import empty
-
-_ZIP_LOCAL_HEADER = struct.Struct("<26xHH")
-"""Of a member: lengths of its name and of its extra field; its data follow these."""
-_ZIP_CENTRAL_HEADER = struct.Struct("<28xHHH12x")
-"""Of a member, in the directory at the end: lengths of name, extra field and comment follow it."""
-_CRC_IN_LOCAL, _CRC_IN_DESCRIPTOR, _CRC_IN_CENTRAL = 14, 4, 16
-_HAS_DESCRIPTOR = 0x08
-"""Flag of a member whose checksum stands behind its data."""
 
 
 class DamagedError(Exception):
@@ -55,7 +48,9 @@ def read_tensor(path: Path, offset: int, length: int, *, once: bool = False) -> 
             told = Restricted(io.BytesIO(archive.read(members["data.pkl"])), TENSOR).load()
             if not isinstance(told, StoredTensor):
                 raise DamagedError("it holds something else than a tensor")
-            values = _values(descriptor, offset, members[f"data/{told.member}"])
+            member = members[f"data/{told.member}"]
+            values = _values(descriptor, offset + data_offset(window, member), member)
+        return _shaped(values.view(told.dtype), told)
     except (DamagedError, OSError):
         raise
     except pickle.UnpicklingError as error:
@@ -67,7 +62,6 @@ def read_tensor(path: Path, offset: int, length: int, *, once: bool = False) -> 
         if once and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-    return _shaped(values.view(told.dtype), told)
 
 
 def stored_tensor(values: torch.Tensor) -> tuple[bytes, memoryview, bytes]:
@@ -111,34 +105,20 @@ def _around(shape: tuple[int, ...], dtype: torch.dtype) -> _Around:
     buffer = io.BytesIO()
     with _ONE_AT_A_TIME, torch.serialization.skip_data():
         torch.save(torch.empty(shape, dtype=dtype), buffer)
-    raw = buffer.getbuffer()
     with zipfile.ZipFile(buffer) as archive:
         member = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
-        directory = archive.start_dir
-    header = member.header_offset
-    start = header + 30 + sum(_ZIP_LOCAL_HEADER.unpack_from(raw, header))
-    stop = start + member.file_size
-    described = bool(member.flag_bits & _HAS_DESCRIPTOR)
-    in_before = () if described else (header + _CRC_IN_LOCAL,)
-    in_after = (_CRC_IN_DESCRIPTOR,) if described else ()
-    entry = directory
-    while True:
-        name, *more = _ZIP_CENTRAL_HEADER.unpack_from(raw, entry)
-        names = entry + _ZIP_CENTRAL_HEADER.size
-        if bytes(raw[names : names + name]).decode() == member.filename:
-            break
-        entry = names + name + sum(more)
-    in_after = (*in_after, entry + _CRC_IN_CENTRAL - stop)
-    return _Around(bytes(raw[:start]), bytes(raw[stop:]), in_before, in_after)
+        offsets = checksum_offsets(buffer, archive)[member.filename]
+    start = data_offset(buffer, member)
+    stop, raw = start + member.file_size, buffer.getvalue()
+    in_before = tuple(offset for offset in offsets if offset < start)
+    in_after = tuple(offset - stop for offset in offsets if offset >= stop)
+    return _Around(raw[:start], raw[stop:], in_before, in_after)
 
 
-def _values(descriptor: int, offset: int, member: zipfile.ZipInfo) -> torch.Tensor:
-    """The bytes of an archive's member that is stored as it is."""
+def _values(descriptor: int, start: int, member: zipfile.ZipInfo) -> torch.Tensor:
+    """The bytes of an archive's member that is stored as it is, from ``start`` of the file on."""
     if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
         raise DamagedError("its values are compressed")
-    start = offset + member.header_offset
-    header = _pread(descriptor, _ZIP_LOCAL_HEADER.size, start)
-    start += 30 + sum(_ZIP_LOCAL_HEADER.unpack(header))
     values = empty((member.file_size,), torch.uint8)
     memory = memoryview(values.numpy())  # type: ignore[arg-type]
     if not read_at(descriptor, memory, start):
@@ -155,13 +135,6 @@ def _shaped(values: torch.Tensor, told: StoredTensor) -> torch.Tensor:
     if not 0 <= told.first <= told.first + count <= len(values):
         raise DamagedError("it is larger than its values")
     return values[told.first : told.first + count].view(told.shape)
-
-
-def _pread(descriptor: int, count: int, offset: int) -> bytes:
-    read = os.pread(descriptor, count, offset)
-    if len(read) != count:
-        raise DamagedError("its file ends before it")
-    return read
 
 
 class _Window(io.RawIOBase):
