@@ -29,6 +29,8 @@ MODEL = ModelConfig(
     vocab_size=128,
     max_position_embeddings=16,
 )
+TIED = replace(MODEL, num_layers=2)
+"""A smaller one; the head is the embedding, as it is in MODEL."""
 TRAIN = TrainSection(
     train_iters=20, global_batch_size=8, micro_batch_size=1, seq_length=16, eval_iters=1
 )
@@ -51,6 +53,21 @@ def run_config(
         train=replace(TRAIN, **train),
         optimizer=optimizer or OptimizerSection(lr=1e-2),
         stages=list(stages),
+    )
+
+
+def still_run(
+    parallel: dict[str, Any],
+    model: ModelConfig = TIED,
+    optimizer: str = "adam",
+    precision: str = "fp32",
+) -> RunConfig:
+    """A run that never grows."""
+    return run_config(
+        StageSection(parallel=parallel),
+        model=model,
+        optimizer=OptimizerSection(optimizer=optimizer),
+        precision=precision,
     )
 
 

@@ -13,9 +13,6 @@ from megatron.core import dist_checkpointing
 
 from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
 from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
-from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.run import RunConfig
-from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import growth
@@ -29,9 +26,8 @@ from tests.checkpoint.live import resume, write
 from tests.distributed import run_ranks
 from tests.growth.test_chains import paint
 from tests.state.snapshot import Part, State, assemble, model_weights, snapshot
-from tests.toy import MODEL, begin, grow, layout, run_config
+from tests.toy import MODEL, TIED, begin, grow, layout, run_config, still_run
 
-TIED = replace(MODEL, num_layers=2)
 GATED = replace(
     TIED,
     share_embeddings_and_output_weights=False,
@@ -46,20 +42,6 @@ TP2_PP2 = layout(tp=2, pp=2, sequence_parallel=True)
 VPP2 = layout(pp=2, virtual_pipeline_model_parallel_size=2)
 UNEVEN = layout(pp=2, num_layers_in_last_pipeline_stage=3)
 STEP, UPDATES = 12, 7
-
-
-def case(
-    parallel: dict[str, Any],
-    model: ModelConfig = TIED,
-    optimizer: str = "adam",
-    precision: str = "fp32",
-) -> RunConfig:
-    return run_config(
-        StageSection(parallel=parallel),
-        model=model,
-        optimizer=OptimizerSection(optimizer=optimizer),
-        precision=precision,
-    )
 
 
 # Ranks and layout of the save; those of the load; what differs from TIED, Adam and fp32.
@@ -99,7 +81,7 @@ def saves(world_size: int, root: Path) -> Side:
     held = {}
     for name, ((size, parallel), _, more) in CASES.items():
         if size == world_size:
-            config = case(parallel, **more)
+            config = still_run(parallel, **more)
             live = begin(config, world_size)
             paint(live)
             live.publish()
@@ -115,7 +97,7 @@ def loads(world_size: int, root: Path) -> Side:
     held = {}
     for name, (_, (size, parallel), more) in CASES.items():
         if size == world_size:
-            live = resume(root / name / f"iter_{STEP:07d}", case(parallel, **more), world_size)
+            live = resume(root / name / f"iter_{STEP:07d}", still_run(parallel, **more), world_size)
             held[name] = held_by(live)
             assert get_step(live.optimizer) in (UPDATES, None)
             live.release()
@@ -196,7 +178,7 @@ def megatron_loads(world_size: int, root: Path) -> dict[str, tuple[dict, list[Pa
     found = {}
     parallel, names = MEGATRON[world_size]
     for name in names:
-        config = case(parallel, **CASES[name][2])
+        config = still_run(parallel, **CASES[name][2])
         stage = config.resolve(world_size)[0]
         process_groups.set_up(stage.parallel, seed=1)
         [gpt] = build_gpt(stage.model, stage.parallel, config.train)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection
@@ -24,6 +20,7 @@ from megatron_grow.state.boxes import Box, full, slices
 from megatron_grow.state.maps import materialise
 from megatron_grow.train.live_stage import LiveStage
 from tests.distributed import run_ranks
+from tests.logits import BATCH, agreed, logits
 from tests.toy import (
     MODEL,
     Trace,
@@ -32,12 +29,11 @@ from tests.toy import (
     layout,
     micro_batches,
     run_config,
-    tokens,
     train_stage,
 )
 
 STEPS = 2
-BATCH = 4
+
 BIAS_FREE = replace(
     MODEL,
     activation="swiglu",
@@ -94,33 +90,6 @@ TO_ROUNDING = ["zero DP2 to TP2", "copying_zero TP2 to PP2", "copying_zero DP4 t
 """Where tensor parallelism changes, and with it the order of sums."""
 
 
-@torch.no_grad()
-def logits(live: LiveStage) -> np.ndarray | None:
-    """(batch, sequence, vocabulary) of one batch; None where the last pipeline stage is not."""
-    length = MODEL.max_position_embeddings
-    batch = tokens(0, MODEL.vocab_size, BATCH, length)[:, :-1]
-    positions = torch.arange(length).expand(BATCH, -1)
-
-    def forward(_: None, model: torch.nn.Module) -> tuple:
-        return model(batch, positions, None), lambda output, non_loss_data: output
-
-    for chunk in live.chunks:
-        chunk.eval()
-    outputs = get_forward_backward_func()(
-        forward_step_func=forward,
-        data_iterator=None,
-        model=live.chunks,
-        num_microbatches=1,
-        seq_length=length,
-        micro_batch_size=BATCH,
-        forward_only=True,
-        collect_non_loss_data=True,
-    )
-    if not parallel_state.is_pipeline_last_stage():
-        return None
-    return gather_from_tensor_model_parallel_region(outputs[0]).float().numpy()
-
-
 Logits = dict[str, tuple[np.ndarray, np.ndarray]]
 """Just before and just after the growth, by case."""
 
@@ -148,13 +117,6 @@ def found() -> Logits:
             before, after = zip(*(rank[name] for rank in ranks), strict=True)
             sides[name] = agreed(before), agreed(after)
     return sides
-
-
-def agreed(ranks: Iterable[np.ndarray | None]) -> np.ndarray:
-    """The logits of the ranks that have them, which must be the same."""
-    replicas = [values for values in ranks if values is not None]
-    assert all(np.array_equal(values, replicas[0]) for values in replicas)
-    return replicas[0]
 
 
 def test_there_are_logits_to_compare(found: Logits) -> None:

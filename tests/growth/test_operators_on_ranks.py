@@ -31,7 +31,7 @@ from megatron_grow.state.maps import materialise
 from megatron_grow.train.live_stage import LiveStage
 from tests.checkpoint.live import write
 from tests.distributed import run_ranks
-from tests.growth.test_function import agreed, logits
+from tests.logits import agreed, logits
 from tests.state.snapshot import Part, State, assemble, snapshot
 from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train_stage
 

@@ -14,7 +14,7 @@ from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth.plan import growth
 from megatron_grow.model.fade_in import FadeIn
 from tests.distributed import run_ranks
-from tests.growth.test_function import agreed, logits
+from tests.logits import agreed, logits
 from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train_stage
 
 SMALL: dict[str, Any] = {

@@ -8,18 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
-from megatron_grow.config.sections import OptimizerSection
-from megatron_grow.config.stages import StageSection
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import full
 from megatron_grow.state.fresh import fresh
 from tests.distributed import run_ranks
 from tests.state.snapshot import Part, State, assemble, snapshot
-from tests.toy import MODEL, begin, layout, run_config
+from tests.toy import TIED, begin, layout, still_run
 
-TIED = replace(MODEL, num_layers=2)
 UNTIED = replace(
     TIED,
     share_embeddings_and_output_weights=False,
@@ -30,49 +26,35 @@ UNTIED = replace(
 REPLICATED = {"use_distributed_optimizer": False}
 
 
-def case(
-    parallel: dict[str, Any],
-    model: ModelConfig = TIED,
-    optimizer: str = "adam",
-    precision: str = "fp32",
-) -> RunConfig:
-    return run_config(
-        StageSection(parallel=parallel),
-        model=model,
-        optimizer=OptimizerSection(optimizer=optimizer),
-        precision=precision,
-    )
-
-
 def by_hand(pp: int, stages: str, tp: int = 1) -> dict[str, Any]:
     return layout(tp=tp, pp=pp, pipeline_model_parallel_layout=stages)
 
 
 CASES = {
     2: {
-        "DP2": case(layout()),
-        "DP2 replicated": case(layout(**REPLICATED)),
-        "DP2 bf16": case(layout(), precision="bf16"),
-        "DP2 bf16 replicated": case(layout(**REPLICATED), precision="bf16"),
-        "DP2 muon": case(layout(), optimizer="muon"),
-        "DP2 sgd": case(layout(), optimizer="sgd"),
-        "TP2": case(layout(tp=2)),
-        "TP2 gated, untied": case(layout(tp=2), UNTIED),
-        "PP2 tied": case(layout(pp=2)),
-        "PP2 untied": case(layout(pp=2), UNTIED),
-        "PP2 muon": case(layout(pp=2), optimizer="muon"),
-        "PP2 VPP2 tied": case(by_hand(2, "E|t|t|L")),
-        "PP2 VPP2 untied bf16": case(by_hand(2, "Et|||tL"), UNTIED, precision="bf16"),
+        "DP2": still_run(layout()),
+        "DP2 replicated": still_run(layout(**REPLICATED)),
+        "DP2 bf16": still_run(layout(), precision="bf16"),
+        "DP2 bf16 replicated": still_run(layout(**REPLICATED), precision="bf16"),
+        "DP2 muon": still_run(layout(), optimizer="muon"),
+        "DP2 sgd": still_run(layout(), optimizer="sgd"),
+        "TP2": still_run(layout(tp=2)),
+        "TP2 gated, untied": still_run(layout(tp=2), UNTIED),
+        "PP2 tied": still_run(layout(pp=2)),
+        "PP2 untied": still_run(layout(pp=2), UNTIED),
+        "PP2 muon": still_run(layout(pp=2), optimizer="muon"),
+        "PP2 VPP2 tied": still_run(by_hand(2, "E|t|t|L")),
+        "PP2 VPP2 untied bf16": still_run(by_hand(2, "Et|||tL"), UNTIED, precision="bf16"),
     },
     4: {
-        "TP2 PP2": case(layout(tp=2, pp=2)),
-        "TP2 DP2": case(layout(tp=2, sequence_parallel=True), UNTIED),
-        "PP2 DP2": case(layout(pp=2)),
-        "PP2 DP2 replicated": case(layout(pp=2, **REPLICATED)),
-        "TP2 PP2 bf16": case(layout(tp=2, pp=2), UNTIED, precision="bf16"),
-        "TP2 PP2 VPP2": case(by_hand(2, "E|t|t|L", tp=2), UNTIED),
-        "PP2 VPP2 DP2": case(by_hand(2, "Et|t||L")),
-        "PP4 with idle ranks, muon": case(by_hand(4, "Et|||tL"), optimizer="muon"),
+        "TP2 PP2": still_run(layout(tp=2, pp=2)),
+        "TP2 DP2": still_run(layout(tp=2, sequence_parallel=True), UNTIED),
+        "PP2 DP2": still_run(layout(pp=2)),
+        "PP2 DP2 replicated": still_run(layout(pp=2, **REPLICATED)),
+        "TP2 PP2 bf16": still_run(layout(tp=2, pp=2), UNTIED, precision="bf16"),
+        "TP2 PP2 VPP2": still_run(by_hand(2, "E|t|t|L", tp=2), UNTIED),
+        "PP2 VPP2 DP2": still_run(by_hand(2, "Et|t||L")),
+        "PP4 with idle ranks, muon": still_run(by_hand(4, "Et|||tL"), optimizer="muon"),
     },
 }
 

@@ -1,0 +1,53 @@
+"""What a live model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+from megatron_grow.train.live_stage import LiveStage
+from tests.toy import MODEL, tokens
+
+BATCH = 4
+TEXT = tokens(0, MODEL.vocab_size, BATCH, MODEL.max_position_embeddings)[:, :-1]
+
+
+@torch.no_grad()
+def logits(live: LiveStage, batch: torch.Tensor = TEXT) -> np.ndarray | None:
+    """(batch, sequence, padded vocabulary), fp32, for token ids (batch, sequence).
+
+    None where the last pipeline stage is not.
+    """
+    count, length = batch.shape
+    positions = torch.arange(length).expand(count, -1)
+
+    def forward(_: None, model: torch.nn.Module) -> tuple:
+        return model(batch, positions, None), lambda output, non_loss_data: output
+
+    for chunk in live.chunks:
+        chunk.eval()
+    outputs = get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=None,
+        model=live.chunks,
+        num_microbatches=1,
+        seq_length=length,
+        micro_batch_size=count,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    if not parallel_state.is_pipeline_last_stage():
+        return None
+    return gather_from_tensor_model_parallel_region(outputs[0]).float().numpy()
+
+
+def agreed(ranks: Iterable[np.ndarray | None]) -> np.ndarray:
+    """The logits of the ranks that have them, which must be the same."""
+    replicas = [values for values in ranks if values is not None]
+    assert all(np.array_equal(values, replicas[0]) for values in replicas)
+    return replicas[0]
