@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -23,27 +23,27 @@ def logits(live: LiveStage, batch: torch.Tensor = TEXT) -> np.ndarray | None:
 
     None where the last pipeline stage is not.
     """
-    count, length = batch.shape
-    positions = torch.arange(length).expand(count, -1)
+    length = batch.shape[1]
+    positions = torch.arange(length)[None]
 
-    def forward(_: None, model: torch.nn.Module) -> tuple:
-        return model(batch, positions, None), lambda output, non_loss_data: output
+    def forward(texts: Iterator[torch.Tensor], model: torch.nn.Module) -> tuple:
+        return model(next(texts), positions, None), lambda output, non_loss_data: output
 
     for chunk in live.chunks:
         chunk.eval()
     outputs = get_forward_backward_func()(
         forward_step_func=forward,
-        data_iterator=None,
+        data_iterator=[iter(batch.split(1)) for _ in live.chunks],
         model=live.chunks,
-        num_microbatches=1,
+        num_microbatches=len(batch),
         seq_length=length,
-        micro_batch_size=count,
+        micro_batch_size=1,
         forward_only=True,
         collect_non_loss_data=True,
     )
     if not parallel_state.is_pipeline_last_stage():
         return None
-    return gather_from_tensor_model_parallel_region(outputs[0]).float().numpy()
+    return gather_from_tensor_model_parallel_region(torch.cat(outputs)).float().numpy()
 
 
 def agreed(ranks: Iterable[np.ndarray | None]) -> np.ndarray:

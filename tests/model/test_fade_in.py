@@ -15,7 +15,7 @@ from megatron_grow.growth.plan import growth
 from megatron_grow.model.fade_in import FadeIn
 from tests.distributed import run_ranks
 from tests.logits import agreed, logits
-from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train_stage
+from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train, train_stage
 
 SMALL: dict[str, Any] = {
     "num_layers": 2,
@@ -42,16 +42,21 @@ LLAMA = replace(
 )
 MODELS = {"GPT-2": GPT2, "LLaMA": LLAMA}
 TP2_PP2 = layout(tp=2, pp=2, sequence_parallel=True)
-LAYOUTS = {1: (layout(), layout()), 4: (layout(tp=2), TP2_PP2)}
+VPP2 = layout(pp=2, virtual_pipeline_model_parallel_size=2)
+LAYOUTS = {
+    "one rank": (1, layout(), layout()),
+    "PP2 VPP2": (2, layout(), VPP2),
+    "TP2 PP2": (4, layout(tp=2), TP2_PP2),
+}
+"""Ranks, and the layouts before and after the growth."""
 STRENGTHS = (0.0, 0.3, 1.0)
 
 
-def run(model: ModelConfig, world_size: int) -> RunConfig:
-    before, after = LAYOUTS[world_size]
+def run(model: ModelConfig, where: str, mask_iters: int) -> RunConfig:
+    _, before, after = LAYOUTS[where]
     return run_config(
         StageSection(until=3, model=SMALL, parallel=before),
-        # No masks of its own: the test sets them.
-        StageSection(parallel=after, grow=GrowSection(recipe="msg", mask_iters=0)),
+        StageSection(parallel=after, grow=GrowSection(recipe="msg", mask_iters=mask_iters)),
         model=model,
         global_batch_size=4,
     )
@@ -60,9 +65,10 @@ def run(model: ModelConfig, world_size: int) -> RunConfig:
 Found = dict[str, np.ndarray | None]
 
 
-def fade(name: str, world_size: int) -> Found:
+def fade(name: str, where: str) -> Found:
     """On a rank: logits before the growth, under masks of some strengths, and without any."""
-    config = run(MODELS[name], world_size)
+    world_size = LAYOUTS[where][0]
+    config = run(MODELS[name], where, mask_iters=0)  # none of its own: they are set here
     live = begin(config, world_size)
     train_stage(live, config, Trace())
     found: Found = {"before": logits(live)}
@@ -81,19 +87,19 @@ def fade(name: str, world_size: int) -> Found:
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def found(request: pytest.FixtureRequest) -> dict[int, dict[str, np.ndarray]]:
-    sides: dict[int, dict[str, np.ndarray]] = {}
-    for world_size in LAYOUTS:
-        ranks = run_ranks(world_size, fade, request.param, world_size)
-        sides[world_size] = {key: agreed(rank[key] for rank in ranks) for key in ranks[0]}
+def found(request: pytest.FixtureRequest) -> dict[str, dict[str, np.ndarray]]:
+    sides: dict[str, dict[str, np.ndarray]] = {}
+    for where, (world_size, *_) in LAYOUTS.items():
+        ranks = run_ranks(world_size, fade, request.param, where)
+        sides[where] = {key: agreed(rank[key] for rank in ranks) for key in ranks[0]}
     return sides
 
 
-@pytest.mark.parametrize("world_size", LAYOUTS)
+@pytest.mark.parametrize("where", LAYOUTS)
 def test_begins_with_the_old_function_and_ends_as_a_plain_model(
-    world_size: int, found: dict[int, dict[str, np.ndarray]]
+    where: str, found: dict[str, dict[str, np.ndarray]]
 ) -> None:
-    seen = found[world_size]
+    seen = found[where]
     close = {"rel": 1e-5, "abs": 1e-6}
     assert seen["0.0"] == pytest.approx(seen["before"], **close)
     assert seen["1.0"] == pytest.approx(seen["plain"], **close)
@@ -103,6 +109,28 @@ def test_begins_with_the_old_function_and_ends_as_a_plain_model(
     assert np.abs(seen["plain"] - seen["before"]).max() > 1e-2
 
 
-def test_masks_do_not_depend_on_the_layout(found: dict[int, dict[str, np.ndarray]]) -> None:
+def test_masks_do_not_depend_on_the_layout(found: dict[str, dict[str, np.ndarray]]) -> None:
     # Three steps of Adam lie before, which turn a rounding of a small gradient into one of 1e-4.
-    assert found[4]["0.3"] == pytest.approx(found[1]["0.3"], abs=3e-4)
+    for where in LAYOUTS:
+        assert found[where]["0.3"] == pytest.approx(found["one rank"]["0.3"], abs=3e-4)
+
+
+def losses(where: str, mask_iters: int) -> list[float]:
+    """On a rank: of all steps, while new units fade in over ``mask_iters`` of them."""
+    return train(run(GPT2, where, mask_iters), LAYOUTS[where][0]).losses
+
+
+def test_training_while_units_fade_in() -> None:
+    """The same curve on every layout: gradients pass the masks as they should."""
+    curves = {
+        where: run_ranks(world_size, losses, where, 6)
+        for where, (world_size, *_) in LAYOUTS.items()
+    }
+    expected = curves["one rank"][0]
+    assert len(expected) == 20
+    for ranks in curves.values():
+        for found in ranks:
+            assert found == pytest.approx(expected, rel=1e-5)
+    (plain,) = run_ranks(1, losses, "one rank", 0)
+    assert plain[:3] == expected[:3]
+    assert abs(plain[3] - expected[3]) > 1e-3
