@@ -1,8 +1,42 @@
 """The one exception for a user's mistake."""
 
+from __future__ import annotations
+
+import re
+
 
 class UserError(Exception):
     """Bad input: one line that names the field or file, its value, and what would be accepted.
 
     The entry scripts print the line without a stack trace and exit with code 2.
     """
+
+
+_MISMATCH = re.compile(
+    r'Parser key "(?P<field>[^"]+)": '
+    r"(Expected an? (?P<kind>.+)\. Got value: ?(?P<value>.*)"
+    r"|Does not validate against any of the Union subtypes Subtypes: \[(?P<kinds>.*?)\] Errors: .*"
+    r"Given value: ?(?P<given>.*))"
+)
+_TYPE = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
+
+
+def parse_error(error: Exception, where: str = "") -> UserError:
+    """What jsonargparse says of a value, in one line that begins with the field.
+
+    Args:
+        error: the library's.
+        where: in what the field stands, if not at the top.
+    """
+    text = _TYPE.sub(r"\1", " ".join(str(error).split())).replace("NoneType", "null")
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text)
+    found = _MISMATCH.fullmatch(text)
+    if found is None:
+        text = re.sub(r'Parser key "([^"]+)": ', r"\1: ", text)
+        return UserError(f"{where}: {text}" if where else text)
+    field = f"{where}.{found['field']}" if where else found["field"]
+    kinds = found["kind"] or found["kinds"]
+    return UserError(
+        f"{field}={found['value'] or found['given'] or ''} must be "
+        + (f"one of {kinds}" if "," in kinds else kinds)
+    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.config.errors import UserError, parse_error
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import (
@@ -21,7 +22,7 @@ from megatron_grow.config.sections import (
     ScheduleSection,
     TrainSection,
 )
-from megatron_grow.config.stages import Stage, StageSection, resolve_stages
+from megatron_grow.config.stages import Stage, StageSection, resolve_stages, stage_section
 
 
 @dataclass
@@ -84,7 +85,15 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="run file (YAML)")
-    parser.add_class_arguments(RunConfig, as_group=False)
+    parser.add_class_arguments(RunConfig, as_group=False, skip={"stages"})
+    # Its entries are checked by hand: the library's messages do not say which is meant.
+    parser.add_argument(
+        "--stages",
+        type=list[Any],
+        default=[],
+        help="from small to full size, as YAML; empty: the target from start to end. An entry has "
+        + ", ".join(f.name for f in fields(StageSection)),
+    )
     return parser
 
 
@@ -109,9 +118,12 @@ def parse_run(argv: list[str] | None = None) -> RunConfig:
     except (
         Exception
     ) as error:  # jsonargparse raises ArgumentError, TypeError, ValueError, YAMLError
-        raise UserError(" ".join(str(error).split())) from error
-    values = {name: value for name, value in vars(values).items() if name != "config"}
-    return RunConfig(**values)
+        raise parse_error(error) from error
+    sections = {name: value for name, value in vars(values).items() if name != "config"}
+    stages = [
+        stage_section(entry, f"stages[{number}]") for number, entry in enumerate(sections["stages"])
+    ]
+    return RunConfig(**{**sections, "stages": stages})
 
 
 def _replacing_lists(argv: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser
 
 from megatron_grow.config.batch import BatchShape
-from megatron_grow.config.errors import UserError
+from megatron_grow.config.errors import UserError, parse_error
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.recipes import expand
@@ -105,29 +105,49 @@ class Stage:
         return self.first_token + (step - self.first_step) * self.batch.tokens
 
 
-Section = TypeVar("Section", ModelConfig, ParallelConfig, BatchShape, GrowSection)
+Section = TypeVar("Section", ModelConfig, ParallelConfig, BatchShape, GrowSection, StageSection)
 
 
-def override(section: Section, values: dict[str, Any], where: str) -> Section:
+def override(section: Section, values: Any, where: str) -> Section:
     """``section`` with some fields replaced.
 
     Raises:
         UserError: an unknown name or a value of another type; the message begins with ``where``.
     """
     known = {f.name for f in fields(section)}
+    if not isinstance(values, dict):
+        raise UserError(f"{where}={values!r} must be fields and their values; {_names(known)}")
     for name in values:
         if name not in known:
-            raise UserError(f"{where}.{name} is not a field; known are {', '.join(sorted(known))}")
+            raise UserError(f"{where}.{name} is not a field; {_names(known)}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(type(section), as_group=False)
     try:
         checked = parser.parse_object({**asdict(section), **values})
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+        raise parse_error(error, where) from None
     try:
         return type(section)(**vars(checked))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _names(known: set[str]) -> str:
+    return f"known are {', '.join(sorted(known))}"
+
+
+def stage_section(values: Any, where: str) -> StageSection:
+    """One entry of ``stages``, as a run file has it.
+
+    Raises:
+        UserError: an unknown name or a value of another type; the message begins with ``where``.
+    """
+    grow = values.get("grow") if isinstance(values, dict) else None
+    if grow is None:
+        return override(StageSection(), values, where)
+    section = override(StageSection(), {**values, "grow": None}, where)
+    section.grow = override(GrowSection(), grow, f"{where}.grow")
+    return section
 
 
 def resolve_stages(
