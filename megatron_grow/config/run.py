@@ -120,9 +120,8 @@ def parse_run(argv: list[str] | None = None) -> RunConfig:
     ) as error:  # jsonargparse raises ArgumentError, TypeError, ValueError, YAMLError
         raise parse_error(error) from error
     sections = {name: value for name, value in vars(values).items() if name != "config"}
-    stages = [
-        stage_section(entry, f"stages[{number}]") for number, entry in enumerate(sections["stages"])
-    ]
+    written = sections["stages"] or []  # null, where a file has the key alone
+    stages = [stage_section(entry, f"stages[{i}]") for i, entry in enumerate(written)]
     return RunConfig(**{**sections, "stages": stages})
 
 

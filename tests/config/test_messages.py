@@ -21,7 +21,6 @@ REFUSED = {
     "of 'carry', 'carry_old', 'reset', null",
     "stages: [{model: 3}]": "stages[0].model=3 must be dict",
     "stages: {until: 3}": "stages={'until': 3} must be list",
-    "stages: null": "stages=None must be list",
     "model: {num_layers: a}": "model.num_layers=a must be int",
     "model: {num_layer: 3}": "'model' does not accept option 'num_layer'",
     "train: {precision: fp17}": "train.precision=fp17 must be one of 'fp32', 'bf16'",
@@ -46,3 +45,4 @@ def test_a_stage_may_say_nothing(tmp_path: Path) -> None:
     """It is the target, as are stages whose fields are all null or absent."""
     assert parse("stages: [{}]", tmp_path) == [StageSection()]
     assert parse("stages: [{until: null, grow: null}]", tmp_path) == [StageSection()]
+    assert parse("{model: {num_layers: 3}, stages: null}", tmp_path) == []
