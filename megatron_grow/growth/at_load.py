@@ -12,7 +12,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.growth.plan import Plan
 from megatron_grow.state.boxes import Box, slices, split
 from megatron_grow.state.live import Piece
-from megatron_grow.state.maps import materialise
+from megatron_grow.state.materialise import materialise
 
 # Values made at a time, so that memory stays bounded.
 _PART = 1 << 24

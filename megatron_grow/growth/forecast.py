@@ -8,7 +8,7 @@ from megatron_grow.growth.plan import Plan
 from megatron_grow.optim.moments import moments
 from megatron_grow.state.boxes import full, volume
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.maps import fresh_parts
+from megatron_grow.state.materialise import fresh_parts
 
 _BYTES = 4  # all state moves in fp32
 

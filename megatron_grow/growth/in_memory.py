@@ -19,7 +19,7 @@ from megatron_grow.parallel import cpu
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, full, intersect, slices, split, subtract, volume
 from megatron_grow.state.live import Piece
-from megatron_grow.state.maps import materialise, sources
+from megatron_grow.state.materialise import materialise, sources
 
 
 @dataclass(frozen=True)

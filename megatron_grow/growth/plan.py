@@ -13,14 +13,7 @@ from megatron_grow.operators import operator
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import LogicalTensor, logical_tensors
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.maps import (
-    Gather,
-    Identity,
-    TensorMap,
-    Term,
-    all_fresh,
-    identity,
-)
+from megatron_grow.state.maps import Gather, Identity, TensorMap, Term, all_fresh, identity
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,18 @@
-"""The algebra of growth: how a target tensor is made from source tensors, and any slice of it.
+"""The algebra of growth: how a target tensor is made from source tensors.
 
 A *tensor map* is a sum of separable terms, one map for each axis, plus a rule for entries that no
-term covers. :func:`materialise` makes any slice of the target; whoever applies a map (between live
-models, while loading, or from file to file) supplies only the function that reads source slices, so
-that all of them get the same bits.
+term covers. :mod:`.materialise` applies one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
-from typing import Protocol
 
-import numpy as np
 import torch
 
-from megatron_grow.state.axes import Constant, Init, LogicalTensor, Normal
-from megatron_grow.state.boxes import Box, shape_of, slices, subtract
-from megatron_grow.state.fresh import fresh
-from megatron_grow.state.memory import cast, empty
+from megatron_grow.state.axes import Init, LogicalTensor
 
 FRESH = -1
 """An index that draws on no source entry."""
@@ -238,17 +230,6 @@ class TensorMap:
         return len(self.terms) == 1 and all(isinstance(a, Identity) for a in self.terms[0].axes)
 
 
-class Read(Protocol):
-    """Supplies slices of source tensors."""
-
-    def __call__(self, key: str, box: Box) -> torch.Tensor:
-        """The values of source tensor ``key`` in ``box``, of the box's shape; not written to.
-
-        Of any floating type: whatever is calculated from them is calculated in fp32.
-        """
-        ...
-
-
 def identity(tensor: LogicalTensor) -> TensorMap:
     """The map that keeps ``tensor`` as it is."""
     return TensorMap(tensor, (Term(tensor.key, (Identity(),) * len(tensor.axes)),), tensor.init)
@@ -257,166 +238,3 @@ def identity(tensor: LogicalTensor) -> TensorMap:
 def all_fresh(tensor: LogicalTensor) -> TensorMap:
     """The map that draws on nothing: initial values."""
     return TensorMap(tensor, (), tensor.init)
-
-
-def sources(tensor_map: TensorMap, box: Box) -> list[tuple[str, Box]]:
-    """The source slices that :func:`materialise` will read for ``box``, in its order."""
-    return [
-        (term.source, _source(block))
-        for term in tensor_map.terms
-        for block in _blocks(term.axes, box)
-        if _is_drawn(block)
-    ]
-
-
-def fresh_parts(tensor_map: TensorMap, box: Box) -> list[tuple[Box, Init]]:
-    """The parts of ``box`` that draw on nothing, and how they are made."""
-    blocks = [(term, block) for term in tensor_map.terms for block in _blocks(term.axes, box)]
-    return _missing(tensor_map, box, blocks)
-
-
-def materialise(
-    tensor_map: TensorMap, box: Box, read: Read, seed: int, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The values of the target in ``box``; the same bits in whatever boxes it is asked for.
-
-    Args:
-        tensor_map: the map.
-        box: in the fine axes of the target.
-        read: supplies source slices; only those of :func:`sources` are asked for.
-        seed: decides fresh values.
-        out: written to and returned, if given; fp32, of the box's shape, on any device.
-
-    Returns:
-        Of the shape of ``box``, fp32; without ``out``, values that one read supplies and nothing
-        changes are returned as they were read.
-    """
-    blocks = [(term, block) for term in tensor_map.terms for block in _blocks(term.axes, box)]
-    if out is None:
-        if len(blocks) == 1 and _is_drawn(blocks[0][1]):
-            return _noisy(_draw(*blocks[0], read), tensor_map.target, blocks[0][1], seed)
-        out = empty(shape_of(box))
-    one_term = len(tensor_map.terms) == 1
-    if not one_term:
-        out.zero_()
-    for term, block in blocks:
-        if _is_drawn(block):
-            part, values = out[slices(_target(block), box)], _draw(term, block, read)
-            values = _noisy(values, tensor_map.target, block, seed)
-            part.copy_(values) if one_term else part.add_(values.to(out.device))
-    for rest, rule in _missing(tensor_map, box, blocks):
-        fresh(tensor_map.target, rest, rule, seed, out[slices(rest, box)])
-    return out
-
-
-def _blocks(axes: Sequence[AxisMap], box: Box) -> Iterator[tuple[Segment, ...]]:
-    return product(*(axis.segments(*extent) for axis, extent in zip(axes, box, strict=True)))
-
-
-def _target(segments: Sequence[Segment]) -> Box:
-    return tuple(segment.target for segment in segments)
-
-
-def _missing(
-    tensor_map: TensorMap, box: Box, blocks: Sequence[tuple[Term, Sequence[Segment]]]
-) -> list[tuple[Box, Init]]:
-    """The parts of ``box`` that no term covers, and the rule for each."""
-    if not tensor_map.terms:
-        return [(box, tensor_map.fresh)]
-    # The blocks of the first term tile the box; what it does not draw, others may.
-    first = tensor_map.terms[0]
-    missing = [
-        (_target(block), _rule(tensor_map, block))
-        for term, block in blocks
-        if term is first and not _is_drawn(block)
-    ]
-    for term, block in blocks:
-        if term is not first and _is_drawn(block):
-            missing = [
-                (rest, rule) for part, rule in missing for rest in subtract(part, _target(block))
-            ]
-    return missing
-
-
-def _rule(tensor_map: TensorMap, block: Sequence[Segment]) -> Init:
-    """How the entries of a block without source are made."""
-    rules = [s.fresh for s in block if s.source is None and s.fresh is not None]
-    if Constant(0.0) in rules:
-        return Constant(0.0)
-    return rules[0] if rules else tensor_map.fresh
-
-
-def _is_drawn(block: Sequence[Segment]) -> bool:
-    return all(segment.source is not None for segment in block)
-
-
-def _source(block: Sequence[Segment]) -> Box:
-    return tuple(segment.source for segment in block)  # type: ignore[misc]
-
-
-def _draw(term: Term, block: Sequence[Segment], read: Read) -> torch.Tensor:
-    """What ``term`` contributes to one block."""
-    values = read(term.source, _source(block))
-    for axis, segment in enumerate(block):
-        if segment.index is not None:
-            values = _select(values, segment.index, axis)
-        if segment.matrix is not None:
-            values = _wide(values)
-            values = _mix(segment.matrix.to(values), values, axis)
-        if segment.scale is not None:
-            values = _wide(values)
-            shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-            values = values * segment.scale.to(values).view(shape)
-    # One row of a mix may stand for many entries.
-    return values.expand(shape_of(_target(block)))
-
-
-def _noisy(
-    values: torch.Tensor, tensor: LogicalTensor, block: Sequence[Segment], seed: int
-) -> torch.Tensor:
-    """``values`` of one block of ``tensor``, with the noise of its segments."""
-    for axis, segment in enumerate(block):
-        if segment.noise is None:
-            continue
-        partner = torch.tensor(segment.noise.partner)
-        first = int(partner.min())
-        box = list(_target(block))
-        box[axis] = (first, int(partner.max()) + 1)
-        of_noise = replace(tensor, key=f"{tensor.key}/noise")
-        drawn = fresh(of_noise, tuple(box), Normal(1.0), seed).index_select(axis, partner - first)
-        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-        level = torch.tensor(segment.noise.level, dtype=torch.float64).view(shape)
-        values = _wide(values)
-        values = values * (1 + level.to(values) * drawn.to(values))
-    return values
-
-
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integers by their size in bytes: numpy has no bfloat16."""
-
-
-def _select(values: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
-    """The entries of ``values`` at ``index`` along ``axis``."""
-    if not values.is_cpu:
-        return values.index_select(axis, index.to(values.device))
-    # On CPU torch's own is up to 25 times slower along the last axis; "clip" skips a copy that
-    # guards against indices out of range, which there are none of.
-    bits = values.view(_BITS[values.element_size()]).numpy()
-    return torch.from_numpy(np.take(bits, index.numpy(), axis, mode="clip")).view(values.dtype)
-
-
-def _wide(values: torch.Tensor) -> torch.Tensor:
-    """``values`` in at least fp32, to calculate with."""
-    return cast(values, torch.promote_types(values.dtype, torch.float32))
-
-
-def _mix(matrix: torch.Tensor, values: torch.Tensor, axis: int) -> torch.Tensor:
-    """``matrix`` applied along ``axis``, summed in the order of the source axis.
-
-    A matrix product would sum in an order that depends on the shape, so on the slice.
-    """
-    shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-    mixed = torch.zeros((), dtype=values.dtype, device=values.device)
-    for weights, entry in zip(matrix.unbind(1), values.split(1, axis), strict=True):
-        mixed = mixed + weights.view(shape) * entry
-    return mixed

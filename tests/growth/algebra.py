@@ -11,7 +11,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.plan import Plan
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import Box, full, slices
-from megatron_grow.state.maps import materialise
+from megatron_grow.state.materialise import materialise
 from tests.model import reference
 
 GPT2 = ModelConfig(

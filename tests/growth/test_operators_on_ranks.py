@@ -27,7 +27,7 @@ from megatron_grow.growth.offline import GrownSource
 from megatron_grow.growth.plan import Plan, growth, resharding
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import Box, full, slices
-from megatron_grow.state.maps import materialise
+from megatron_grow.state.materialise import materialise
 from megatron_grow.train.live_stage import LiveStage
 from tests.checkpoint.live import write
 from tests.distributed import run_ranks

@@ -21,9 +21,8 @@ from megatron_grow.state.maps import (
     Term,
     all_fresh,
     identity,
-    materialise,
-    sources,
 )
+from megatron_grow.state.materialise import materialise, sources
 from tests.state.test_boxes import boxes_in
 
 SEED = 7
