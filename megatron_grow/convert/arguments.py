@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     imported = verb("import-hf", "from a Hugging Face model's directory", "SRC", "DST")
     imported.add_argument(
         "--make-vocab-size-divisible-by",
-        type=int,
+        type=_positive,
         metavar="N",
         help="pad the vocabulary (default: up to 128, as far as no padding is needed)",
     )
@@ -51,12 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
     exported.add_argument("--family", help="model_type (default: as imported, or what fits)")
     exported.add_argument(
         "--side-files",
-        type=Path,
+        type=_directory,
         metavar="DIR",
         help="with the tokenizer, generation settings, ...",
     )
     exported.add_argument(
-        "--max-shard-size", type=float, default=1.0, metavar="GB", help="default 1"
+        "--max-shard-size", type=_positive_float, default=1.0, metavar="GB", help="default 1"
     )
     _add_writing(exported, "fp32", "bf16", "fp16")
 
@@ -95,5 +95,23 @@ def _add_writing(parser: argparse.ArgumentParser, *precisions: str) -> None:
     writing.add_argument("--no-verify", action="store_true", help="do not read it again")
     writing.add_argument("--dry-run", action="store_true", help="tell what would be done")
     writing.add_argument(
-        "--threads", type=int, default=min(4, 1 + (os.cpu_count() or 1)), metavar="N"
+        "--threads", type=_positive, default=min(4, 1 + (os.cpu_count() or 1)), metavar="N"
     )
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
+
+
+def _positive_float(text: str) -> float:
+    if not (number := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"{text} must be more than 0")
+    return number
+
+
+def _directory(text: str) -> Path:
+    if not (path := Path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a directory")
+    return path

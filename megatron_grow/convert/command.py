@@ -224,7 +224,7 @@ def _write(
         for line in preview(source, make(final), threads=args.threads, verifies=not args.no_verify):
             _tell(line)
         return 0
-    together(lambda: check_destination(root, final) if leads else None)
+    together(lambda: check_destination(root, final, source.path) if leads else None)
     outcome = convert(
         source,
         final,

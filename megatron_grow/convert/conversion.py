@@ -107,8 +107,10 @@ def convert(
     return Outcome(total, seconds, check_seconds if verifies else 0.0)
 
 
-def check_destination(root: Path, final: Path) -> None:
+def check_destination(root: Path, final: Path, source: Path) -> None:
     """Raise :class:`UserError` if something is where a checkpoint is to be written."""
+    if final.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{root} lies in {source}, which is read; name another destination")
     if final.exists():
         raise UserError(f"{final} exists; name another destination, or remove it")
     if root != final and (root / TRACKER).exists():

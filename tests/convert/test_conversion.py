@@ -57,7 +57,30 @@ def test_what_is_there_stays(
     (tmp_path / "file").write_text("")
     refused(capsys, "reshard", source, tmp_path / "file" / "x", says=("not a directory",))
     refused(capsys, "reshard", tmp_path / "nowhere", tmp_path / "x", says=("nowhere",))
-    refused(capsys, "reshard", source.parent, source.parent, says=("exists",))
+    refused(capsys, "reshard", source.parent, source.parent, says=("which is read",))
+    refused(capsys, "reshard", source, source / "x", says=(source / "x", "which is read"))
+    assert not (source / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "value", "says"),
+    [
+        ("reshard", "--threads", "0", "at least 1"),
+        ("reshard", "--threads", "two", "invalid"),
+        ("import-hf", "--make-vocab-size-divisible-by", "0", "at least 1"),
+        ("export-hf", "--max-shard-size", "0", "more than 0"),
+        ("export-hf", "--max-shard-size", "nan", "more than 0"),
+        ("export-hf", "--side-files", "/nowhere", "/nowhere is not a directory"),
+    ],
+)
+def test_options_that_cannot_be(
+    verb: str, option: str, value: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        command(verb, "a", "b", option, value)
+    assert left.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option}" in last and says in last
 
 
 def test_layouts_that_do_not_divide(
