@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import Stage
-from megatron_grow.cost.parameters import count_parameters, parameters
+from megatron_grow.cost.parameters import count_parameters
+from megatron_grow.state.axes import logical_tensors
 
 Definition = Literal["total", "blocks"]
 """Which parameters cost: those of the whole model, embedding and head included, or those of the
@@ -56,7 +58,9 @@ def model_flops_per_token(model: ModelConfig, seq_length: int, *, causal: bool =
             published convention's whole.
     """
     layer_matrices = sum(
-        p.numel * p.layers for p in parameters(model) if p.part == "blocks" and p.is_matrix
+        prod(tensor.shape)
+        for tensor in logical_tensors(model).values()
+        if tensor.stacked and tensor.is_matrix
     )
     head_matrix = model.padded_vocab_size * model.hidden_size
     attention = 12 * model.num_layers * model.num_attention_heads * model.head_dim * seq_length

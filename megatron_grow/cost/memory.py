@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.pipeline import chunk_layers
-from megatron_grow.cost.parameters import Parameter, parameters
-
-Optimizer = Literal["adam", "sgd", "muon", "muon_nsgd"]
+from megatron_grow.cost.parameters import part_of
+from megatron_grow.optim.moments import moments
+from megatron_grow.state.axes import LogicalTensor, logical_tensors
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def estimate_memory(
     world_size: int,
     *,
     precision: Literal["fp32", "bf16"],
-    optimizer: Optimizer = "adam",
+    optimizer: str = "adam",
 ) -> MemoryEstimate:
     """Bytes of weights, fp32 gradients and optimizer state on the fullest rank.
 
@@ -61,15 +62,16 @@ def _on_pipeline_rank(
     parallel: ParallelConfig,
     world_size: int,
     precision: str,
-    optimizer: Optimizer,
+    optimizer: str,
 ) -> MemoryEstimate:
-    numel = moments = 0
-    for parameter in parameters(model):
-        copies = _copies_on(rank, layers, parameter, model, parallel)
-        cut = parallel.tensor_model_parallel_size if parameter.sharded else 1
-        here = parameter.numel * copies // cut
+    numel = state = 0
+    for tensor in logical_tensors(model).values():
+        copies = _copies_on(rank, layers, tensor, model, parallel)
+        cut = parallel.tensor_model_parallel_size if tensor.cut else 1
+        here = prod(tensor.shape[tensor.stacked :]) * copies // cut
         numel += here
-        moments += here * _moments(optimizer, parameter)
+        kept = moments(optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)
+        state += here * len(kept)
     adam = optimizer == "adam"
     state_cut = (
         parallel.data_parallel_size(world_size) * parallel.context_parallel_size
@@ -81,24 +83,18 @@ def _on_pipeline_rank(
         weights=numel * (2 if bf16 else 4),
         gradients=numel * 4,
         main_params=-(-numel * 4 // state_cut) if bf16 else 0,
-        moments=-(-moments * 4 // state_cut),
+        moments=-(-state * 4 // state_cut),
     )
 
 
 def _copies_on(
-    rank: int, layers: int, parameter: Parameter, model: ModelConfig, parallel: ParallelConfig
+    rank: int, layers: int, tensor: LogicalTensor, model: ModelConfig, parallel: ParallelConfig
 ) -> int:
-    """How many copies of ``parameter`` pipeline rank ``rank``, of ``layers`` layers, holds."""
+    """How many copies of a tensor, or of a layer's, pipeline rank ``rank`` of ``layers`` holds."""
     first, last = rank == 0, rank == parallel.pipeline_model_parallel_size - 1
-    if parameter.part == "blocks":
+    part = part_of(tensor)
+    if part == "blocks":
         return layers
-    if parameter.part == "embedding":  # the last rank keeps a copy as its tied head
+    if part == "embedding":  # the last rank keeps a copy as its tied head
         return int(first or (last and model.share_embeddings_and_output_weights))
-    return int(first if parameter.part == "positions" else last)
-
-
-def _moments(optimizer: Optimizer, parameter: Parameter) -> int:
-    """State tensors of ``parameter``'s shape: two for Adam, one for momentum."""
-    if optimizer == "muon":  # matrices of the layers by Muon, all else by Adam
-        return 1 if parameter.part == "blocks" and parameter.is_matrix else 2
-    return 2 if optimizer == "adam" else 1
+    return int(first if part == "positions" else last)

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.state.axes import LogicalTensor, logical_tensors
 
 Part = Literal["total", "blocks", "embedding", "positions", "final_norm", "head"]
 """``total`` is all of the others together; ``blocks`` the transformer layers."""
 
+_PARTS: dict[str, Part] = {
+    "embedding.word_embeddings.weight": "embedding",
+    "embedding.position_embeddings.weight": "positions",
+    "decoder.final_layernorm.weight": "final_norm",
+    "decoder.final_layernorm.bias": "final_norm",
+    "output_layer.weight": "head",
+}
 
-@dataclass(frozen=True)
-class Parameter:
-    """One tensor of the model, or one tensor of each layer."""
 
-    part: Part
-    numel: int
-    """Entries, of one layer where ``part`` is ``blocks``."""
-    layers: int = 1
-    """How many layers have such a tensor."""
-    is_bias: bool = False
-    is_matrix: bool = False
-    sharded: bool = False
-    """Whether tensor parallelism cuts it; if not, each rank of the group holds it whole."""
+def part_of(tensor: LogicalTensor) -> Part:
+    """The part of a model that a tensor belongs to."""
+    return "blocks" if tensor.stacked else _PARTS[tensor.key]
 
 
 def count_parameters(model: ModelConfig, *, part: Part = "total", biases: bool = True) -> int:
@@ -39,51 +37,7 @@ def count_parameters(model: ModelConfig, *, part: Part = "total", biases: bool =
             biases" leave out those of LayerNorm too, which Megatron-Core's LayerNorm always has.
     """
     return sum(
-        p.numel * p.layers
-        for p in parameters(model)
-        if part in ("total", p.part) and (biases or not p.is_bias)
+        prod(tensor.shape)
+        for key, tensor in logical_tensors(model).items()
+        if part in ("total", part_of(tensor)) and (biases or not key.endswith("bias"))
     )
-
-
-def parameters(model: ModelConfig) -> Iterator[Parameter]:
-    """Every tensor of ``model``; those of the layers come once, with their number."""
-    hidden = model.hidden_size
-    yield Parameter("embedding", model.padded_vocab_size * hidden, is_matrix=True, sharded=True)
-    if model.position_embedding_type == "learned_absolute":
-        yield Parameter("positions", model.max_position_embeddings * hidden, is_matrix=True)
-    yield from _layer(model)
-    yield from _norm(model, "final_norm", hidden)
-    if not model.share_embeddings_and_output_weights:
-        yield Parameter("head", model.padded_vocab_size * hidden, is_matrix=True, sharded=True)
-
-
-def _layer(model: ModelConfig) -> Iterator[Parameter]:
-    hidden, layers = model.hidden_size, model.num_layers
-    query_rows = model.num_attention_heads * model.head_dim
-    qkv_rows = query_rows + 2 * model.query_groups * model.head_dim
-    ffn_rows = model.ffn_size * (2 if model.gated else 1)
-    qkv_bias = model.add_bias_linear or model.add_qkv_bias
-
-    yield from _norm(model, "blocks", hidden, layers)  # before attention
-    yield from _linear(hidden, qkv_rows, layers, bias=qkv_bias, column_parallel=True)
-    if model.qk_layernorm:
-        for _ in ("query", "key"):
-            yield from _norm(model, "blocks", model.head_dim, layers)
-    yield from _linear(query_rows, hidden, layers, bias=model.add_bias_linear)
-    yield from _norm(model, "blocks", hidden, layers)  # before the feed-forward layer
-    yield from _linear(hidden, ffn_rows, layers, bias=model.add_bias_linear, column_parallel=True)
-    yield from _linear(model.ffn_size, hidden, layers, bias=model.add_bias_linear)
-
-
-def _linear(
-    inputs: int, outputs: int, layers: int, *, bias: bool, column_parallel: bool = False
-) -> Iterator[Parameter]:
-    yield Parameter("blocks", inputs * outputs, layers, is_matrix=True, sharded=True)
-    if bias:  # a row-parallel output is summed over ranks, so its bias is not cut
-        yield Parameter("blocks", outputs, layers, is_bias=True, sharded=column_parallel)
-
-
-def _norm(model: ModelConfig, part: Part, size: int, layers: int = 1) -> Iterator[Parameter]:
-    yield Parameter(part, size, layers)
-    if model.normalization == "LayerNorm":
-        yield Parameter(part, size, layers, is_bias=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch.distributed as dist
 from rich.filesize import decimal
 
+from megatron_grow.cost.memory import estimate_memory
 from megatron_grow.growth.forecast import forecast
 from megatron_grow.train.preflight import Prepared
 
@@ -26,11 +27,20 @@ def announcements(prepared: Prepared) -> Iterator[str]:
         else:
             when = f"after step {stage.first_step}"
             layout = f"{stages[stage.index - 1].parallel.describe(world_size)} -> {layout}"
-        sizes = forecast(plan, prepared.config.optimizer.optimizer)
+        optimizer = prepared.config.optimizer.optimizer
+        sizes = forecast(plan, optimizer)
+        memory = estimate_memory(
+            stage.model,
+            stage.parallel,
+            world_size,
+            precision=prepared.config.train.precision,
+            optimizer=optimizer,
+        )
         yield (
             f"stages[{stage.index}], {when}: {plan.summary} | {layout} | "
             f"{sizes.parameters:,} parameters, {sizes.fresh:,} of them new | "
             f"{decimal(sizes.carried_bytes)} of state carried | "
+            f"at most {decimal(memory.total)} on a rank, without activations | "
             + (f"changes the function ({'; '.join(plan.caveats)})" if plan.caveats else "")
             + ("" if plan.caveats else "keeps the function")
         )

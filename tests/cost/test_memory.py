@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.cost.memory import estimate_memory
 from megatron_grow.cost.parameters import count_parameters
 from tests.cost.gpt2 import gpt2
+from tests.distributed import run_ranks
+from tests.toy import MODEL as MODEL_OF_RANKS
+from tests.toy import begin, layout, still_run
 
 MODEL = gpt2(12, 768)
 N = count_parameters(MODEL)
@@ -78,3 +83,27 @@ def test_context_parallel_ranks_share_optimizer_state():
     parallel = ParallelConfig(context_parallel_size=2)
     estimate = estimate_memory(MODEL, parallel, 4, precision="fp32")
     assert estimate.total == pytest.approx((8 + 8 / 4) * N, abs=2)
+
+
+LAYOUTS = {
+    "TP2 PP2": (4, layout(tp=2, pp=2)),
+    "PP2 VPP2": (2, layout(pp=2, virtual_pipeline_model_parallel_size=2)),
+    "uneven PP2": (2, layout(pp=2, num_layers_in_last_pipeline_stage=3)),
+}
+
+
+def held(parallel: dict[str, Any], world_size: int) -> int:
+    """On a rank: bytes of its weights."""
+    live = begin(still_run(parallel, MODEL_OF_RANKS), world_size)
+    weights = sum(p.nbytes for chunk in live.chunks for p in chunk.parameters())
+    live.release()
+    return weights
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_fullest_rank_holds_as_much(name: str) -> None:
+    world_size, parallel = LAYOUTS[name]
+    ranks = run_ranks(world_size, held, parallel, world_size)
+    stage = still_run(parallel, MODEL_OF_RANKS).resolve(world_size)[0]
+    estimate = estimate_memory(stage.model, stage.parallel, world_size, precision="fp32")
+    assert estimate.weights == max(ranks)

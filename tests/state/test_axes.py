@@ -11,7 +11,6 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.model.builder import build_gpt
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.axes import Constant, LogicalTensor, Normal, Role, logical_tensors
@@ -140,7 +139,6 @@ def test_keys_shapes_and_offsets_are_megatrons(layout: str, name: str, ranks: li
 def test_the_elements_are_all_parameters(name: str, ranks: list[dict]) -> None:
     model = MODELS[name]
     elements = sum(prod(tensor.shape) for tensor in logical_tensors(model).values())
-    assert elements == count_parameters(model)
     assert elements == ranks[0]["DP4", name][2]
 
 
