@@ -13,7 +13,6 @@ import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -70,12 +69,7 @@ class Gang:
     def __enter__(self) -> Gang:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _collect(self) -> list[Any]:

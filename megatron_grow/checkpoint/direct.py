@@ -7,7 +7,6 @@ import mmap
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -59,15 +58,10 @@ class DirectWriter:
     def __enter__(self) -> DirectWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
         """Close the files; unless an error ends it, all is on disk before."""
         with self._opened:
-            if error is None:
+            if kind is None:
                 for descriptor in self._cached.values():
                     os.fsync(descriptor)
 
