@@ -14,6 +14,7 @@ from megatron_grow.convert.progress import Progress
 from megatron_grow.state.axes import LogicalTensor, logical_tensors
 from megatron_grow.state.boxes import Box, full, intersect, split, volume
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.memory import cast, contiguous
 
 
 @dataclass
@@ -126,12 +127,11 @@ def _compare_values(
         return
     count, largest = 0, 0.0
     for x, y in _pairs(a, b, key, kind, box):
-        x, y = x.to(less), y.to(less)
-        if _equal_bits(x, y):
+        x, y = cast(x, less), cast(y, less)
+        if torch.equal(_bits(x), _bits(y)):
             continue
-        apart = (x.float() - y.float()).abs()
-        count += int((x != y).sum())
-        largest = max(largest, float(apart.max()))
+        count += int((_bits(x) != _bits(y)).sum())
+        largest = max(largest, float((x.float() - y.float()).abs().max()))
     if count:
         found.differences.append(
             f"{kind} of {key}: {count:,} of {volume(box):,} values differ, by at most {largest:.3g}"
@@ -147,6 +147,6 @@ def _pairs(
         yield a.read(key, kind, part), b.read(key, kind, part)
 
 
-def _equal_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Whether all bits are the same, also those of NaNs, which are equal to nothing."""
-    return torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    """As integers: a NaN is equal to itself, and -0.0 is not 0.0."""
+    return contiguous(values).view({2: torch.int16, 4: torch.int32}[values.element_size()])

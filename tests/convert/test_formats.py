@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,24 @@ def test_a_comparison_finds_one_value(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "by at most 0.5" in said
     assert "not the same training state" in said
     assert command("verify", a, b, "--weights-only") == 0
+
+    class OtherBits(SyntheticSource):
+        """Holds a zero and a NaN; negated, the zero differs in its bits alone."""
+
+        sign = 1.0
+
+        def read(self, key: str, kind: str, box: tuple) -> torch.Tensor:
+            values = super().read(key, kind, box)
+            if key.endswith("final_layernorm.weight") and kind == "exp_avg":
+                values[:2] = torch.tensor([self.sign * 0.0, math.nan])
+            return values
+
+    zero, negative = OtherBits(GPT), OtherBits(GPT)
+    negative.sign = -1.0
+    f, g = write(tmp_path / "f", zero), write(tmp_path / "g", negative)
+    assert command("verify", f, f) == 0
+    assert command("verify", f, g) == 1
+    assert "exp_avg of decoder.final_layernorm.weight: 1 of 16 values" in capsys.readouterr().out
     c = write(tmp_path / "c", SyntheticSource(GPT, optimizer=None))
     assert command("verify", a, c) == 1
     assert f"is in {a} alone" in capsys.readouterr().out
