@@ -32,7 +32,6 @@ from megatron_grow.convert.conversion import check_destination, convert
 from megatron_grow.convert.forward import compare_logits
 from megatron_grow.convert.growths import grow
 from megatron_grow.convert.inspection import check_digests, inspect
-from megatron_grow.convert.memory import keep_freed_memory
 from megatron_grow.convert.preview import preview
 from megatron_grow.convert.progress import Progress
 from megatron_grow.convert.selection import open_weights
@@ -40,6 +39,7 @@ from megatron_grow.convert.side_files import imported_with, of_source
 from megatron_grow.growth.offline import GrownSource
 from megatron_grow.growth.plan import without_padding
 from megatron_grow.parallel.agreement import place, together
+from megatron_grow.parallel.malloc import keep_freed_memory
 
 
 def main(argv: list[str] | None = None) -> int:

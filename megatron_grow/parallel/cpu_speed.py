@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-_LIBC = ctypes.CDLL(None)
-# Parameters of mallopt(3).
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+from megatron_grow.parallel.malloc import give_back_freed_memory, keep_freed_memory
 
 
 def install() -> None:
     """Apply to this process; called once, by :func:`megatron_grow.parallel.cpu.install`."""
-    if hasattr(_LIBC, "malloc_trim"):
-        _keep_freed_memory()
+    keep_freed_memory()
+    torch.cuda.empty_cache = give_back_freed_memory
     if not _multiplies_bf16():
         torch.matmul = _in_fp32(torch.matmul)
         for name in ("matmul", "__matmul__"):
             setattr(torch.Tensor, name, _in_fp32(getattr(torch.Tensor, name)))
-
-
-def _keep_freed_memory() -> None:
-    """Let malloc reuse the memory of large tensors, as the GPU's allocator does.
-
-    By default glibc returns each to the system and faults it in again at the next step, page by
-    page, which takes longer than to compute an activation.
-    """
-    _LIBC.mallopt(_M_MMAP_MAX, 0)
-    _LIBC.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    torch.cuda.empty_cache = lambda: _LIBC.malloc_trim(0)
 
 
 def _multiplies_bf16() -> bool:

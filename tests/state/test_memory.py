@@ -13,7 +13,7 @@ from megatron_grow.state.memory import cast, contiguous, empty
 PROGRAM = """
 import random, resource
 import torch
-from megatron_grow.convert.memory import keep_freed_memory
+from megatron_grow.parallel.malloc import keep_freed_memory
 from megatron_grow.state.memory import empty
 
 def peak():
