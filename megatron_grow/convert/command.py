@@ -151,7 +151,8 @@ def _export(args: argparse.Namespace) -> int:
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
     check_precision(source, precision, args.allow_rounding or _rounded(source, precision))
     bare = replace(model, make_vocab_size_divisible_by=1)
-    beside = side_files(args.side_files) if args.side_files else of_source(source)
+    named = args.side_files
+    beside = together(lambda: side_files(named) if named else of_source(source))
     if trains or getattr(source, "left_behind", None):
         _tell("note: a Hugging Face model has no optimizer state; it stays in the source alone")
     if not beside:
@@ -206,7 +207,8 @@ def _to_megatron(source: Source, args: argparse.Namespace) -> int:
         )
 
     final = step_dir(args.dst, record.step)
-    return _write(source, args.dst, final, make, record.step, imported_with(source), args)
+    beside = together(lambda: imported_with(source))
+    return _write(source, args.dst, final, make, record.step, beside, args)
 
 
 def _write(

@@ -14,7 +14,7 @@ from megatron_grow.convert.progress import Progress
 from megatron_grow.state.axes import LogicalTensor, logical_tensors
 from megatron_grow.state.boxes import Box, full, intersect, split, volume
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.memory import cast, contiguous
+from megatron_grow.state.memory import as_bits, cast, contiguous
 
 
 @dataclass
@@ -127,10 +127,11 @@ def _compare_values(
         return
     count, largest = 0, 0.0
     for x, y in _pairs(a, b, key, kind, box):
-        x, y = cast(x, less), cast(y, less)
-        if torch.equal(_bits(x), _bits(y)):
+        x, y = contiguous(cast(x, less)), contiguous(cast(y, less))
+        # Bits: a NaN is equal to itself, and -0.0 is not 0.0.
+        if torch.equal(as_bits(x), as_bits(y)):
             continue
-        count += int((_bits(x) != _bits(y)).sum())
+        count += int((as_bits(x) != as_bits(y)).sum())
         largest = max(largest, float((x.float() - y.float()).abs().max()))
     if count:
         found.differences.append(
@@ -145,8 +146,3 @@ def _pairs(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for part in split(box, ELEMENTS_PER_BLOCK):
         yield a.read(key, kind, part), b.read(key, kind, part)
-
-
-def _bits(values: torch.Tensor) -> torch.Tensor:
-    """As integers: a NaN is equal to itself, and -0.0 is not 0.0."""
-    return contiguous(values).view({2: torch.int16, 4: torch.int32}[values.element_size()])

@@ -18,7 +18,7 @@ from megatron_grow.state.axes import Constant, Init, LogicalTensor, Normal
 from megatron_grow.state.boxes import Box, shape_of, slices, subtract
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import AxisMap, Segment, TensorMap, Term
-from megatron_grow.state.memory import cast, empty
+from megatron_grow.state.memory import as_bits, cast, empty
 
 
 class Read(Protocol):
@@ -164,17 +164,13 @@ def _noisy(
     return values
 
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integers by their size in bytes: numpy has no bfloat16."""
-
-
 def _select(values: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
     """The entries of ``values`` at ``index`` along ``axis``."""
     if not values.is_cpu:
         return values.index_select(axis, index.to(values.device))
     # On CPU torch's own is up to 25 times slower along the last axis; "clip" skips a copy that
     # guards against indices out of range, which there are none of.
-    bits = values.view(_BITS[values.element_size()]).numpy()
+    bits = as_bits(values).numpy()
     return torch.from_numpy(np.take(bits, index.numpy(), axis, mode="clip")).view(values.dtype)
 
 

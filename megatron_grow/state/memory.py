@@ -8,6 +8,8 @@ from math import prod
 import numpy as np
 import torch
 
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """As ``torch.empty``, but of numpy's memory.
@@ -27,6 +29,11 @@ def contiguous(values: torch.Tensor) -> torch.Tensor:
     if values.is_contiguous():
         return values
     return empty(values.shape, values.dtype).copy_(values)
+
+
+def as_bits(values: torch.Tensor) -> torch.Tensor:
+    """``values`` seen as integers of their size: numpy has no bfloat16, and no NaN is itself."""
+    return values.view(_BITS[values.element_size()])
 
 
 def cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

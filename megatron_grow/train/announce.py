@@ -40,7 +40,7 @@ def announcements(prepared: Prepared) -> Iterator[str]:
             f"stages[{stage.index}], {when}: {plan.summary} | {layout} | "
             f"{sizes.parameters:,} parameters, {sizes.fresh:,} of them new | "
             f"{decimal(sizes.carried_bytes)} of state carried | "
-            f"at most {decimal(memory.total)} on a rank, without activations | "
+            f"about {decimal(memory.total)} on the fullest rank, without activations | "
             + (f"changes the function ({'; '.join(plan.caveats)})" if plan.caveats else "")
             + ("" if plan.caveats else "keeps the function")
         )

@@ -63,3 +63,14 @@ def test_a_tokenizer_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[
     path = export({"tokenizer": str(tmp_path / "gone.json")}, GPT, tmp_path)
     assert "no tokenizer is known; --side-files" in capsys.readouterr().out
     assert not (path / "tokenizer.json").exists()
+
+
+def test_side_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "run", SyntheticSource(GPT, optimizer=None))
+    (tmp_path / "beside").mkdir()
+    config = tmp_path / "beside" / "config.json"
+    config.write_text("{half")
+    options = ("--side-files", config.parent)
+    assert command("export-hf", source, tmp_path / "hf", *options) == 2
+    assert f"{config} cannot be read as JSON" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()

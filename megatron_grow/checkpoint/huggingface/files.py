@@ -36,9 +36,16 @@ _SIDE_FILES = (
 
 
 def side_files(directory: Path) -> dict[str, bytes]:
-    """What belongs to a model besides its weights, by name: configuration, tokenizer, licence."""
+    """What belongs to a model besides its weights, by name: configuration, tokenizer, licence.
+
+    Raises:
+        UserError: one of them cannot be read, or the configuration is none.
+    """
     found = {path for pattern in _SIDE_FILES for path in directory.glob(pattern)}
-    return {path.name: path.read_bytes() for path in sorted(found) if path.is_file()}
+    contents = {path.name: _read(path) for path in sorted(found) if path.is_file()}
+    if CONFIG in contents:
+        parse_object(contents[CONFIG], directory / CONFIG)
+    return contents
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -47,13 +54,16 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none.
     """
+    return parse_object(_read(path), path)
+
+
+def _read(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} is missing: not a Hugging Face model's directory") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    return parse_object(content, path)
 
 
 def parse_object(content: bytes, path: Path) -> dict[str, Any]:
