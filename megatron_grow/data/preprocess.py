@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from megatron_grow.config.errors import UserError
 from megatron_grow.data.corpora import DEFAULT_GLOBS, find_files, read_chunks, read_texts
 from megatron_grow.data.encode import Encoder, encode_in_order
-from megatron_grow.data.tokenizers import train_bpe
+from megatron_grow.data.tokenizers import tokenizer_digest, train_bpe
 
 _SUFFIXES = (".bin", ".idx", ".json")
 
@@ -150,7 +150,8 @@ def _write_parts(
     """Encode and write all documents, then publish the parts."""
     tokenizer = encoder.load_tokenizer()
     # Imported late: megatron-core takes seconds, which bad input should not wait for.
-    from megatron_grow.data.indexed import CorpusWriter, Sidecar, publish
+    from megatron_grow.data.indexed import Sidecar
+    from megatron_grow.data.writer import CorpusWriter, publish
 
     started = time.monotonic()
     writers = {
@@ -181,6 +182,7 @@ def _write_parts(
                 append_eod=config.append_eod,
                 documents=writer.documents,
                 tokens=writer.tokens,
+                tokenizer_digest=tokenizer_digest(tokenizer),
             )
         )
     publish(staging, Path(config.output_prefix).parent)

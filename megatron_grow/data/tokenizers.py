@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -90,9 +91,13 @@ class SubwordTokenizer(Tokenizer):
         self.eod = eod
         self.eod_token = str(backend.id_to_token(eod))
         self._backend = backend
-        # A corpus is encoded whole, and "<|endoftext|>" written in a document is plain text.
+        # A corpus is encoded whole and always alike, and "<|endoftext|>" written in a document is
+        # plain text.
         backend.no_truncation()
         backend.no_padding()
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None
+        backend.add_special_tokens([self.eod_token])
         backend.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -107,6 +112,24 @@ class SubwordTokenizer(Tokenizer):
     def to_json(self) -> str:
         """What the library makes of it."""
         return self._backend.to_str(pretty=True)
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Names what a tokenizer makes of text, and how it ends a document, in 16 hexadecimal digits.
+
+    Equal for the same tokenizer under another path, or out of other files: what has no part in
+    encoding (special tokens, decoder, templates for inference) has none in the digest.
+    """
+    parts = json.loads(tokenizer.to_json())
+    content = {
+        "model": {name: value for name, value in parts["model"].items() if value},
+        "normalizer": parts["normalizer"],
+        "pre_tokenizer": parts["pre_tokenizer"],
+        "added_tokens": [token for token in parts["added_tokens"] if not token["special"]],
+        "eod": tokenizer.eod,
+    }
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_tokenizer(

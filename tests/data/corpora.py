@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from megatron_grow.data.indexed import CorpusWriter, Sidecar
+from megatron_grow.data.indexed import Sidecar
 from megatron_grow.data.preprocess import PreprocessConfig, preprocess
+from megatron_grow.data.writer import CorpusWriter
 
 
 def stdlib_files(count: int) -> list[Path]:

@@ -21,6 +21,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 import tests.distributed  # noqa: F401 (its fork server has imported megatron-core)
 from megatron_grow.config.errors import UserError
 from megatron_grow.data.indexed import Sidecar, open_corpus
+from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest
 from tests.data.corpora import run, stdlib_files, stdlib_texts, write_json_lines
 
 TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"
@@ -42,7 +43,10 @@ def test_documents_are_the_bytes_of_the_input(tmp_path):
     assert documents(prefix) == expected
     tokens = np.fromfile(f"{prefix}.bin", dtype=np.uint16)
     assert tokens.tolist() == list(chain(*expected))
-    assert open_corpus(prefix, "").sidecar == Sidecar("bytes", 257, 256, True, 3, len(tokens))
+    digest = tokenizer_digest(load_tokenizer("bytes"))
+    assert open_corpus(prefix, "").sidecar == Sidecar(
+        "bytes", 257, 256, True, 3, len(tokens), digest
+    )
     assert sorted(os.listdir(tmp_path / "out")) == [
         f"c_text_document{suffix}" for suffix in (".bin", ".idx", ".json")
     ]

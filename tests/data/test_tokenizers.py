@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.tokenizers import load_tokenizer, train_bpe
+from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest, train_bpe
 from tests.data.corpora import stdlib_texts
 
 TEXT = "naïve café: 数学 🙂\r\n\tdef f(x):  return x <|endoftext|> \x00"
@@ -111,3 +111,49 @@ def test_mistakes_are_named(tmp_path):
             load_tokenizer(*arguments)
     with pytest.raises(UserError, match="train_tokenizer=256 must be at least 257"):
         train_bpe([], 256)
+
+
+def test_digest_is_of_the_content(bpe_file, tmp_path):
+    """One digest for one tokenizer under any name; another as soon as it encodes otherwise."""
+    digest = tokenizer_digest(load_tokenizer(str(bpe_file)))
+    library = tokenizers.Tokenizer.from_file(str(bpe_file))
+    library.enable_truncation(4)
+    library.add_special_tokens(["<pad>"])
+    library.save(str(tmp_path / "same.json"))
+    assert tokenizer_digest(load_tokenizer(str(tmp_path / "same.json"))) == digest
+    library.model.save(str(tmp_path))
+    gpt2 = load_tokenizer("gpt2", str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    assert tokenizer_digest(gpt2) == digest
+    exported = tmp_path / "bytes.json"
+    exported.write_text(load_tokenizer("bytes").to_json(), encoding="utf-8")
+    digests = {digest, tokenizer_digest(load_tokenizer("bytes"))}
+    assert tokenizer_digest(load_tokenizer(str(exported))) in digests and len(digests) == 2
+    library.normalizer = tokenizers.normalizers.Lowercase()
+    library.save(str(tmp_path / "lower.json"))
+    (tmp_path / "eos").mkdir()
+    (tmp_path / "eos/tokenizer.json").write_bytes(bpe_file.read_bytes())
+    (tmp_path / "eos/tokenizer_config.json").write_text('{"eos_token": "a"}')
+    for other in ("lower.json", "eos/tokenizer.json"):
+        digests.add(tokenizer_digest(load_tokenizer(str(tmp_path / other))))
+    assert len(digests) == 4
+
+
+def test_text_cannot_forge_an_end_that_is_not_marked_special(tmp_path):
+    """Published files may list it as an ordinary added token."""
+    library = tokenizers.Tokenizer.from_str(load_tokenizer("bytes").to_json())
+    library.add_tokens(["</s>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    assert library.encode("a</s>b").ids == [97, 257, 98]
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.eod == 257
+    assert tokenizer.encode("a</s>b") == list(b"a</s>b")
+
+
+def test_a_corpus_is_always_encoded_alike(tmp_path):
+    """Dropout of merges is a setting for training on small corpora, drawn anew at every word."""
+    library = tokenizers.Tokenizer(
+        tokenizers.models.BPE({"a": 0, "aa": 1, "</s>": 2}, [("a", "a")], dropout=0.5)
+    )
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(str(tmp_path / "tokenizer.json")).encode("aa" * 64) == [1] * 64
