@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, trainers
 
 from megatron_grow.config.errors import UserError
-
-END_OF_DOCUMENT = "<|endoftext|>"
-
-# Names under which published tokenizers keep their end-of-document token, tried in this order
-# where no tokenizer_config.json says which one it is.
-_KNOWN_END_TOKENS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+from megatron_grow.data.coverage import Coverage
+from megatron_grow.data.tokenizer_files import (
+    END_OF_DOCUMENT,
+    byte_level,
+    library_errors,
+    read_gpt2,
+    read_tokenizer_json,
+)
 
 
 class Tokenizer(ABC):
@@ -32,10 +36,20 @@ class Tokenizer(ABC):
     """Id of the end-of-document token; :meth:`encode` never makes it out of text."""
     eod_token: str
     """How that token is written."""
+    unknown: int | None = None
+    """Id of the token that stands for text without one of its own; None where there is none."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of each text, as one-dimensional integer arrays."""
+        """Token ids of each text, as one-dimensional integer arrays.
+
+        Raises:
+            UserError: a text that cannot be encoded.
+        """
+
+    def dropped(self, text: str) -> Counter[str]:
+        """The characters of ``text`` that get no token, in order, and how often each occurs."""
+        return Counter()
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -77,33 +91,75 @@ class ByteTokenizer(Tokenizer):
         names = {byte: chr(byte) for byte in printable}
         names |= {byte: chr(256 + number) for number, byte in enumerate(others)}
         vocabulary = {name: byte for byte, name in names.items()}
-        backend = _byte_level(models.BPE(vocab=vocabulary, merges=[]))
+        backend = byte_level(models.BPE(vocab=vocabulary, merges=[]))
         backend.add_special_tokens([END_OF_DOCUMENT])
         return backend.to_str(pretty=True)
 
 
 class SubwordTokenizer(Tokenizer):
-    """A tokenizer of the ``tokenizers`` library."""
+    """A tokenizer of the ``tokenizers`` library.
 
-    def __init__(self, name: str, backend: tokenizers.Tokenizer, eod: int) -> None:
-        self.name = name
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.eod = eod
-        self.eod_token = str(backend.id_to_token(eod))
-        self._backend = backend
+    Raises:
+        UserError: an end-of-document token that cannot be kept out of text.
+    """
+
+    def __init__(self, name: str, backend: tokenizers.Tokenizer, eod_token: str) -> None:
         # A corpus is encoded whole and always alike, and "<|endoftext|>" written in a document is
         # plain text.
         backend.no_truncation()
         backend.no_padding()
         if isinstance(backend.model, models.BPE):
             backend.model.dropout = None
-        backend.add_special_tokens([self.eod_token])
+        elif isinstance(backend.model, models.Unigram):
+            backend.model.alpha = backend.model.nbest_size = None
+        backend.add_special_tokens([eod_token])
         backend.encode_special_tokens = True
+        self.name = name
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eod = vocabulary[eod_token]
+        self.eod_token = eod_token
+        self.unknown = _unknown(backend)
+        self._backend = backend
+        self._coverage = Coverage(backend)
+        if len(eod_token) == 1 or (self.unknown == self.eod and not self._coverage.has_all_bytes):
+            raise UserError(
+                f"tokenizer={name}: its end-of-document token {eod_token!r} also stands for text; "
+                "name another as eos_token in the tokenizer_config.json beside it"
+            )
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text; the library uses threads if TOKENIZERS_PARALLELISM lets it."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        with library_errors(f"tokenizer={self.name} cannot encode this text"):
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        encoded = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        for number, ids in enumerate(encoded):
+            if self.eod in ids:
+                encoded[number] = self._spelt_out(texts[number])
+        return encoded
+
+    def _spelt_out(self, text: str) -> np.ndarray:
+        """Token ids of a text in which the model itself finds the end of document.
+
+        The text is cut after the first character of every one, so that it is put together from
+        smaller tokens.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        found = zip(encoding.ids, encoding.offsets, strict=True)
+        ends = [span for token, span in found if token == self.eod]
+        for start, end in ends:
+            if end - start < 2:
+                raise UserError(
+                    f"tokenizer={self.name} makes its end-of-document token {self.eod_token!r} "
+                    f"out of {text[start:end]!r}"
+                )
+        cuts = [0, *(start + 1 for start, _ in ends), len(text)]
+        pieces = [text[start:end] for start, end in pairwise(cuts)]
+        return np.concatenate(self.encode_batch(pieces))
+
+    def dropped(self, text: str) -> Counter[str]:
+        """The characters of ``text`` that get no token, in order, and how often each occurs."""
+        return self._coverage.dropped(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included."""
@@ -132,6 +188,13 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _unknown(backend: tokenizers.Tokenizer) -> int | None:
+    if isinstance(backend.model, models.Unigram):
+        return json.loads(backend.to_str())["model"]["unk_id"]
+    token = backend.model.unk_token
+    return None if token is None else backend.token_to_id(token)
+
+
 def load_tokenizer(
     tokenizer: str, vocab_file: str | None = None, merge_file: str | None = None
 ) -> Tokenizer:
@@ -148,67 +211,12 @@ def load_tokenizer(
     if tokenizer == "bytes":
         return ByteTokenizer()
     if tokenizer == "gpt2":
-        return _load_gpt2(vocab_file, merge_file)
-    path = Path(tokenizer)
-    if not path.is_file():
+        return SubwordTokenizer(tokenizer, *read_gpt2(vocab_file, merge_file))
+    if not Path(tokenizer).is_file():
         raise UserError(
             f"tokenizer={tokenizer} is neither bytes nor gpt2 nor an existing tokenizer.json"
         )
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(
-            f"tokenizer={tokenizer} is not a readable tokenizer.json: {error}"
-        ) from error
-    return SubwordTokenizer(tokenizer, backend, _end_of_document(path, backend))
-
-
-def _load_gpt2(vocab_file: str | None, merge_file: str | None) -> Tokenizer:
-    if vocab_file is None or merge_file is None:
-        raise UserError(
-            f"tokenizer=gpt2 needs vocab_file={vocab_file} and merge_file={merge_file} to name "
-            "GPT-2's vocab.json and merges.txt"
-        )
-    for name, file in (("vocab_file", vocab_file), ("merge_file", merge_file)):
-        if not Path(file).is_file():
-            raise UserError(f"{name}={file} does not exist")
-    try:
-        model = models.BPE.from_file(vocab_file, merge_file)
-    except Exception as error:
-        raise UserError(
-            f"vocab_file={vocab_file} and merge_file={merge_file} do not make a BPE: {error}"
-        ) from error
-    backend = _byte_level(model)
-    eod = backend.token_to_id(END_OF_DOCUMENT)
-    if eod is None:
-        raise UserError(f"vocab_file={vocab_file} has no token {END_OF_DOCUMENT}")
-    return SubwordTokenizer("gpt2", backend, eod)
-
-
-def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
-    """GPT-2's treatment of text around a BPE: any bytes in, the same bytes out."""
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _end_of_document(path: Path, backend: tokenizers.Tokenizer) -> int:
-    """The end-of-document id: eos_token of tokenizer_config.json beside ``path``, else guessed."""
-    candidates = list(_KNOWN_END_TOKENS)
-    config = path.with_name("tokenizer_config.json")
-    if config.is_file():
-        eos = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-        if eos:
-            candidates.insert(0, eos["content"] if isinstance(eos, dict) else eos)
-    for token in candidates:
-        eod = backend.token_to_id(token)
-        if eod is not None:
-            return eod
-    raise UserError(
-        f"tokenizer={path} has no end-of-document token: none of {', '.join(candidates)}; "
-        "name it as eos_token in a tokenizer_config.json beside it"
-    )
+    return SubwordTokenizer(tokenizer, *read_tokenizer_json(Path(tokenizer)))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -226,7 +234,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
             f"train_tokenizer={vocab_size} must be at least {len(alphabet) + 1}: "
             "256 bytes and the end of document"
         )
-    backend = _byte_level(models.BPE())
+    backend = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_digest_is_of_the_content(bpe_file, tmp_path):
     library.save(str(tmp_path / "lower.json"))
     (tmp_path / "eos").mkdir()
     (tmp_path / "eos/tokenizer.json").write_bytes(bpe_file.read_bytes())
-    (tmp_path / "eos/tokenizer_config.json").write_text('{"eos_token": "a"}')
+    (tmp_path / "eos/tokenizer_config.json").write_text('{"eos_token": "th"}')
     for other in ("lower.json", "eos/tokenizer.json"):
         digests.add(tokenizer_digest(load_tokenizer(str(tmp_path / other))))
     assert len(digests) == 4
@@ -157,3 +158,107 @@ def test_a_corpus_is_always_encoded_alike(tmp_path):
     )
     library.save(str(tmp_path / "tokenizer.json"))
     assert load_tokenizer(str(tmp_path / "tokenizer.json")).encode("aa" * 64) == [1] * 64
+
+
+def write_tokenizer(directory: Path, model: tokenizers.models.Model) -> str:
+    path = str(directory / "tokenizer.json")
+    tokenizers.Tokenizer(model).save(path)
+    return path
+
+
+def test_an_end_that_the_model_itself_finds_is_spelt_out(tmp_path):
+    """T5's has its </s> among the pieces, the most probable of all."""
+    pieces = ["<unk>", "</s>", *"</s>ab"]
+    model = tokenizers.models.Unigram([(piece, 0.0) for piece in pieces], unk_id=0)
+    path = write_tokenizer(tmp_path, model)
+    assert tokenizers.Tokenizer.from_file(path).encode("a</s></s>b").ids == [6, 1, 1, 7]
+    tokenizer = load_tokenizer(path)
+    assert (tokenizer.eod, tokenizer.unknown) == (1, 0)
+    assert tokenizer.encode("a</s></s>b") == [6, *[2, 3, 4, 5] * 2, 7]
+    assert tokenizer.encode("aéb") == [6, 0, 7]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        ({"a": 0, "</s>": 1}, "its end-of-document token '</s>' also stands for text"),
+        ({"a": 0, "</s>": 2**31 - 1}, "token '</s>' has id 2147483647, beyond int32"),
+        ({"a": 1, "</s>": 1}, "share id 1"),
+    ],
+)
+def test_an_end_of_document_is_a_token_of_its_own(tmp_path, vocabulary, message):
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "</s>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_tokenizer(str(tmp_path / "tokenizer.json"))
+
+
+def test_characters_without_a_token_are_told(bpe_file, tmp_path):
+    """A BPE drops them, unless it has all bytes or an unknown token."""
+    text = "día: 数数🙂 a"
+    assert not load_tokenizer(str(bpe_file)).dropped(text)
+    bpe = tokenizers.models.BPE
+    letters = {letter: number for number, letter in enumerate("dia: ")}
+    vocabulary = {**letters, "</s>": 9}
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path, bpe(vocabulary, [])))
+    assert tokenizer.decode(tokenizer.encode(text)).split() == list("da:a")
+    assert list(tokenizer.dropped(text).items()) == [("í", 1), ("数", 2), ("🙂", 1)]
+    fallback = {**vocabulary, **{f"<0x{byte:02X}>": 10 + byte for byte in range(256)}}
+    unknown = bpe({**vocabulary, "?": 10}, [], unk_token="?")
+    for model in (bpe(fallback, [], byte_fallback=True), unknown):
+        assert not load_tokenizer(write_tokenizer(tmp_path, model)).dropped(text)
+    ends = {f"{letter}</w>": 20 + number for letter, number in letters.items()}
+    suffixed = bpe({**vocabulary, **ends, "í</w>": 30}, [], end_of_word_suffix="</w>")
+    assert list(load_tokenizer(write_tokenizer(tmp_path, suffixed)).dropped(text)) == ["数", "🙂"]
+
+
+def test_what_is_between_words_is_not_dropped_text(tmp_path):
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "</s>": 1}, []))
+    backend.normalizer = tokenizers.normalizers.StripAccents()
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert dict(tokenizer.dropped("a \n\u0301b")) == {"b": 1}
+
+
+FOREIGN_CONFIGS = {
+    b"[]": "a JSON object is expected, not list",
+    b"null": "a JSON object is expected, not NoneType",
+    b"": "is not readable JSON",
+    b'{"eos_token": "<|endof': "is not readable JSON",
+    b"\xff": "is not readable JSON",
+    b"[" * 100_000: "is not readable JSON",
+    b'{"eos_token": 3}': "eos_token=3 must be a token",
+    b'{"eos_token": ["</s>"]}': "eos_token=['</s>'] must be a token",
+    b'{"eos_token": {"content": null, "id": 2}}': None,
+    b'{"eos_token": {"content": 3}}': "eos_token={'content': 3} must be a token",
+    b'{"eos_token": "<stop>"}': "has no token '<stop>', the eos_token",
+    b'\xef\xbb\xbf{"eos_token": "<|endoftext|>"}': None,
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN_CONFIGS, ids=lambda content: repr(content[:20]))
+def test_a_foreign_tokenizer_config_is_checked(bpe_file, tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + bpe_file.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_bytes(content)
+    message = FOREIGN_CONFIGS[content]
+    if message is None:
+        assert load_tokenizer(str(tmp_path / "tokenizer.json")).eod == 0
+        return
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load_tokenizer(str(tmp_path / "tokenizer.json"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_tokenizer_is_one_line(bpe_file, tmp_path):
+    whole = bpe_file.read_bytes()
+    path = tmp_path / "tokenizer.json"
+    panic = b'{"model": {"type": "BPE", "continuing_subword_prefix": "long", ' + (
+        b'"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}'
+    )
+    cuts = [whole[:size] for size in range(0, len(whole) - 10, 100)]
+    for content in (*cuts, b"[]", b"null", b"3", b"\xff\xfe", b"\0" * 9, panic):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"is not a readable tokenizer\.json") as error:
+            load_tokenizer(str(path))
+        assert "\n" not in str(error.value)
