@@ -22,7 +22,9 @@ from megatron_grow.train.report import FIGURES, summary_table, write_report
 def main() -> None:
     """Parse the command line, write the report and print its table."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help="output_dir of a run")
     parser.add_argument("run_b", type=Path, metavar="RUN_B", help="output_dir of the other")

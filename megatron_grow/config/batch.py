@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.config.ranges import Count, check_fields
 
 
 @dataclass(frozen=True)
 class BatchShape:
     """Sequence length and batch sizes: the fields of ``train`` that a stage may replace."""
 
-    seq_length: int
+    seq_length: Count
     """Tokens in one sequence."""
-    global_batch_size: int
+    global_batch_size: Count
     """Sequences in one optimizer step, over all ranks."""
-    micro_batch_size: int
+    micro_batch_size: Count
     """Sequences in one forward pass of one rank."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise UserError(
-                    f"train.{field.name}={getattr(self, field.name)} must be at least 1"
-                )
+        check_fields(self, "train.")
 
     @property
     def tokens(self) -> int:

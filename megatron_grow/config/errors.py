@@ -8,8 +8,20 @@ import re
 class UserError(Exception):
     """Bad input: one line that names the field or file, its value, and what would be accepted.
 
-    The entry scripts print the line without a stack trace and exit with code 2.
+    The entry scripts print the line without a stack trace and exit with code 2. Line breaks, other
+    characters that do not print, and the middle of an endless value are left out of it.
     """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        super().__init__(line)
+
+
+_LONGEST = 2000
+"""Letters of a message."""
 
 
 _MISMATCH = re.compile(

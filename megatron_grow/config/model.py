@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.config.ranges import (
+    Count,
+    NotNegative,
+    Positive,
+    Range,
+    ShareBelowOne,
+    check_fields,
+)
 
 
 @dataclass(frozen=True)
@@ -15,37 +23,37 @@ class ModelConfig:
     Field names are those of megatron-core's ``TransformerConfig`` and ``GPTModel``.
     """
 
-    num_layers: int = 12
+    num_layers: Annotated[int, Range(least=0, most=100_000)] = 12
     """Transformer layers; 0 is a model of embeddings, final norm and head."""
-    hidden_size: int = 768
+    hidden_size: Count = 768
     """Width of the residual stream."""
-    num_attention_heads: int = 12
+    num_attention_heads: Count = 12
     """Query heads."""
-    num_query_groups: int | None = None
+    num_query_groups: Count | None = None
     """Key/value heads; absent: one for each query head (multi-head attention)."""
-    kv_channels: int | None = None
+    kv_channels: Count | None = None
     """Size of one head; absent: hidden_size / num_attention_heads."""
-    ffn_hidden_size: int | None = None
+    ffn_hidden_size: Count | None = None
     """Width of the feed-forward layer; absent: 4 x hidden_size."""
-    vocab_size: int | None = None
+    vocab_size: Count | None = None
     """Rows of the embedding before padding; absent: the tokenizer's vocabulary."""
-    make_vocab_size_divisible_by: int = 128
+    make_vocab_size_divisible_by: Count = 128
     """The vocabulary is padded to a multiple of this, once, whatever the layout."""
-    max_position_embeddings: int = 1024
+    max_position_embeddings: Count = 1024
     """Longest sequence that the model can read, in tokens."""
     position_embedding_type: Literal["learned_absolute", "rope"] = "learned_absolute"
-    rotary_base: int = 10000
+    rotary_base: Count = 10000
     """Base period of rotary positions."""
-    rotary_percent: float = 1.0
+    rotary_percent: Annotated[float, Range(above=0, most=1)] = 1.0
     """Share of each head that is rotated."""
-    rotary_seq_len_interpolation_factor: float | None = None
+    rotary_seq_len_interpolation_factor: Positive | None = None
     """Divide rotary positions by this (position interpolation)."""
     use_rope_scaling: bool = False
     """Stretch the low frequencies of rotary positions as Llama 3.1 does."""
-    rope_scaling_factor: float = 8.0
+    rope_scaling_factor: Positive = 8.0
     """How far, with use_rope_scaling."""
     normalization: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
-    layernorm_epsilon: float = 1e-5
+    layernorm_epsilon: Positive = 1e-5
     activation: Literal["gelu", "gelu_tanh", "swiglu", "squared_relu"] = "gelu"
     """gelu is the exact one; gelu_tanh the approximation that GPT-2 was trained with."""
     add_bias_linear: bool = True
@@ -56,18 +64,14 @@ class ModelConfig:
     """Normalise queries and keys per head."""
     share_embeddings_and_output_weights: bool = True
     """Tie the head to the token embedding."""
-    init_method_std: float = 0.02
+    init_method_std: NotNegative = 0.02
     """Standard deviation of fresh weights; the two residual outputs of a layer get
     init_method_std / sqrt(2 x the depth of the run's *target*)."""
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
+    hidden_dropout: ShareBelowOne = 0.0
+    attention_dropout: ShareBelowOne = 0.0
 
     def __post_init__(self) -> None:
-        for field in ("hidden_size", "num_attention_heads", "max_position_embeddings"):
-            if getattr(self, field) < 1:
-                raise UserError(f"model.{field}={getattr(self, field)} must be at least 1")
-        if self.num_layers < 0:
-            raise UserError(f"model.num_layers={self.num_layers} must be 0 or more")
+        check_fields(self, "model.")
         if self.kv_channels is None and self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"model.num_attention_heads={self.num_attention_heads} does not divide "
@@ -78,9 +82,14 @@ class ModelConfig:
                 f"model.num_query_groups={self.num_query_groups} does not divide "
                 f"model.num_attention_heads={self.num_attention_heads}"
             )
-        for field in ("hidden_dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, field) < 1.0:
-                raise UserError(f"model.{field}={getattr(self, field)} must be in [0, 1)")
+
+        if self.position_embedding_type == "rope":
+            rotated = int(self.head_dim * self.rotary_percent)
+            if rotated % 2 or not rotated:
+                raise UserError(
+                    f"model.rotary_percent={self.rotary_percent} of heads of {self.head_dim} are "
+                    f"{rotated}; rotary positions turn an even number, at least 2"
+                )
 
     @property
     def resolved(self) -> ModelConfig:

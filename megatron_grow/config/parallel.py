@@ -7,7 +7,8 @@ from importlib.util import find_spec
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.pipeline import check_fields, chunk_layers, parse_layout
+from megatron_grow.config.pipeline import check_pipeline, chunk_layers, parse_layout
+from megatron_grow.config.ranges import Count, check_fields
 from megatron_grow.config.sections import TrainSection
 
 
@@ -19,23 +20,23 @@ class ParallelConfig:
     ``DistributedDataParallelConfig``.
     """
 
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    virtual_pipeline_model_parallel_size: int | None = None
+    tensor_model_parallel_size: Count = 1
+    pipeline_model_parallel_size: Count = 1
+    virtual_pipeline_model_parallel_size: Count | None = None
     """Chunks of layers on each pipeline rank, run by the interleaved schedule: of 4 layers on 2
     ranks with 2 chunks each, the first has layers 0 and 2. Absent: 1, or what the layout says."""
     account_for_embedding_in_pipeline_split: bool = False
     """Count the embedding as a layer: the first pipeline stage gets one layer less."""
     account_for_loss_in_pipeline_split: bool = False
     """Count the head and its loss as a layer: the last pipeline stage gets one layer less."""
-    num_layers_in_first_pipeline_stage: int | None = None
+    num_layers_in_first_pipeline_stage: Count | None = None
     """Layers of the first pipeline rank, in all its chunks; the others share the rest evenly."""
-    num_layers_in_last_pipeline_stage: int | None = None
+    num_layers_in_last_pipeline_stage: Count | None = None
     """Layers of the last pipeline rank, in all its chunks; the others share the rest evenly."""
     pipeline_model_parallel_layout: str | None = None
     """All stages by hand, as in ``Et|(tt|)*2,tL``: E is the embedding, t a layer, L the loss; |
     ends a stage; x*n and (...)*n repeat. Twice as many stages as ranks make 2 chunks on each."""
-    context_parallel_size: int = 1
+    context_parallel_size: Count = 1
     """Ranks that share the tokens of each sequence; needs Transformer Engine."""
     sequence_parallel: bool = False
     """Shard the activations between tensor-parallel regions along the sequence."""
@@ -45,22 +46,12 @@ class ParallelConfig:
     """Reduce gradients while the backward pass still runs (GPU)."""
     overlap_param_gather: bool = False
     """Gather parameters while the forward pass already runs (GPU)."""
-    bucket_size: int | None = None
+    bucket_size: Count | None = None
     """Parameters in one gradient bucket; absent: megatron-core's choice."""
 
     def __post_init__(self) -> None:
-        for field in (
-            "tensor_model_parallel_size",
-            "pipeline_model_parallel_size",
-            "virtual_pipeline_model_parallel_size",
-            "num_layers_in_first_pipeline_stage",
-            "num_layers_in_last_pipeline_stage",
-            "context_parallel_size",
-        ):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UserError(f"parallel.{field}={value} must be at least 1")
-        check_fields(self)
+        check_fields(self, "parallel.")
+        check_pipeline(self)
         if self.overlap_param_gather and not (
             self.use_distributed_optimizer and self.overlap_grad_reduce
         ):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Groups first, as megatron-core does: (ab)*2 is abab; then x*n is n times x.
 _REPEATS = (re.compile(r"\(([^)]+)\)\*(\d+)"), re.compile(r"(.)\*(\d+)"))
+_LONGEST = 1_000_000
 
 
 def parse_layout(layout: str) -> list[str]:
@@ -29,9 +30,11 @@ def parse_layout(layout: str) -> list[str]:
         UserError: another letter, or an embedding or a loss that is not at its end of the model.
     """
     text = layout.replace(",", "")
-    for pattern in _REPEATS:
-        text = pattern.sub(lambda found: found[1] * int(found[2]), text)
     field = f"parallel.pipeline_model_parallel_layout={layout}"
+    for pattern in _REPEATS:
+        if sum(len(found[1]) * int(found[2]) for found in pattern.finditer(text)) > _LONGEST:
+            raise UserError(f"{field} repeats more than {_LONGEST:,} letters")
+        text = pattern.sub(lambda found: found[1] * int(found[2]), text)
     unknown = sorted(set(text) - set("EtL|"))
     if unknown:
         raise UserError(
@@ -43,7 +46,7 @@ def parse_layout(layout: str) -> list[str]:
     return text.split("|")
 
 
-def check_fields(parallel: ParallelConfig) -> None:
+def check_pipeline(parallel: ParallelConfig) -> None:
     """Raise :class:`UserError` for pipeline fields that do not go together, whatever the model."""
     ranks, ends = parallel.pipeline_model_parallel_size, parallel.layers_at_ends
     virtual = parallel.virtual_pipeline_model_parallel_size

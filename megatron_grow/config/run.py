@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from megatron_grow.config.errors import UserError, parse_error
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.names import nearest
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.ranges import shown
 from megatron_grow.config.sections import (
     CheckpointSection,
     DataSection,
@@ -23,6 +26,7 @@ from megatron_grow.config.sections import (
     TrainSection,
 )
 from megatron_grow.config.stages import Stage, StageSection, resolve_stages, stage_section
+from megatron_grow.config.strict_yaml import parse_yaml, read_yaml
 
 
 @dataclass
@@ -83,6 +87,7 @@ def build_parser() -> ArgumentParser:
         prog="pretrain_progressive.py",
         description="Pretrain a GPT that starts small and grows, inside one torchrun job.",
         exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="run file (YAML)")
     parser.add_class_arguments(RunConfig, as_group=False, skip={"stages"})
@@ -109,6 +114,10 @@ def parse_run(argv: list[str] | None = None) -> RunConfig:
         # jsonargparse's own would print what was written, not what a recipe stands for.
         print(to_yaml(parse_run([part for part in argv if part != _PRINT])), end="")
         raise SystemExit(0)
+    for path in _values_of("--config", argv):
+        _check_file(Path(path))
+    for text in _values_of("--stages", argv):
+        parse_yaml(text, "--stages")
     parser = build_parser()
     try:
         namespace: Namespace = parser.parse_args(_replacing_lists(argv))
@@ -118,11 +127,59 @@ def parse_run(argv: list[str] | None = None) -> RunConfig:
     except (
         Exception
     ) as error:  # jsonargparse raises ArgumentError, TypeError, ValueError, YAMLError
-        raise parse_error(error) from error
+        raise _unknown_option(error) or parse_error(error) from error
     sections = {name: value for name, value in vars(values).items() if name != "config"}
     written = sections["stages"] or []  # null, where a file has the key alone
     stages = [stage_section(entry, f"stages[{i}]") for i, entry in enumerate(written)]
     return RunConfig(**{**sections, "stages": stages})
+
+
+def _values_of(option: str, argv: list[str]) -> list[str]:
+    """What ``option`` is given on a command line, each time."""
+    follow = [value for name, value in pairwise(argv) if name == option]
+    return follow + [part.split("=", 1)[1] for part in argv if part.startswith(f"{option}=")]
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a run file with names that are not those of its sections and their fields."""
+    content, where = read_yaml(path, "--config"), f"--config {path}"
+    known = _field_names()
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must hold sections: {', '.join(known)}")
+    for name, section in content.items():
+        if name not in known:
+            raise UserError(f"{where}: {name} is not a section; {nearest(str(name), known)}")
+        if name == "stages":
+            continue
+        if not isinstance(section, dict):
+            raise UserError(f"{where}: {name}={shown(section)} must be fields and their values")
+        for field_ in section:
+            if field_ not in known[name]:
+                raise UserError(
+                    f"{where}: {name}.{field_} is not a field; " + nearest(str(field_), known[name])
+                )
+
+
+def _field_names() -> dict[str, list[str]]:
+    """The fields of each section of a run file."""
+    kinds = get_type_hints(RunConfig)
+    return {
+        section.name: [f.name for f in fields(kinds[section.name])]
+        if is_dataclass(kinds[section.name])
+        else []
+        for section in fields(RunConfig)
+    }
+
+
+def _unknown_option(error: Exception) -> UserError | None:
+    """What to say of an option that no field has; None for another error."""
+    head, _, unknown = str(error).partition("unrecognized arguments: ")
+    if head or not unknown:
+        return None
+    option = unknown.split("=")[0].split()[0]
+    known = [f"--{name}.{field_}" for name, names in _field_names().items() for field_ in names]
+    meant = [*known, "--config", "--stages", _PRINT, "--help"]
+    return UserError(f"{option} is not an option; {nearest(option, meant)}")
 
 
 def _replacing_lists(argv: list[str]) -> list[str]:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from megatron_grow.config.batch import BatchShape
 from megatron_grow.config.errors import UserError
+from megatron_grow.config.ranges import (
+    Count,
+    CountOrZero,
+    NotNegative,
+    PathText,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    ShareBelowOne,
+    check_fields,
+)
 
 
 @dataclass
@@ -14,53 +26,44 @@ class RunSection:
     """What the run is called and where it writes."""
 
     name: str = "run"
-    output_dir: str = "runs/run"
+    output_dir: PathText = "runs/run"
     """Gets metrics.jsonl, tensorboard/, checkpoints/ and the resolved config."""
-    seed: int = 1234
+    seed: Seed = 1234
     """Decides initial weights, fresh layers and the order of samples, on every layout."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "run.")
 
 
 @dataclass
 class TrainSection:
     """How long, in which batches, in which precision."""
 
-    train_iters: int = 1000
+    train_iters: Count = 1000
     """Optimizer steps of the whole run, all stages together."""
-    global_batch_size: int = 8
+    global_batch_size: Count = 8
     """Sequences in one optimizer step, over all ranks."""
-    micro_batch_size: int = 1
+    micro_batch_size: Count = 1
     """Sequences in one forward pass of one rank."""
-    seq_length: int = 1024
+    seq_length: Count = 1024
     """Tokens in one sequence, at its longest: a stage's may be a part of it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 keeps fp32 main parameters, gradients and optimizer state."""
-    log_interval: int = 10
+    log_interval: Count = 10
     """Steps between rows of metrics.jsonl."""
-    eval_interval: int = 100
+    eval_interval: Count = 100
     """Steps between evaluations; the last step and both sides of a growth are always evaluated."""
-    eval_iters: int = 10
+    eval_iters: CountOrZero = 10
     """Global batches in one evaluation, always the same tokens; 0 evaluates never."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Activation recomputation: of whole layers, or of the attention core alone."""
-    recompute_num_layers: int = 1
+    recompute_num_layers: Count = 1
     """With full recomputation: layers in one checkpointed piece."""
     transformer_impl: Literal["local", "transformer_engine"] = "local"
     """Layer specification; transformer_engine needs Transformer Engine and a GPU."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "train_iters",
-            "global_batch_size",
-            "micro_batch_size",
-            "seq_length",
-            "log_interval",
-            "eval_interval",
-            "recompute_num_layers",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
-        if self.eval_iters < 0:
-            raise UserError(f"train.eval_iters={self.eval_iters} must be 0 or more")
+        check_fields(self, "train.")
 
     @property
     def batch(self) -> BatchShape:
@@ -73,22 +76,22 @@ class OptimizerSection:
     """The update rule; names are those of megatron-core's ``OptimizerConfig``."""
 
     optimizer: Literal["adam", "sgd", "muon", "muon_nsgd"] = "adam"
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate (of muon_nsgd's shared rate too)."""
-    min_lr: float = 0.0
-    weight_decay: float = 0.01
+    min_lr: NotNegative = 0.0
+    weight_decay: NotNegative = 0.01
     """Decoupled (under sgd: added to the gradient); not applied to biases and norms."""
-    clip_grad: float = 1.0
+    clip_grad: NotNegative = 1.0
     """Largest global gradient norm; 0 does not clip."""
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_eps: float = 1e-8
-    sgd_momentum: float = 0.9
-    muon_lr: float | None = None
+    adam_beta1: ShareBelowOne = 0.9
+    adam_beta2: ShareBelowOne = 0.95
+    adam_eps: Positive = 1e-8
+    sgd_momentum: ShareBelowOne = 0.9
+    muon_lr: Positive | None = None
     """Peak learning rate of the matrices under muon; absent: lr."""
-    muon_momentum: float = 0.95
+    muon_momentum: ShareBelowOne = 0.95
     muon_use_nesterov: bool = True
-    muon_num_ns_steps: int = 5
+    muon_num_ns_steps: Annotated[int, Range(least=1, most=100)] = 5
     """Newton-Schulz iterations."""
     muon_scale_mode: Literal["spectral", "unit_rms_norm", "shape_scaling"] = "shape_scaling"
     """Factor of an orthogonalised (out, in) update: sqrt(max(out, in)), sqrt(out / in) or
@@ -98,11 +101,13 @@ class OptimizerSection:
     normalised SGD."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise UserError(f"optimizer.lr={self.lr} must be positive")
-        for name in ("min_lr", "weight_decay", "clip_grad"):
-            if getattr(self, name) < 0:
-                raise UserError(f"optimizer.{name}={getattr(self, name)} must not be negative")
+        check_fields(self, "optimizer.")
+        for name in ("lr", "muon_lr"):
+            peak = getattr(self, name)
+            if peak is not None and peak < self.min_lr:
+                raise UserError(
+                    f"optimizer.min_lr={self.min_lr} must not exceed optimizer.{name}={peak}"
+                )
 
 
 @dataclass
@@ -110,16 +115,14 @@ class ScheduleSection:
     """The learning rate over the run, as a function of the global step alone."""
 
     lr_decay_style: Literal["WSD", "cosine", "linear", "constant"] = "WSD"
-    lr_warmup_fraction: float = 0.02
+    lr_warmup_fraction: Share = 0.02
     """Share of train_iters in linear warm-up."""
-    lr_wsd_decay_fraction: float = 0.1
+    lr_wsd_decay_fraction: Share = 0.1
     """WSD: share of train_iters in the final decay."""
     lr_wsd_decay_style: Literal["linear", "cosine", "minus_sqrt", "exponential"] = "linear"
 
     def __post_init__(self) -> None:
-        for name in ("lr_warmup_fraction", "lr_wsd_decay_fraction"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"schedule.{name}={getattr(self, name)} must be in [0, 1]")
+        check_fields(self, "schedule.")
         if self.lr_warmup_fraction + self.lr_wsd_decay_fraction > 1.0:
             raise UserError(
                 f"schedule.lr_warmup_fraction={self.lr_warmup_fraction} and "
@@ -137,37 +140,38 @@ class DataSection:
     """The same for validation; empty: the share of train_data_path that ``split`` names."""
     split: str = "969,30,1"
     """Shares of train, validation and test when valid_data_path is empty."""
-    tokenizer: str = "bytes"
+    tokenizer: PathText = "bytes"
     """``bytes``, ``gpt2`` (with vocab_file and merge_file), or the path of a tokenizer.json."""
-    vocab_file: str | None = None
-    merge_file: str | None = None
-    cache_dir: str | None = None
+    vocab_file: PathText | None = None
+    merge_file: PathText | None = None
+    cache_dir: PathText | None = None
     """Where dataset indices are cached; absent: output_dir/cache."""
-    num_workers: int = 0
+    num_workers: Annotated[int, Range(least=0, most=1024)] = 0
     """Loader processes of each rank."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.")
 
 
 @dataclass
 class CheckpointSection:
     """When to save, what to keep, where to start from."""
 
-    save: str | None = None
+    save: PathText | None = None
     """Directory; absent: output_dir/checkpoints."""
-    save_interval: int = 1000
+    save_interval: CountOrZero = 1000
     """Steps between checkpoints; 0 saves only at the end and on a signal."""
-    keep_last: int = 0
+    keep_last: CountOrZero = 0
     """Checkpoints to keep; 0 keeps all."""
     save_optimizer: bool = True
-    load: str | None = None
+    load: PathText | None = None
     """A checkpoint directory, or ``auto``: the newest of this run, if there is one."""
     start: Literal["afresh", "continue"] = "afresh"
     """A run whose first stage grows out of ``load``: begin at step 0 with the first sample, or go
     on with the step, the schedule and the samples where that checkpoint stands."""
 
     def __post_init__(self) -> None:
-        for name in ("save_interval", "keep_last"):
-            if getattr(self, name) < 0:
-                raise UserError(f"checkpoint.{name}={getattr(self, name)} must be 0 or more")
+        check_fields(self, "checkpoint.")
 
 
 @dataclass
@@ -175,7 +179,10 @@ class LoggingSection:
     """Where numbers go besides metrics.jsonl."""
 
     tensorboard: bool = True
-    wandb_project: str | None = None
+    wandb_project: PathText | None = None
     """Log to this Weights & Biases project as well."""
     progress_bar: bool = True
     """A live bar where the console is a terminal."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "logging.")

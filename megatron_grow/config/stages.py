@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from math import gcd
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -12,6 +12,7 @@ from megatron_grow.config.batch import BatchShape
 from megatron_grow.config.errors import UserError, parse_error
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.ranges import CountOrZero, NotNegative, Range, check_fields
 from megatron_grow.config.recipes import expand
 from megatron_grow.config.sections import TrainSection
 
@@ -41,15 +42,14 @@ class GrowSection:
     """``carry``, the default, maps moments as gradients; ``carry_old`` keeps those of original
     entries and starts duplicates at zero; ``reset`` starts all at zero."""
 
-    mask_iters: int | None = None
+    mask_iters: CountOrZero | None = None
     """Steps over which random new units fade in (MSG); 0, the default: they take part at once."""
 
     def __post_init__(self) -> None:
         for key, value in expand(self.recipe).items():
             if getattr(self, key) is None:
                 setattr(self, key, value)
-        if self.mask_iters is not None and self.mask_iters < 0:
-            raise UserError(f"grow.mask_iters={self.mask_iters} must be 0 or more")
+        check_fields(self, "grow.")
 
     @property
     def operators(self) -> dict[str, str | dict[str, Any]]:
@@ -62,7 +62,7 @@ class GrowSection:
 class StageSection:
     """One entry of ``stages``, as it is written in a run file."""
 
-    until: int | float | None = None
+    until: Annotated[int | float, Range(above=0)] | None = None
     """Where the stage ends: a fraction of train_iters (a number with a point, at most 1.0) or an
     integer step; absent in the last stage."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -74,10 +74,13 @@ class StageSection:
     run's; ``seq_length`` divides the run's, of whose sequences it takes the parts in order."""
     grow: GrowSection | None = None
     """How this stage grows out of the one before; required in every stage but the first."""
-    lr_multiplier: float = 1.0
+    lr_multiplier: NotNegative = 1.0
     """Factor on the learning rate of this stage."""
-    rewarmup_iters: int = 0
+    rewarmup_iters: CountOrZero = 0
     """Steps over which the learning rate rises again from 0 at the start of this stage."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,10 @@ def override(section: Section, values: Any, where: str) -> Section:
     try:
         return type(section)(**vars(checked))
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        # A section begins its messages with its own name, with which `where` ends.
+        message = str(error).removeprefix(where.rpartition(".")[2] + ".")
+        joint = "." if message.partition("=")[0] in known else ": "
+        raise UserError(f"{where}{joint}{message}") from None
 
 
 def _names(known: set[str]) -> str:
@@ -257,8 +263,9 @@ def _check_batch(stage: Stage, before: Stage | None, train: TrainSection, where:
 
 def _steps_between_sequences(before: Stage, stage: Stage) -> list[int]:
     """The last step before and the first after its end where ``before`` could hand over."""
-    earlier = range(before.last_step - 1, before.first_step, -1)
-    later = range(before.last_step + 1, stage.last_step)
+    far = 100_000  # enough for any batch that somebody would choose
+    earlier = range(before.last_step - 1, before.first_step, -1)[:far]
+    later = range(before.last_step + 1, stage.last_step)[:far]
     nearest = [
         next((step for step in steps if before.tokens_at(step) % stage.batch.seq_length == 0), None)
         for steps in (earlier, later)

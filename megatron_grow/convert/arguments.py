@@ -13,11 +13,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog="convert_checkpoint.py",
         description="Grow, reshard, import, export and verify checkpoints in bounded memory. "
         "Under torchrun the work is spread over processes.",
+        allow_abbrev=False,
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def verb(name: str, told: str, *paths: str) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, help=told, description=told)
+        added = verbs.add_parser(name, help=told, description=told, allow_abbrev=False)
         added.set_defaults(verb=name)
         for path in paths:
             added.add_argument(path.lower(), type=Path, metavar=path)

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megatron_grow.checkpoint.source import Source
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.stages import GrowSection, check_growth, override
+from megatron_grow.config.strict_yaml import read_yaml
 from megatron_grow.growth.offline import GrownSource
 from megatron_grow.growth.plan import growth
 
@@ -21,12 +20,7 @@ def read_growths(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: not there, not YAML, or of another form.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"--grow {path} is not there") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--grow {path} is not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path, "--grow")
     growths = content if isinstance(content, list) else [content]
     for entry in growths:
         if not isinstance(entry, dict) or not isinstance(entry.get("model"), dict):

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.config.errors import UserError, parse_error
 from megatron_grow.operators.base import Operator
 from megatron_grow.operators.depth.copying_inter import CopyingInter
 from megatron_grow.operators.depth.copying_last import CopyingLast
@@ -92,4 +92,6 @@ def operator(key: str, spec: str | dict[str, Any], where: str) -> Operator:
     try:
         return made(**vars(parser.parse_object({**options, **kind})))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+        raise parse_error(error, where) from None
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.ranges import check_fields
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.maps import AxisMap
 
@@ -29,6 +30,9 @@ class Operator(ABC):
     name: ClassVar[str]
     can_fade_in: ClassVar[bool] = False
     """Whether masking its new units at first (``grow.mask_iters``) preserves the function."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @abstractmethod
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection
 from megatron_grow.config.stages import Stage
 
@@ -24,20 +23,11 @@ class LearningRateSchedule:
         schedule: the shape.
         optimizer: the peaks and ``min_lr``.
         train_iters: steps of the whole run, all stages together.
-
-    Raises:
-        UserError: ``min_lr`` above a peak.
     """
 
     def __init__(
         self, schedule: ScheduleSection, optimizer: OptimizerSection, train_iters: int
     ) -> None:
-        for name in ("lr", "muon_lr"):
-            peak = getattr(optimizer, name)
-            if peak is not None and peak < optimizer.min_lr:
-                raise UserError(
-                    f"optimizer.min_lr={optimizer.min_lr} must not exceed optimizer.{name}={peak}"
-                )
         self._min_lr = optimizer.min_lr
         warmup = round(schedule.lr_warmup_fraction * train_iters)
         self._curve = OptimizerParamScheduler(

@@ -12,6 +12,7 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.data.datasets import check_data
 from megatron_grow.growth.plan import Plan, growth
+from megatron_grow.train.fits import check_fits
 from megatron_grow.train.start import Start, find_start
 
 
@@ -36,6 +37,7 @@ def prepare(config: RunConfig) -> Prepared:
         UserError: whatever cannot work.
     """
     stages = config.resolve(dist.get_world_size())
+    check_fits(config, stages, dist.get_world_size())
     start, first = find_start(config, stages)
     plans = [first, *_growths(config, stages)]
     assert config.model.vocab_size is not None

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.ranges import Seed
 from megatron_grow.operators.expansion import Expansion, cyclic, even_shares, random_map
 from megatron_grow.operators.units.base import UnitOperator
 
@@ -21,7 +22,7 @@ class Fpi(UnitOperator):
 
     map: Literal["random", "cyclic"] = "random"
     """Copy random units (Net2Net), or all in turn."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides a random map."""
 
     def expand(self, axis: str, source: int, target: int, model: ModelConfig) -> Expansion:

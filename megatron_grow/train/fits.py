@@ -1,0 +1,54 @@
+"""Whether what a run asks for fits the machine, told before anything of that size is made."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+from rich.filesize import decimal
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.stages import Stage
+from megatron_grow.cost.memory import estimate_memory
+
+_BYTES_OF_SAMPLE = 12
+"""Of the order of samples, in megatron-core's index: where a sample begins, and its turn."""
+
+
+def check_fits(config: RunConfig, stages: list[Stage], world_size: int) -> None:
+    """Refuse sizes that cannot be held, by bounds that a run surely exceeds.
+
+    Raises:
+        UserError: the field, what it needs, and what there is.
+    """
+    there = psutil.virtual_memory().total
+    samples = {
+        "train.train_iters": stages[-1].tokens_at(config.train.train_iters)
+        // config.train.seq_length,
+        "train.eval_iters": config.train.eval_iters * config.train.global_batch_size,
+    }
+    for field, count in samples.items():
+        _check(count * _BYTES_OF_SAMPLE, there, f"{field} asks for {count:,} samples, whose order")
+    if torch.cuda.is_available():
+        there = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    for stage in stages:
+        where, model, batch = f"stages[{stage.index}]", stage.model, stage.batch
+        memory = estimate_memory(
+            model,
+            stage.parallel,
+            world_size,
+            precision=config.train.precision,
+            optimizer=config.optimizer.optimizer,
+        )
+        _check(memory.total, there, f"{where}: the model and its optimizer state on one rank")
+        tokens = batch.micro_batch_size * batch.seq_length // stage.parallel.context_parallel_size
+        logits = tokens * model.padded_vocab_size // stage.parallel.tensor_model_parallel_size
+        size = f"train.micro_batch_size={batch.micro_batch_size} x seq_length={batch.seq_length}"
+        _check(4 * logits, there, f"{where}: the logits of one micro-batch of {size}")
+
+
+def _check(needed: int, there: int, what: str) -> None:
+    if needed > there:
+        raise UserError(
+            f"{what} would take {decimal(needed)} of memory; there are {decimal(there)}"
+        )
