@@ -42,7 +42,8 @@ def parse_yaml(text: str, where: str) -> Any:
         _refuse_repeats(yaml.compose(text, Loader=_Loader), where, set())
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        raise UserError(f"{where}{_place(error.problem_mark)}: {error.problem}") from None
+        place = _place(error.problem_mark)
+        raise UserError(f"{where} is not YAML{place}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where} is not YAML: {error}") from None
 

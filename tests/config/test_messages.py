@@ -28,7 +28,7 @@ REFUSED = {
     "model: 3": "model=3 must be fields and their values",
     "model: {num_layers: 3, num_layers: 4}": "run.yaml, line 1, column 24: the key 'num_layers' "
     "stands twice",
-    "model:\n\tnum_layers: 3": "run.yaml, line 2, column 1: found character that cannot start",
+    "model:\n\tnum_layers: 3": "run.yaml is not YAML, line 2, column 1: found character",
     "stages: [{until: 1, until: 2}, {}]": "line 1, column 21: the key 'until' stands twice",
     "": "run.yaml must hold sections: run, model",
     'run: {name: "a\\0b"}': "run.name=a\\x00b must be a text without NUL characters",

@@ -225,6 +225,7 @@ def test_growths_that_cannot_be(
     path = tmp_path / "grow.yaml"
     for content, *says in (
         ("[1", "not YAML"),
+        ("{model: {}, model: {}}", "the key 'model' stands twice"),
         ("{grow: {depth: zero}}", "model:"),
         ("{model: {num_layers: 6}, grow: {}, more: 1}", "more", "unknown"),
         ("{model: {num_layers: 6}}", "grow.yaml.grow.depth", "missing"),
