@@ -66,7 +66,7 @@ def check_fields(section: Any, prefix: str = "") -> None:
     Raises:
         UserError: the field, its value, and what it must be.
     """
-    for name, hint in _hints(type(section)).items():
+    for name, hint in _hints(section.__class__).items():
         value = getattr(section, name)
         if wrong := _wrong(value, hint):
             raise UserError(f"{prefix}{name}={shown(value)} must be {wrong}")
@@ -107,7 +107,7 @@ def _wrong(value: Any, hint: Any) -> str | None:
 
 
 def _wrong_kind(value: Any, kind: type) -> str | None:
-    accepted = (int, float) if kind is float else kind
+    accepted: Any = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         return kind.__name__
     if kind is float:

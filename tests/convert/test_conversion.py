@@ -233,7 +233,7 @@ def test_growths_that_cannot_be(
         ("{model: {num_layer: 2}, grow: {depth: zero}}", "num_layer"),
         ("{model: {num_layers: 6}, grow: {depth: copying}}", "copying"),
         ("{model: {num_layers: 6}, grow: {depth: zero, mask_iters: 5}}", "mask_iters=5"),
-        ("{model: {hidden_size: 20}, grow: {width: hypercloning}}", "width", "16 or 32"),
+        ("{model: {hidden_size: 24}, grow: {width: hypercloning}}", "width", "16 or 32"),
     ):
         path.write_text(content)
         refused(capsys, "grow", source, tmp_path / "x", "--grow", path, says=tuple(says))
