@@ -6,11 +6,14 @@ from pathlib import Path
 
 import torch
 
+from megatron_grow.checkpoint.regular import read_regular
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.kinds import MAIN_PARAM
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """In the root: the step of the newest complete checkpoint."""
+PENDING = f".{TRACKER}"
+"""The tracker file of a checkpoint that is about to appear; renamed when it has."""
 METADATA = ".metadata"
 """Where each chunk of each tensor lies."""
 COMMON = "common.pt"
@@ -42,7 +45,7 @@ def step_dir(root: Path, step: int) -> Path:
     return root / f"iter_{step:07d}"
 
 
-def set_aside(checkpoint: Path) -> Path:
+def replaced(checkpoint: Path) -> Path:
     """Where an older checkpoint of the same step stands while a new one takes its place."""
     return checkpoint.with_name(f".{checkpoint.name}.replaced")
 
@@ -67,27 +70,46 @@ def saved_steps(root: Path) -> list[int]:
 
 
 def latest(root: Path) -> Path | None:
-    """The checkpoint that the tracker file names; None where there is no tracker.
+    """The checkpoint that the tracker file names; None where there is neither.
 
     Raises:
-        UserError: a tracker that names no complete checkpoint.
+        UserError: a tracker that names no complete checkpoint, or checkpoints without a tracker.
     """
-    tracker = root / TRACKER
-    if not tracker.exists():
+    tracker, text = root / TRACKER, _text(root / TRACKER)
+    steps = saved_steps(root)
+    complete = f"complete ones: {', '.join(map(str, steps)) or 'none'}"
+    choices = f"{complete}; write one of these steps into the file"
+    if text is None:
+        pending = _text(root / PENDING) or ""
+        if _is_step(pending) and int(pending) in steps:  # its save was killed between two renames
+            return step_dir(root, int(pending))
+        if steps:
+            raise UserError(
+                f"{tracker} is missing, which names the newest of the checkpoints beside it; "
+                f"{complete}; write the step to go on from into that file"
+            )
         return None
-    text = tracker.read_text(errors="replace").strip()
-    steps = ", ".join(map(str, saved_steps(root))) or "none"
-    choices = f"complete ones: {steps}; write one of these steps into the file"
-    if text != "release" and not (text.isascii() and text.isdigit() and len(text) < 20):
+    if text != "release" and not _is_step(text):
         raise UserError(f"{tracker} says {text[:40]!r}, which is no step; {choices}")
     path = step_dir(root, int(text)) if text.isdigit() else root / text
-    if not path.exists() and (set_aside(path) / COMPLETE).exists():
-        return set_aside(path)  # a save was killed between two renames
+    if not path.exists() and (replaced(path) / COMPLETE).exists():
+        return replaced(path)  # a save was killed between two renames
     if not is_complete(path):
         raise UserError(
             f"{tracker} says {text}, but {path} is not a complete checkpoint; {choices}"
         )
     return path
+
+
+def _text(tracker: Path) -> str | None:
+    try:
+        return read_regular(tracker).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _is_step(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def locate(path: Path, named: str = "") -> Path:

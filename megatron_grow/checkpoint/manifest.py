@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from blake3 import blake3
 
+from megatron_grow.checkpoint.regular import read_regular
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.memory import contiguous
 
@@ -25,6 +26,30 @@ class TensorDigest:
     dtype: str
     digest: str
     """BLAKE3 of the digests of its blocks, in order."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of chunks of tensors."""
+
+    size: int
+    """Bytes."""
+    seals: dict[int, int]
+    """What :func:`~.torch_dist.chunks.seal` gives for the chunk that begins at a byte."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint directory holds."""
+
+    files: dict[str, str]
+    """Digests of the files without tensors, by name."""
+    tensors: dict[str, TensorDigest] = field(default_factory=dict)
+    """By stored name; none where nobody has computed their digests."""
+    elements_per_block: int = 0
+    """How tensors are cut into blocks for their digests."""
+    shards: dict[str, Shard] = field(default_factory=dict)
+    """By name; none where a format has no chunks."""
 
 
 def digest(values: torch.Tensor) -> bytes:
@@ -43,38 +68,45 @@ def write_manifest(
     files: Iterable[str],
     tensors: dict[str, TensorDigest] | None = None,
     elements_per_block: int = 0,
+    shards: dict[str, Shard] | None = None,
 ) -> None:
     """Write down what ``directory`` holds.
 
     Args:
         directory: of the checkpoint.
         files: names of those of its files that hold no tensors.
-        tensors: the tensors, by stored name; absent: nobody has computed their digests.
-        elements_per_block: how tensors are cut into blocks for their digests.
+        tensors: as in :class:`Manifest`.
+        elements_per_block: as there.
+        shards: as there.
     """
     content = {
         "algorithm": "blake3",
         "elements_per_block": elements_per_block,
         "files": {name: blake3((directory / name).read_bytes()).hexdigest() for name in files},
+        "shards": {name: asdict(entry) for name, entry in (shards or {}).items()},
         "tensors": {name: asdict(entry) for name, entry in (tensors or {}).items()},
     }
     (directory / MANIFEST).write_text(json.dumps(content, indent=1))
 
 
-def read_manifest(directory: Path) -> tuple[dict[str, str], dict[str, TensorDigest], int] | None:
-    """Digests of files and tensors, and elements in a block; None where there is no manifest.
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest of ``directory``; None where there is none.
 
     Raises:
         UserError: damaged.
     """
     path = directory / MANIFEST
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_regular(path))
         tensors = {
             name: TensorDigest(tuple(entry["shape"]), entry["dtype"], entry["digest"])
             for name, entry in content["tensors"].items()
         }
-        return dict(content["files"]), tensors, int(content["elements_per_block"])
+        shards = {
+            name: Shard(int(entry["size"]), {int(at): int(s) for at, s in entry["seals"].items()})
+            for name, entry in content.get("shards", {}).items()
+        }
+        return Manifest(dict(content["files"]), tensors, int(content["elements_per_block"]), shards)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -85,12 +117,12 @@ def read_checked(path: Path) -> bytes:
     """The content of a file, compared with its directory's manifest if there is one.
 
     Raises:
-        UserError: another content than the manifest's.
-        OSError: it cannot be read.
+        UserError: another content than the manifest's, or it cannot be read.
+        FileNotFoundError: it does not exist.
     """
-    content = path.read_bytes()
+    content = read_regular(path)
     manifest = read_manifest(path.parent)
-    expected = manifest[0].get(path.name) if manifest else None
+    expected = manifest.files.get(path.name) if manifest else None
     if expected is not None and blake3(content).hexdigest() != expected:
         raise UserError(f"{path} is damaged: its digest is not that of {MANIFEST}")
     return content

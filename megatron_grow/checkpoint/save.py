@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import socket
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +21,10 @@ from megatron.core.dist_checkpointing.strategies.checkpointable import (
 from megatron_grow.checkpoint.layout import DTYPES, step_dir, tensor_key
 from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.checkpoint.staging import move_into_place, partial, point, prune, sweep
+from megatron_grow.checkpoint.staging import partial, prune, publish, sweep
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
+from megatron_grow.checkpoint.torch_dist.shards import ShardWriter, Written, check_seen
+from megatron_grow.parallel.agreement import gather, together
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import fold, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -39,7 +43,8 @@ def save(
     """Write ``root/iter_*`` in megatron-core's ``torch_dist`` format; every rank takes part.
 
     Each rank writes the pieces that it owns, so nothing is gathered. The directory is written under
-    another name and renamed when it is complete and on disk; the tracker file moves last.
+    another name, of this save alone, and renamed when rank 0 has seen that it is complete and on
+    disk; the tracker file moves last.
 
     Args:
         root: directory of the run's checkpoints.
@@ -51,30 +56,36 @@ def save(
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        UserError: rank 0 does not see what another rank has written.
     """
     final = step_dir(root, record.step)
-    written = partial(final)
+    written = partial(final, gather(secrets.token_hex(4))[0])
     if dist.get_rank() == 0:
         sweep(root)
         written.mkdir(parents=True)
     dist.barrier()
-    # torch's writer rather than megatron-core's: the same files, without its helper processes.
+    writer = ShardWriter(written)
     state = _state_dict(pieces, tensors, DTYPES[record.precision], with_optimizer)
     if dist.get_rank() == 0:
         state |= extra_state(tensors.values())
     dcp.save(
         state,
-        storage_writer=dcp.FileSystemWriter(written, sync_files=True),
+        storage_writer=writer,
         planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
     )
-    if dist.get_rank() == 0:
+    parts = gather(Written(dist.get_rank(), socket.gethostname(), writer.shards))
+
+    def finish() -> None:
+        shards = check_seen(written, parts)
         write_companions(written, record, with_optimizer)
-        write_manifest(written, COMPANIONS)
-        move_into_place(final)
-        point(root, record.step)
-        prune(root, keep_last)
+        write_manifest(written, COMPANIONS, shards=shards)
+        publish(written, final, record.step)
+        prune(root, record.step, keep_last)
         sweep(root)
-    dist.barrier()
+
+    together(lambda: finish() if dist.get_rank() == 0 else None)
     return final
 
 

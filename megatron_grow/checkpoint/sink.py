@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.state.boxes import Box
 
 
@@ -32,6 +33,8 @@ class Sink(Protocol):
     directory: Path
     companions: tuple[str, ...]
     """Names of files that hold no tensors, once all is written."""
+    shards: dict[str, Shard]
+    """Files of chunks of tensors, once all is written; none where a format has no chunks."""
 
     def stored(self, key: str, kind: str) -> dict[str, torch.dtype]:
         """Under which names this kind of ``key`` is stored, and as what; none: it is left out.

@@ -19,7 +19,7 @@ from megatron_grow.checkpoint.layout import SIDE_FILES, TRACKER
 from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.sink import Sink
 from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.staging import move_into_place, partial, point, sync
+from megatron_grow.checkpoint.staging import partial, publish, sync
 from megatron_grow.config.errors import UserError
 from megatron_grow.convert.progress import Progress
 from megatron_grow.parallel.agreement import gather, place, together
@@ -95,15 +95,15 @@ def convert(
                 together(lambda: copy.check(sink, work, written, threads=threads, advance=advance))
         check_seconds = time.perf_counter() - began - seconds
 
-        def publish() -> None:
+        def finish() -> None:
             digests = copy.tensor_digests(source, sink, ordered)
             _keep(side_files or {}, partial(final) / SIDE_FILES)
-            write_manifest(partial(final), sink.companions, digests, copy.ELEMENTS_PER_BLOCK)
-            move_into_place(final)
-            if step is not None:
-                point(final.parent, step)
+            write_manifest(
+                partial(final), sink.companions, digests, copy.ELEMENTS_PER_BLOCK, sink.shards
+            )
+            publish(partial(final), final, step)
 
-        together(lambda: _io(publish) if leads else None)
+        together(lambda: _io(finish) if leads else None)
     return Outcome(total, seconds, check_seconds if verifies else 0.0)
 
 

@@ -57,13 +57,13 @@ def check_digests(source: Source, progress: Progress) -> int:
         UserError: one does not, or there is nothing to compare with.
     """
     manifest = read_manifest(source.path)
-    for name in manifest[0] if manifest else ():
+    for name in manifest.files if manifest else ():
         read_checked(source.path / name)
-    if manifest is None or not manifest[1]:
+    if manifest is None or not manifest.tensors:
         for _ in _all_values(source, progress):
             pass  # reading compares the checksums of chunks
         return 0
-    _, tensors, elements = manifest
+    tensors, elements = manifest.tensors, manifest.elements_per_block
     if elements != ELEMENTS_PER_BLOCK:
         raise UserError(f"{source.path}: its manifest has blocks of {elements} elements")
     if isinstance(source, TorchDistSource):  # of which rounded weights have a name of their own

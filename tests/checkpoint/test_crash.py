@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from megatron_grow.checkpoint.layout import TRACKER, latest, saved_steps, set_aside, step_dir
+from megatron_grow.checkpoint.layout import TRACKER, latest, replaced, saved_steps, step_dir
 from tests.checkpoint.still import read, write
 from tests.distributed import run_ranks
 
@@ -85,10 +85,31 @@ def test_killed_before_each_change_of_the_file_system(name: str, tmp_path: Path)
 def test_a_replaced_checkpoint_stands_in_between_two_renames(tmp_path: Path) -> None:
     """The one moment at which no directory has the name that the tracker says."""
     run_ranks(1, save_again, [tmp_path], 10, {})
-    step_dir(tmp_path, 10).rename(set_aside(step_dir(tmp_path, 10)))
+    step_dir(tmp_path, 10).rename(replaced(step_dir(tmp_path, 10)))
     assert read(latest(tmp_path)) == NEW
     run_ranks(1, save_again, [tmp_path], 20, {})
-    assert read(set_aside(step_dir(tmp_path, 10))) == NEW  # still the only one of its step
+    assert read(replaced(step_dir(tmp_path, 10))) == NEW  # still the only one of its step
+
+
+def first_save_and_die(root: Path, number: int) -> None:
+    kill_before_change(number)
+    write(root, 10, NEW)
+
+
+def test_the_first_save_is_killed(tmp_path: Path) -> None:
+    """There is no checkpoint, or a whole one: never one that only lacks its tracker file."""
+    found = []
+    while True:
+        root = tmp_path / str(len(found) + 1)
+        root.mkdir()
+        try:
+            run_ranks(1, first_save_and_die, root, len(found) + 1)
+            break
+        except AssertionError as error:
+            assert f"{-signal.SIGKILL}" in str(error)
+        newest = latest(root)
+        found.append(None if newest is None else read(newest))
+    assert set(found) == {None, NEW} and found[-1] == NEW
 
 
 def save_while_a_rank_dies(root: Path) -> None:

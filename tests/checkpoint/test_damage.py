@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_grow.checkpoint.layout import COMPLETE, RECORD, TRACKER, latest, locate, saved_steps
 from megatron_grow.checkpoint.manifest import MANIFEST
@@ -21,6 +23,7 @@ from megatron_grow.checkpoint.record import read_record
 from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
 from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.config.errors import UserError
+from megatron_grow.convert.command import main as convert
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import resharding
 from megatron_grow.state.boxes import full
@@ -257,9 +260,69 @@ def test_locating_what_is_not_there(root: Path) -> None:
     )
     (root / "iter_0000010" / COMPLETE).unlink()
     refused(lambda: locate(root / "iter_0000010"), "iter_0000010", COMPLETE, TRACKER)
+    assert latest(root / "iter_0000010") is None
+
+
+def test_a_lost_tracker_is_no_empty_directory(root: Path) -> None:
     (root / TRACKER).unlink()
-    assert latest(root) is None
-    refused(lambda: locate(root), root, TRACKER)
+    said = (root / TRACKER, "missing", "complete ones: 10, 20, 30")
+    refused(lambda: latest(root), *said)
+    refused(lambda: locate(root), *said)
+
+
+@pytest.mark.parametrize("name", [TRACKER, RECORD, MANIFEST, METADATA, CHUNKS])
+def test_what_is_no_file_is_not_waited_for(saved: Path, tmp_path: Path, name: str) -> None:
+    """A FIFO blocks whoever opens it as a file."""
+    root = shutil.copytree(saved, tmp_path / "checkpoints")
+    path = root / name if name == TRACKER else root / "iter_0000030" / name
+    for make, kind in ((Path.mkdir, "a directory"), (os.mkfifo, "a FIFO")):
+        path.unlink() if path.is_file() else path.rmdir()
+        make(path)
+        refused(lambda: TorchDistSource(locate(root)), path, kind)
+
+
+# Files of two saves.
+
+
+def test_a_shard_of_another_step_is_not_taken(saved: Path, tmp_path: Path) -> None:
+    """Half an rsync: the shapes agree, the sizes and all checksums too."""
+    checkpoint = shutil.copytree(saved / "iter_0000010", tmp_path / "iter_0000010")
+    other = saved / "iter_0000020" / CHUNKS
+    assert other.stat().st_size == (checkpoint / CHUNKS).stat().st_size
+    shutil.copy(other, checkpoint / CHUNKS)
+    refused(lambda: read_all(checkpoint), checkpoint / CHUNKS, "another checkpoint")
+    assert convert(["inspect", str(checkpoint), "--check"]) != 0
+    with (checkpoint / CHUNKS).open("ab") as file:
+        file.write(b"more")
+    refused(lambda: CheckpointReader(checkpoint), checkpoint / CHUNKS, MANIFEST, "bytes")
+
+
+def save_apart(root: Path) -> str:
+    """Two ranks with a directory each, as on disks of two nodes."""
+    try:
+        write(root / str(dist.get_rank()), 10, seed=1)
+    except UserError as error:
+        return str(error)
+    return "saved"
+
+
+def test_half_a_checkpoint_is_not_published(tmp_path: Path) -> None:
+    for message in run_ranks(2, save_apart, tmp_path):
+        assert "not the same directory on all ranks" in message and "__1_0.distcp" in message
+    assert saved_steps(tmp_path / "0") == []
+    assert not (tmp_path / "0" / TRACKER).exists()
+
+
+# What is kept.
+
+
+def test_later_steps_are_not_this_runs_past(root: Path) -> None:
+    """What was just written survives; later ones are neither counted nor deleted."""
+    run_ranks(1, save_steps, root, [15], 2)
+    assert saved_steps(root) == [10, 15, 20, 30]
+    assert latest(root) == root / "iter_0000015"
+    run_ranks(1, save_steps, root, [16, 17], 2)
+    assert saved_steps(root) == [16, 17, 20, 30]
 
 
 @pytest.mark.parametrize(

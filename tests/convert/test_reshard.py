@@ -112,13 +112,14 @@ def test_the_manifest(tmp_path: Path) -> None:
     source = write(tmp_path / "a", SyntheticSource(LLAMA))
     command("reshard", source, tmp_path / "b", "--tensor-model-parallel-size", 2)
     manifests = [read_manifest(path) for path in (source, tmp_path / "b" / STEP)]
-    assert manifests[0] and manifests[1] and manifests[0][1] == manifests[1][1]
-    assert manifests[0][1].keys() == by_torch(source).keys()
+    assert manifests[0] and manifests[1]
+    tensors = manifests[0].tensors
+    assert tensors == manifests[1].tensors
+    assert tensors.keys() == by_torch(source).keys()
     for name, values in by_torch(source).items():
-        assert manifests[0][1][name].shape == tuple(values.shape)
-        assert manifests[0][1][name].dtype == "float32"
-    digests = {entry.digest for entry in manifests[0][1].values()}
-    assert len(digests) == len(manifests[0][1])
+        assert tensors[name].shape == tuple(values.shape)
+        assert tensors[name].dtype == "float32"
+    assert len({entry.digest for entry in tensors.values()}) == len(tensors)
     (tmp_path / "b" / TRACKER).write_text("11")
     (tmp_path / "b" / STEP).rename(tmp_path / "b" / "iter_0000011")
     assert command("inspect", tmp_path / "b", "--check") == 0

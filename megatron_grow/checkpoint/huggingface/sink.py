@@ -14,6 +14,7 @@ from megatron_grow.checkpoint.huggingface import files, shards
 from megatron_grow.checkpoint.huggingface.config import choose_family, to_config
 from megatron_grow.checkpoint.huggingface.names import regions
 from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
+from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.sink import Block
 from megatron_grow.checkpoint.staging import sync
@@ -56,6 +57,7 @@ class HuggingFaceSink:
             UserError: a model that the family, or every family, cannot express.
         """
         self.directory = directory
+        self.shards: dict[str, Shard] = {}
         self._side_files = dict(side_files or {})
         original = self._side_files.pop(files.CONFIG, None)
         said = files.parse_object(original, Path(files.CONFIG)) if original else {}

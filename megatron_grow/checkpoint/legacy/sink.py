@@ -17,6 +17,7 @@ from megatron_grow.checkpoint.layout import DTYPES, RECORD
 from megatron_grow.checkpoint.legacy.checksums import combine, set_checksums
 from megatron_grow.checkpoint.legacy.files import Chunk, chunks, regions
 from megatron_grow.checkpoint.legacy.source import LegacySource
+from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.megatron_lm.state import legacy_state
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
@@ -64,6 +65,7 @@ class LegacySink:
             UserError: the model cannot be cut this way.
         """
         self.directory = directory
+        self.shards: dict[str, Shard] = {}
         self._record = replace(record, optimizer_step=0)
         self._parallel, self._tensors = parallel, tensors
         self._dtype = DTYPES[record.precision]

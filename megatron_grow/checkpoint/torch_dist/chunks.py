@@ -27,12 +27,38 @@ class DamagedError(Exception):
     """Bytes that are not what was written."""
 
 
-def read_tensor(path: Path, offset: int, length: int, *, once: bool = False) -> torch.Tensor:
+_SEAL_BYTES = 512
+"""At the end of an archive: its directory, with the checksum of every member."""
+
+
+def seal(descriptor: int, offset: int, length: int) -> int:
+    """What tells the tensor in ``length`` bytes from any other, without reading its values.
+
+    It is the CRC-32 of the end of its archive, where the checksum of the values stands.
+    """
+    count = min(length, _SEAL_BYTES)
+    return crc32(os.pread(descriptor, count, offset + length - count))
+
+
+def seal_of(values: memoryview, after: bytes) -> int:
+    """The same for a tensor whose values, and what follows them, are in memory."""
+    return crc32((bytes(values[-_SEAL_BYTES:]) + after)[-_SEAL_BYTES:])
+
+
+def read_tensor(
+    path: Path, offset: int, length: int, *, sealed: int | None = None, once: bool = False
+) -> torch.Tensor:
     """The tensor in ``length`` bytes of a file from ``offset`` on.
 
     Nothing that the bytes say is ever run, and all checksums are compared (torch itself reads past
-    a wrong one). Values go straight from the file into the tensor. If they are read only ``once``,
-    the page cache forgets them.
+    a wrong one). Values go straight from the file into the tensor.
+
+    Args:
+        path: of the file.
+        offset: where the tensor's archive begins.
+        length: of the archive.
+        sealed: its :func:`seal` when it was written, if that is known.
+        once: whether the values are read only once, so that the page cache forgets them.
 
     Raises:
         DamagedError: not a tensor, or damaged.
@@ -40,6 +66,8 @@ def read_tensor(path: Path, offset: int, length: int, *, once: bool = False) -> 
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        if sealed is not None and seal(descriptor, offset, length) != sealed:
+            raise DamagedError("it is not what was saved here, but perhaps of another checkpoint")
         window = io.BufferedReader(_Window(descriptor, offset, length))
         with zipfile.ZipFile(window) as archive:
             members = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}

@@ -16,8 +16,9 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from megatron_grow.checkpoint.layout import METADATA
-from megatron_grow.checkpoint.manifest import read_checked
+from megatron_grow.checkpoint.manifest import MANIFEST, Shard, read_checked, read_manifest
 from megatron_grow.checkpoint.pickles import TABLE, Restricted
+from megatron_grow.checkpoint.regular import check_regular
 from megatron_grow.checkpoint.torch_dist.chunks import DamagedError, read_tensor
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box, full, intersect, shape_of, slices, volume
@@ -42,6 +43,8 @@ class CheckpointReader:
         """Names of what is stored beside the tensors."""
         self._once = once
         self._cache = _Cache()
+        manifest = read_manifest(directory)
+        self._shards = manifest.shards if manifest else {}
         metadata = self._load_metadata()
         try:
             self._understand(metadata)
@@ -151,14 +154,27 @@ class CheckpointReader:
                 raise self._damaged(f"it names {name!r}, outside of the checkpoint")
             if not path.exists():
                 raise UserError(f"{path} is missing: the checkpoint is not complete")
-            if path.stat().st_size < end:
+            found = path.stat()
+            check_regular(path, found)
+            if found.st_size < end:
                 raise UserError(
-                    f"{path} is truncated: {path.stat().st_size} bytes, at least {end} expected"
+                    f"{path} is truncated: {found.st_size} bytes, at least {end} expected"
                 )
+            self._check_size(path, found.st_size)
             ranges.sort()
             for (_, stop), (start, _) in pairwise(ranges):
                 if start < stop:
                     raise self._damaged(f"two chunks share bytes of {name}")
+
+    def _check_size(self, path: Path, size: int) -> None:
+        if not self._shards:
+            return  # of a version, or another program, that did not write them down
+        expected = self._shards.get(path.name, Shard(0, {})).size
+        if size != expected:
+            raise UserError(
+                f"{path} has {size} bytes, {MANIFEST} says {expected}: it is not the file that was "
+                "saved here, but perhaps of another checkpoint"
+            )
 
     def _chunk(self, key: str, box: Box) -> torch.Tensor:
         offset = tuple(start for start, _ in box)
@@ -167,8 +183,15 @@ class CheckpointReader:
     def _load(self, key: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
         info = self._storage[key, offset]
         path = self.directory / info.relative_path
+        shard = self._shards.get(info.relative_path)
         try:
-            values = read_tensor(path, info.offset, info.length, once=self._once)
+            values = read_tensor(
+                path,
+                info.offset,
+                info.length,
+                sealed=shard.seals.get(info.offset) if shard else None,
+                once=self._once,
+            )
             if tuple(values.shape) != shape or values.dtype != self.dtype(key):
                 raise DamagedError(
                     f"it is {tuple(values.shape)} of {values.dtype}, not {shape} of "

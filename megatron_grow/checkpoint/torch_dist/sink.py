@@ -20,9 +20,10 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron_grow.checkpoint.direct import DirectWriter
 from megatron_grow.checkpoint.layout import DTYPES, METADATA, tensor_key
+from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.sink import Block
-from megatron_grow.checkpoint.torch_dist.chunks import stored_tensor
+from megatron_grow.checkpoint.torch_dist.chunks import seal_of, stored_tensor
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.state.axes import LogicalTensor
@@ -33,8 +34,8 @@ from megatron_grow.state.sharding import shards
 
 _OBJECTS = "__objects_0.distcp"
 
-Table = list[tuple[str, Box, int, int]]
-"""Stored name, box in the stored shape, start and length in the part's file, of some chunks."""
+Table = list[tuple[str, Box, int, int, int]]
+"""Of some chunks: stored name, box in the stored shape; start, length and seal in the file."""
 
 
 class TorchDistSink:
@@ -63,6 +64,7 @@ class TorchDistSink:
             tensor_parallel: ranks whose shards the chunks are cut for.
         """
         self.directory = directory
+        self.shards: dict[str, Shard] = {}
         self._record, self._tensors, self._kinds = record, tensors, kinds
         self._dtype, self._keeps_main = DTYPES[record.precision], keeps_main
         self._shards = {key: shards(t.axes, tensor_parallel) for key, t in tensors.items()}
@@ -89,10 +91,11 @@ class TorchDistSink:
                     for chunk, part_of in self._chunks(block):
                         piece = contiguous(values[slices(part_of, block.box)])
                         start = end
-                        for data in stored_tensor(piece.view(shape_of(chunk))):
+                        before, held, after = stored_tensor(piece.view(shape_of(chunk)))
+                        for data in (before, held, after):
                             file.write_at(path, data, end)
                             end += len(data)
-                        table.append((stored, chunk, start, end - start))
+                        table.append((stored, chunk, start, end - start, seal_of(held, after)))
         return table
 
     def finish(self, tables: list[Table]) -> None:
@@ -109,7 +112,9 @@ class TorchDistSink:
         names = {name: name for name in entries}
         for part, table in enumerate(tables):
             file_name = _file(part)
-            for name, box, start, length in table:
+            seals = {start: sealed for _, _, start, _, sealed in table}
+            self.shards[file_name] = Shard(sum(length for *_, length, _ in table), seals)
+            for name, box, start, length, _ in table:
                 stored, offsets = names[name], torch.Size(begin for begin, _ in box)
                 chunk = ChunkStorageMetadata(offsets, torch.Size(shape_of(box)))
                 entries[stored].chunks.append(chunk)
@@ -121,6 +126,7 @@ class TorchDistSink:
                 torch.save(value, file)
                 objects[name] = BytesStorageMetadata()
                 storage[MetadataIndex(name)] = _StorageInfo(_OBJECTS, start, file.tell() - start)
+            self.shards[_OBJECTS] = Shard(file.tell(), {})
         with (self.directory / METADATA).open("wb") as file:
             meta = StorageMeta(checkpoint_id=None, save_id=None)
             metadata = Metadata({**entries, **objects}, storage_data=storage, storage_meta=meta)
