@@ -37,12 +37,16 @@ class Range:
 
 
 @dataclass(frozen=True)
-class NotEmpty:
-    """A text that says something."""
+class AsPath:
+    """A text that may be the path of something."""
 
     def wrong(self, value: str) -> str | None:
         """What ``value`` must be; None where it is."""
-        return None if value.strip() else "a text that is not empty"
+        if not value.strip():
+            return "a path, not empty"
+        if max(len(name.encode()) for name in value.split("/")) > 255:
+            return "a path of names of at most 255 bytes"
+        return None
 
 
 Count = Annotated[int, Range(least=1)]
@@ -53,7 +57,7 @@ Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Share = Annotated[float, Range(least=0, most=1)]
 ShareBelowOne = Annotated[float, Range(least=0, below=1)]
-PathText = Annotated[str, NotEmpty()]
+PathText = Annotated[str, AsPath()]
 
 
 def check_fields(section: Any, prefix: str = "") -> None:

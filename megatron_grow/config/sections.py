@@ -179,7 +179,7 @@ class LoggingSection:
     """Where numbers go besides metrics.jsonl."""
 
     tensorboard: bool = True
-    wandb_project: PathText | None = None
+    wandb_project: str | None = None
     """Log to this Weights & Biases project as well."""
     progress_bar: bool = True
     """A live bar where the console is a terminal."""

@@ -76,7 +76,7 @@ def operator(key: str, spec: str | dict[str, Any], where: str) -> Operator:
     options = {"operator": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("operator", None)
     known = OPERATORS[key]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UserError(f"{where}={name!r} is not an operator; known are {', '.join(known)}")
     made = known[name]
     kind = {"kind": key} if issubclass(made, UnitOperator) else {}

@@ -18,7 +18,8 @@ from megatron_grow.operators import OPERATORS, operator
 
 OUTSIDE = {
     "run.seed": [-1, 2**32],
-    "run.output_dir": ["", "  "],
+    "run.output_dir": ["", "  ", 256 * "x"],
+    "checkpoint.load": [f"/tmp/{256 * 'x'}/y"],
     "model.num_layers": [-1, 10_000_000],
     "model.hidden_size": [0, -64, 2**31],
     "model.num_query_groups": [0, -1],
