@@ -56,7 +56,9 @@ class TrainSection:
     eval_iters: CountOrZero = 10
     """Global batches in one evaluation, always the same tokens; 0 evaluates never."""
     recompute_granularity: Literal["full", "selective"] | None = None
-    """Activation recomputation: of whole layers, or of the attention core alone."""
+    """Activation recomputation: of whole layers, or (``selective``) of the attention core alone.
+    Flash attention stores next to nothing of the core, so under it ``selective`` saves no memory.
+    torch's attention, which layers use here, is flash attention on a GPU in bf16."""
     recompute_num_layers: Count = 1
     """With full recomputation: layers in one checkpointed piece."""
     transformer_impl: Literal["local", "transformer_engine"] = "local"

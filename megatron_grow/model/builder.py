@@ -26,6 +26,7 @@ from megatron_grow.config.sections import TrainSection
 from megatron_grow.model.attention import ScaledDotProductAttention
 from megatron_grow.model.gpt import GPT
 from megatron_grow.model.norms import Norm
+from megatron_grow.parallel import cpu
 from megatron_grow.parallel.process_groups import is_first_chunk, is_last_chunk
 
 
@@ -77,7 +78,7 @@ def _build_chunk(
         rope_scaling=model.use_rope_scaling,
         rope_scaling_factor=model.rope_scaling_factor,
         vp_stage=number,
-    )
+    ).to(cpu.device())  # megatron-core makes learned positions on the CPU
     return Float16Module(config, gpt) if train.precision == "bf16" else gpt
 
 
@@ -160,6 +161,7 @@ def transformer_config(
         # Two ranks are neighbours on both sides: a batch would mix up the two directions.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
+        batch_p2p_sync=False,  # for old versions of torch: waits for the GPU at every message
         attention_softmax_in_fp32=False,
         # These need Apex or Transformer Engine, or a GPU.
         gradient_accumulation_fusion=False,

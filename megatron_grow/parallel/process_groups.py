@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.parallel import cpu
+from megatron_grow.parallel import cpu, launch
 
 
 def start(timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Join the job that ``torchrun`` describes; a bare process is a job of one."""
+    """Join the job that the environment describes; a process without one is a job of one.
+
+    Raises:
+        UserError: the environment does not say where the other ranks or this rank's GPU are.
+    """
     cpu.install()
-    # One queue, so that communication starts in the order in which it was asked for and overlaps
-    # with compute (megatron-core wants it under tensor parallelism).
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "0")
+        os.environ.update(launch.ALONE)
+    launch.check_address(os.environ)
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(launch.own_gpu(os.environ, torch.cuda.device_count()))
     # Gloo beside NCCL: growth plans and stop requests travel as Python objects.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timeout)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    # The agent's store outlives an attempt (torchrun --max-restarts), and so would its addresses.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"attempt_{attempt}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+    )
     # What has been imported stays: the collector need not walk through all of it at every growth.
     gc.collect()
     gc.freeze()
@@ -46,23 +58,48 @@ def stop() -> None:
 def set_up(layout: ParallelConfig, seed: int) -> None:
     """Build megatron-core's process groups for ``layout``."""
     tear_down()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor_model_parallel_size,
-        pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
-        # Any number here, even 1, asks for the interleaved schedule.
-        virtual_pipeline_model_parallel_size=(
-            layout.model_chunks if layout.model_chunks > 1 else None
-        ),
-        context_parallel_size=layout.context_parallel_size,
-        create_gloo_process_groups=False,
-    )
+    with _on_one_backend("nccl" if torch.cuda.is_available() else "gloo"):
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tensor_model_parallel_size,
+            pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
+            # Any number here, even 1, asks for the interleaved schedule.
+            virtual_pipeline_model_parallel_size=(
+                layout.model_chunks if layout.model_chunks > 1 else None
+            ),
+            context_parallel_size=layout.context_parallel_size,
+            create_gloo_process_groups=False,
+        )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
 def tear_down() -> None:
     """Destroy megatron-core's process groups, so that another layout can be set up."""
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+    if not parallel_state.model_parallel_is_initialized():
+        return
+    # In the order in which they were made, so that the ranks of each group destroy it together.
+    _, *groups = parallel_state._global_process_group_list
+    parallel_state.destroy_model_parallel()
+    for group in groups:
+        dist.destroy_process_group(group)
+
+
+@contextmanager
+def _on_one_backend(backend: str) -> Iterator[None]:
+    """Make megatron-core's groups use ``backend`` alone.
+
+    They carry what is on the device. By default each would have a backend for the CPU too, with a
+    thread and a socket for every peer.
+    """
+    create = parallel_state.create_group
+
+    def create_on_it(*args: Any, **kwargs: Any) -> dist.ProcessGroup:
+        return create(*args, **{**kwargs, "backend": kwargs.get("backend") or backend})
+
+    parallel_state.create_group = create_on_it
+    try:
+        yield
+    finally:
+        parallel_state.create_group = create
 
 
 def is_first_chunk(number: int) -> bool:

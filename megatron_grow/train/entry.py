@@ -10,6 +10,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig, parse_run
 from megatron_grow.data.vocabulary import with_vocabulary
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
+from megatron_grow.parallel.launch import complete_environment
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 for a run that is done, or saved and stopped as asked; 2 for a mistake.
     """
+    complete_environment()
     try:
         config = parse_run(argv)
         config = replace(config, model=with_vocabulary(config.model, config.data))
