@@ -131,7 +131,7 @@ def logical_tensors(
         )
     if model.num_layers:
         tensors += _layer_tensors(model, target_depth or model.num_layers)
-    # Under a tied head, which cannot share out its columns, the last norm does so in its place.
+    # A tied head is the embedding, which copies must not divide among them: the last norm is.
     tied = model.share_embeddings_and_output_weights
     last = _hidden(model, Role.CONSUMES if tied else Role.PRODUCES)
     tensors += _norm("decoder.final_layernorm.", (), last, model)
