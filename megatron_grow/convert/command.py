@@ -40,6 +40,7 @@ from megatron_grow.growth.offline import GrownSource
 from megatron_grow.growth.plan import without_padding
 from megatron_grow.parallel.agreement import place, together
 from megatron_grow.parallel.malloc import keep_freed_memory
+from megatron_grow.parallel.parent import end_with_agent
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if joins:
+        end_with_agent()
         # They meet rarely, after hours in a large conversion; torchrun ends all if one is gone.
         dist.init_process_group("gloo", timeout=timedelta(days=2))
     try:

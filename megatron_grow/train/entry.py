@@ -11,6 +11,7 @@ from megatron_grow.config.run import RunConfig, parse_run
 from megatron_grow.data.vocabulary import with_vocabulary
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 from megatron_grow.parallel.launch import complete_environment
+from megatron_grow.parallel.parent import end_with_agent
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 for a run that is done, or saved and stopped as asked; 2 for a mistake.
     """
+    end_with_agent()
     complete_environment()
     try:
         config = parse_run(argv)
