@@ -13,7 +13,7 @@ from megatron_grow.operators import operator
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import LogicalTensor, logical_tensors
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.maps import Gather, Identity, TensorMap, Term, all_fresh, identity
+from megatron_grow.state.maps import Dense, Gather, Identity, TensorMap, Term, all_fresh, identity
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,15 @@ def _check_all_grow(
     target: ModelConfig,
     where: str,
 ) -> None:
-    covered = {axis for chosen in operators.values() for axis in chosen.axes(source, target)}
+    covered: dict[str, Operator] = {}
+    for key, chosen in operators.items():
+        for axis in chosen.axes(source, target) & set(grown):
+            if axis in covered:
+                raise UserError(
+                    f"{where}.{key}={chosen.name} grows what {covered[axis].name} grows by itself "
+                    f"({_AXES[axis][1]}); leave it out"
+                )
+            covered[axis] = chosen
     for axis, (before, after) in grown.items():
         if axis not in covered:
             key, field = _AXES[axis]
@@ -185,9 +193,12 @@ def _compose(tensor: LogicalTensor, choices: list[list[Draw]]) -> TensorMap:
         merged: Draw = {}
         for draw in draws:
             for name, how in draw.items():
-                first = merged.get(name)
-                # Only layers are drawn twice: by depth, from layers that a wider model has.
-                merged[name] = first.after(how) if isinstance(first, Gather) else how
+                by_depth = merged.get(name)
+                if by_depth is not None:
+                    # Only layers are drawn twice: by depth, from layers that a wider model has.
+                    assert isinstance(by_depth, Gather | Dense) and isinstance(how, Gather)
+                    how = by_depth.after(how)
+                merged[name] = how
         axes = tuple(merged.get(axis.name, Identity()) for axis in tensor.axes)
         terms.append(Term(tensor.key, axes))
     return TensorMap(tensor, tuple(terms), tensor.init)

@@ -92,12 +92,8 @@ class Gather:
             for a, b in runs
         ]
 
-    def after(self, first: AxisMap) -> AxisMap:
-        """The map that applies ``first`` to the source and then this one."""
-        if isinstance(first, Identity):
-            return self
-        if not isinstance(first, Gather) or first.scale is not None:
-            raise TypeError("only plain gathers are chained")
+    def after(self, first: Gather) -> Gather:
+        """The map that applies ``first``, a plain gather, to the source and then this one."""
         index = tuple(FRESH if i == FRESH else first.index[i] for i in self.index)
         return replace(self, index=index)
 
@@ -173,6 +169,11 @@ class Dense:
         """What entries ``start:stop`` need: the whole source axis."""
         rows = self.matrix[start:stop]
         return [Segment((start, stop), (0, rows.shape[1]), matrix=rows)]
+
+    def after(self, first: Gather) -> Dense:
+        """The map that applies ``first``, a plain gather, to the source and then this one."""
+        matrix = torch.zeros_like(self.matrix)
+        return Dense(matrix.index_add(1, torch.tensor(first.index), self.matrix))
 
     def squared(self) -> Dense:
         """The map of squares of entries that are independent."""

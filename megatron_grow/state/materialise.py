@@ -134,12 +134,9 @@ def _draw(term: Term, block: Sequence[Segment], read: Read) -> torch.Tensor:
         if segment.index is not None:
             values = _select(values, segment.index, axis)
         if segment.matrix is not None:
-            values = _wide(values)
-            values = _mix(segment.matrix.to(values), values, axis)
+            values = _mix(segment.matrix, _wide(values), axis)
         if segment.scale is not None:
-            values = _wide(values)
-            shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-            values = values * segment.scale.to(values).view(shape)
+            values = _scaled(_wide(values), segment.scale, axis)
     # One row of a mix may stand for many entries.
     return values.expand(shape_of(_target(block)))
 
@@ -179,13 +176,29 @@ def _wide(values: torch.Tensor) -> torch.Tensor:
     return cast(values, torch.promote_types(values.dtype, torch.float32))
 
 
+def _scaled(values: torch.Tensor, scale: torch.Tensor, axis: int) -> torch.Tensor:
+    """``values`` times ``scale`` along ``axis``, rounded once.
+
+    Multiplied in fp64, so that a share of 1/n has the bits of a division by n: 1/3 is no fp32.
+    """
+    scale = scale.view([-1 if i == axis else 1 for i in range(values.ndim)])
+    if not values.is_cpu:
+        return (values * scale.to(values.device)).to(values.dtype)
+    out = empty(values.shape, values.dtype)
+    # numpy converts a few thousand values at a time, torch would all of them.
+    np.multiply(values.numpy(), scale.numpy(), out=out.numpy(), casting="same_kind")
+    return out
+
+
 def _mix(matrix: torch.Tensor, values: torch.Tensor, axis: int) -> torch.Tensor:
-    """``matrix`` applied along ``axis``, summed in the order of the source axis.
+    """``matrix`` applied along ``axis``, summed in fp64 in the order of the source axis.
 
     A matrix product would sum in an order that depends on the shape, so on the slice.
     """
     shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-    mixed = torch.zeros((), dtype=values.dtype, device=values.device)
-    for weights, entry in zip(matrix.unbind(1), values.split(1, axis), strict=True):
+    mixed = torch.zeros((), dtype=torch.float64, device=values.device)
+    for weights, entry in zip(
+        matrix.to(values.device).unbind(1), values.split(1, axis), strict=True
+    ):
         mixed = mixed + weights.view(shape) * entry
-    return mixed
+    return mixed.to(values.dtype)

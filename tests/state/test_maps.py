@@ -17,6 +17,7 @@ from megatron_grow.state.maps import (
     Dense,
     Gather,
     Identity,
+    MeanPadding,
     TensorMap,
     Term,
     all_fresh,
@@ -48,7 +49,8 @@ def evaluate(tensor_map: TensorMap, stored: dict[str, np.ndarray]) -> np.ndarray
                 drawn &= (index != FRESH).reshape(along)
                 values = np.take(values, np.where(index == FRESH, 0, index), axis)
                 if how.scale is not None:
-                    values = values * np.array(how.scale, np.float32).reshape(along)
+                    # In fp64, rounded once.
+                    values = (values * np.array(how.scale).reshape(along)).astype(np.float32)
             elif isinstance(how, Dense):
                 values = np.moveaxis(np.tensordot(how.matrix.numpy(), values, (1, axis)), 0, axis)
         total = np.where(drawn, total + values, total)
@@ -180,6 +182,24 @@ def test_identity_and_all_fresh() -> None:
 def test_first_only_keeps_the_first_of_each_copy() -> None:
     assert Gather((0, 1, 0, FRESH, 1, 2)).first_only() == Gather((0, 1, FRESH, FRESH, FRESH, 2))
     assert Gather((1, 1), (0.5, 0.25)).first_only() == Gather((1, FRESH), (0.5, 0.25))
+
+
+@pytest.mark.parametrize("copies", [3, 5, 6, 7, 48])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_share_is_a_division(copies: int, axis: int) -> None:
+    """To the bit: every published code divides, and 1/3 is no fp32."""
+    weight = normal(40, 30)
+    share = Gather(tuple(range(weight.shape[axis])), (1 / copies,) * weight.shape[axis])
+    axes = tuple(share if i == axis else Identity() for i in range(2))
+    made = whole(TensorMap(tensor((40, 30)), (Term("w", axes),), ZERO), {"w": weight})
+    assert np.array_equal(made, weight / np.float32(copies))
+
+
+def test_a_mean_is_rounded_once() -> None:
+    weight = normal(40, 30)
+    axes = (MeanPadding(Gather(tuple(range(40))), 41, 40), Identity())
+    made = whole(TensorMap(tensor((41, 30)), (Term("w", axes),), ZERO), {"w": weight})
+    assert np.array_equal(made[40], weight.mean(0, dtype=np.float64).astype(np.float32))
 
 
 # Published growths in width, which the algebra must be able to say. Weights are (out, in).

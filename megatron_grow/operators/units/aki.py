@@ -1,6 +1,6 @@
 """The operator ``aki``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from megatron_grow.config.model import ModelConfig
@@ -15,7 +15,9 @@ class Aki(Fpi):
     """As ``fpi``, but rows that produce copied units come from the layer above.
 
     The advanced knowledge initialisation of bert2BERT (arXiv 2110.07143): neither function nor
-    symmetry is preserved, and training ends better. The last layer's come from itself.
+    symmetry is preserved, and training ends better. The last layer's come from itself. A head of a
+    new group is all from above, its key and value included; of a new query head in an old group
+    the query alone, since it reads the group's own keys and values.
     """
 
     name: ClassVar[str] = "aki"
@@ -23,27 +25,23 @@ class Aki(Fpi):
     def weights(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
     ) -> list[Draw]:
-        """Two terms for rows: originals from this layer, copies from the next."""
+        """Originals from this layer; for each axis of rows, its copies from the next."""
         (draw,) = super().weights(tensor, source, target)
-        rows = [
-            axis.name
-            for axis in tensor.axes
-            if axis.name in draw and axis.role is Role.PRODUCES and not tensor.norm
-        ]
-        if not rows or not tensor.stacked or source.num_layers == 0:
+        rows = [axis.name for axis in tensor.axes if axis.role is Role.PRODUCES]
+        rows = [name for name in rows if name in draw]
+        if not rows or tensor.norm or not tensor.stacked:
             return [draw]
-        (name,) = rows
-        grown = draw[name]
-        assert isinstance(grown, Gather)
-        before = max(grown.index) + 1
-        old, new = list(grown.index), list(grown.index)
-        for i in range(len(grown.index)):
-            (new if i < before else old)[i] = FRESH
-        above = tuple(min(layer + 1, source.num_layers - 1) for layer in range(source.num_layers))
-        return [
-            {**draw, name: Gather(tuple(old))},
-            {**draw, name: Gather(tuple(new)), "layer": Gather(above)},
-        ]
+        last = source.num_layers - 1
+        above = Gather(tuple(min(layer + 1, last) for layer in range(source.num_layers)))
+        draws: list[Draw] = []
+        own = draw
+        for name in rows:
+            grown = own[name]
+            assert isinstance(grown, Gather)
+            original = grown.first_only()
+            draws.append({**own, name: _without(grown, original), "layer": above})
+            own = {**own, name: original}
+        return [own, *draws]
 
     def gradients(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
@@ -60,3 +58,9 @@ class Aki(Fpi):
     def caveat_along(self, axis: str, source: int, target: int, model: ModelConfig) -> str | None:
         """By design."""
         return "copies compute what the layer above computes"
+
+
+def _without(grown: Gather, others: Gather) -> Gather:
+    """``grown`` but for the entries that ``others`` draws."""
+    pairs = zip(grown.index, others.index, strict=True)
+    return replace(grown, index=tuple(i if other == FRESH else FRESH for i, other in pairs))
