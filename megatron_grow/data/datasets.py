@@ -1,81 +1,23 @@
-"""Training and validation samples, through Megatron's datasets and cached indices."""
+"""The training and validation samples of a run, with cached indices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-from megatron.core.datasets.indexed_dataset import IndexedDataset
-from megatron.core.datasets.utils import Split
 from torch.utils.data import Dataset
 
-from megatron_grow.config.sections import DataSection
-from megatron_grow.data.check import Part, check_data
+from megatron_grow.data.cache import cached
+from megatron_grow.data.check import Part
+from megatron_grow.data.samples import BlendedSamples, CorpusSamples, order_blend, order_corpus
+from megatron_grow.parallel.agreement import place, together
 
-
-class EndlessGPTDataset(GPTDataset):
-    """A :class:`GPTDataset` whose sample number k is the same however many are asked for.
-
-    Megatron shuffles all epochs that a run needs together, so a longer run sees other samples from
-    the first step on. Here Megatron's indices cover exactly one epoch. Epoch 0 reads them as they
-    are, and each later epoch in a permutation of its own that only the seed and its number decide.
-    So there is a sample for every number, and one set of cached indices for runs of any length.
-
-    Args:
-        num_samples: Samples that will be read; nothing but ``len`` depends on it.
-        The others are as in Megatron.
-    """
-
-    def __init__(
-        self,
-        indexed_dataset: IndexedDataset,
-        dataset_path: str | None,
-        indexed_indices: np.ndarray,
-        num_samples: int,
-        index_split: Split,
-        config: GPTDatasetConfig,
-    ) -> None:
-        super().__init__(indexed_dataset, dataset_path, indexed_indices, None, index_split, config)
-        self.num_samples = num_samples
-        self._epoch = 0
-        self._order: np.ndarray | None = None
-
-    @property
-    def samples_per_epoch(self) -> int:
-        """Samples after which the corpus begins again; tokens left over are dropped."""
-        return super().__len__()
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __getitem__(self, idx: int) -> dict[str, torch.Tensor]:
-        """Sample number ``idx``, any from 0.
-
-        Returns:
-            ``tokens``, ``labels`` (the next tokens) and ``position_ids``, (seq_length,) int64, and
-            ``loss_mask``, (seq_length,) float32.
-        """
-        epoch, position = divmod(int(idx), self.samples_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._permutation(epoch)
-        return super().__getitem__(position if self._order is None else self._order[position])
-
-    def _permutation(self, epoch: int) -> np.ndarray | None:
-        """The order of ``epoch``, (samples_per_epoch,) uint32; None for that of the indices."""
-        if epoch == 0:
-            return None
-        order = np.arange(self.samples_per_epoch, dtype=np.uint32)
-        # RandomState, as in Megatron: numpy promises that its stream never changes.
-        np.random.RandomState([self.config.random_seed, epoch]).shuffle(order)
-        return order
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -87,105 +29,74 @@ class Datasets:
 
 
 def build_datasets(
-    data: DataSection,
+    train: Part,
+    valid: Part | None,
     *,
     seq_length: int,
     seed: int,
     train_samples: int,
     valid_samples: int,
-    vocab_size: int,
     cache_dir: Path,
 ) -> Datasets:
     """Build the datasets of a run, on all ranks together or in a single process.
 
-    Sample number k depends on the corpora, the blend, ``seq_length`` and ``seed`` alone. Rank 0
-    builds the indices that ``cache_dir`` lacks; the others, to whom it must be visible, read them.
+    Sample number k depends on the corpora, the blend, ``seq_length`` and ``seed`` alone. What
+    ``cache_dir`` lacks is computed by rank 0 and, where others do not see its directory, once more
+    on each node.
 
     Args:
-        data: The section of the run file.
+        train: As :func:`~megatron_grow.data.check.check_data` found it.
+        valid: The same; None for no validation.
         seq_length: Tokens in one sample.
         seed: Of the order of documents and samples.
         train_samples: Training samples that the run will read.
-        valid_samples: Validation samples of one evaluation; 0 for no validation.
-        vocab_size: Token ids that the model knows.
+        valid_samples: Validation samples of one evaluation.
         cache_dir: Where indices are kept; made if needed.
 
     Raises:
-        UserError: as :func:`~megatron_grow.data.check.check_data`.
+        UserError: on all ranks, ``cache_dir`` cannot be written on one of them.
     """
-    train, valid = check_data(
-        data, seq_length=seq_length, vocab_size=vocab_size, evaluate=valid_samples > 0
-    )
-    with _process_group():
-        if dist.get_rank() == 0:
-            _discard_short_indices(cache_dir)
-        build = partial(_build, seq_length=seq_length, seed=seed, cache_dir=cache_dir)
-        return Datasets(
-            train=build(train, Split.train, train_samples),
-            valid=build(valid, Split.valid, valid_samples) if valid else None,
+    build = partial(_build, seq_length=seq_length, seed=seed, cache_dir=cache_dir)
+    return _in_turn(
+        lambda: Datasets(
+            train=build(train, train_samples),
+            valid=build(valid, valid_samples) if valid else None,
         )
-
-
-def _build(
-    part: Part, split: Split, samples: int, *, seq_length: int, seed: int, cache_dir: Path
-) -> Dataset:
-    weights = part.blend.weights or [float(corpus.tokens) for corpus in part.corpora]
-    config = GPTDatasetConfig(
-        random_seed=seed,
-        sequence_length=seq_length,
-        blend=(part.blend.prefixes, weights if len(weights) > 1 else None),
-        split="1",
-        # Room for the rounding of shares in a blend; it costs nothing, since no index grows.
-        mid_level_dataset_surplus=float(len(part.corpora)),
-        path_to_cache=str(cache_dir),
-        tokenizer=_CorpusIdentity([corpus.digest for corpus in part.corpora]),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
     )
-    # Only this part of the documents, and of the three splits only this one.
-    config.split_matrix = [part.share if other is split else None for other in Split]
-    sizes = [samples if other is split else 0 for other in Split]
-    builder = BlendedMegatronDatasetBuilder(EndlessGPTDataset, sizes, lambda: True, config)
-    return builder.build()[split.value]
 
 
-@dataclass(frozen=True)
-class _CorpusIdentity:
-    """Stands where Megatron's configuration wants a tokenizer.
+def _in_turn(action: Callable[[], Result]) -> Result:
+    """Run ``action`` on rank 0, then on the first rank of every node, then on the others.
 
-    Samples come from tokens on disk and need none. What is asked of it is its identity, which
-    enters the names of cached indices: so those of a corpus that was made anew are not found.
+    What the first ones leave in a directory the later ones find, be it the node's or the job's.
     """
-
-    digests: list[str]
-    vocab_size = None
-    eod = None
-
-    @property
-    def unique_identifiers(self) -> dict[str, list[str]]:
-        """What the names of cached indices depend on."""
-        return {"digests": self.digests}
+    rank, _ = place()
+    turn = 0 if rank == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+    results = [together(action if turn == now else lambda: None) for now in range(3)]
+    return results[turn]  # type: ignore[return-value]
 
 
-def _discard_short_indices(cache_dir: Path) -> None:
-    """Delete indices that a killed run left half written; Megatron would take them for whole."""
-    for path in cache_dir.glob("*.npy"):
-        try:
-            np.load(path, mmap_mode="r")
-        except (EOFError, ValueError):
-            path.unlink()
-
-
-@contextmanager
-def _process_group() -> Iterator[None]:
-    """Lend a single process a group of its own: Megatron's blend asks for a rank in any case."""
-    if dist.is_initialized():
-        yield
-        return
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+def _build(part: Part, samples: int, *, seq_length: int, seed: int, cache_dir: Path) -> Dataset:
+    datasets = []
+    for corpus in part.corpora:
+        documents = part.documents(corpus)
+        depends_on = {
+            "lengths": corpus.digest,
+            "documents": documents,
+            "seq_length": seq_length,
+            "seed": seed,
+        }
+        order = partial(order_corpus, corpus, documents, seq_length=seq_length, seed=seed)
+        index = cached(cache_dir, depends_on, order)
+        vocab_size = part.vocab_size
+        datasets.append(
+            CorpusSamples(corpus, index, seq_length=seq_length, seed=seed, vocab_size=vocab_size)
+        )
+    if len(datasets) == 1:
+        return datasets[0]
+    weights = np.array(part.blend.weights or [len(corpus.tokens) for corpus in part.corpora])
+    shares = (weights / weights.sum()).tolist()
+    depends_on = {"shares": shares, "samples": samples}
+    return BlendedSamples(
+        datasets, cached(cache_dir, depends_on, partial(order_blend, shares, samples))
+    )

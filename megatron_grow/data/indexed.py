@@ -7,13 +7,13 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import _IndexReader
+from megatron.core.datasets.indexed_dataset import DType
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.data.files import DataFile, FileArray
 
 
 @dataclass(frozen=True)
@@ -30,78 +30,182 @@ class Sidecar:
     """:func:`~megatron_grow.data.tokenizers.tokenizer_digest`; older corpora have none."""
 
 
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+"""Magic, version 1, code of the tokens' type, sequences, document bounds."""
+_LENGTH, _POSITION = np.dtype("<i4"), np.dtype("<i8")
+_BLOCK = 1 << 20
+"""Entries of an index that are checked at a time."""
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus on disk, found whole."""
+    """A corpus on disk, found whole, its files open."""
 
     prefix: str
-    dtype: type[np.number]
-    lengths: np.ndarray
-    """Tokens of each document, (documents,) int32."""
+    tokens: FileArray
+    """All token ids, (tokens,)."""
+    lengths: FileArray
+    """Tokens of each document, (documents,) int32; one without a sequence is left out."""
+    positions: FileArray
+    """Where each document begins in the .bin, in bytes, (documents,) int64."""
+    digest: str
+    """Changes whenever the lengths of documents do, and with them the samples' indices."""
     sidecar: Sidecar | None
 
-    @cached_property
-    def tokens(self) -> int:
-        """Tokens in the corpus."""
-        return int(self.lengths.sum(dtype=np.int64))
+    @property
+    def documents(self) -> int:
+        """Documents with text."""
+        return len(self.lengths)
 
-    @cached_property
-    def digest(self) -> str:
-        """Changes whenever the lengths of documents do, and with them the samples' indices."""
-        return f"{zlib.crc32(self.lengths.data):08x}"
+    def begin(self, document: int) -> int:
+        """Tokens before ``document``; of the corpus for the number after the last."""
+        if document == self.documents:
+            return len(self.tokens)
+        return int(self.positions.read(document, document + 1)[0]) // self.tokens.dtype.itemsize
 
-    def largest_token(self) -> int:
-        """The largest token id, exact up to 16 Mi tokens, else that of 16 evenly spaced blocks."""
-        tokens = np.memmap(f"{self.prefix}.bin", dtype=self.dtype, mode="r")
-        block = 1 << 20
-        if tokens.size <= 16 * block:
-            return int(tokens.max())
-        starts = np.linspace(0, tokens.size - block, 16, dtype=np.int64)
-        return max(int(tokens[start : start + block].max()) for start in starts)
+    def extreme_tokens(self) -> tuple[int, int]:
+        """Smallest and largest token id: exact up to 4 Mi tokens, else of 64 blocks of 64 Ki."""
+        block, blocks, size = 1 << 16, 64, len(self.tokens)
+        if size <= block * blocks:
+            found = [self.tokens.read(0, size)]
+        else:
+            starts = np.linspace(0, size - block, blocks, dtype=np.int64).tolist()
+            found = [self.tokens.read(start, start + block) for start in starts]
+        return min(int(ids.min()) for ids in found), max(int(ids.max()) for ids in found)
 
 
 def open_corpus(prefix: str, where: str) -> Corpus:
-    """Look at the corpus at ``prefix``, without reading its tokens.
+    """Open the corpus at ``prefix`` and check all of its index, but not its tokens.
 
     Args:
         prefix: Path without suffix.
         where: The field that names it, for messages.
 
     Raises:
-        UserError: a file that is missing, truncated or of another kind; a corpus of sentences.
+        UserError: a file that is missing, damaged or of another kind; a corpus of sentences.
     """
     for suffix in (".bin", ".idx"):
-        if not os.path.isfile(prefix + suffix):
+        if prefix.endswith(suffix):
+            raise UserError(f"{where}: {prefix} must be named without {suffix}")
+        if not os.path.lexists(prefix + suffix):
             raise UserError(
                 f"{where}: {prefix}{suffix} does not exist; a corpus is a .bin and .idx"
             )
-    try:
-        index = _IndexReader(f"{prefix}.idx", multimodal=False)
-    except (AssertionError, ValueError, struct.error) as error:
+    index, binary = (DataFile(prefix + suffix, where) for suffix in (".idx", ".bin"))
+    dtype, sequences, bounds = _read_header(index)
+    lengths = FileArray(index, _LENGTH, (sequences,), _HEADER.size)
+    positions = FileArray(index, _POSITION, (sequences,), lengths.offset + 4 * sequences)
+    documents = FileArray(index, _POSITION, (bounds,), positions.offset + 8 * sequences)
+    digest, size = _check_sequences(lengths, positions, dtype.itemsize)
+    _check_documents(documents, sequences)
+    if binary.size != size:
         raise UserError(
-            f"{where}: {prefix}.idx is truncated or not a Megatron index: {error}"
-        ) from error
-    if len(index.document_indices) != len(index) + 1:
-        raise UserError(
-            f"{where}: {prefix} is cut into sentences, which GPT training would shuffle; "
-            "make it without --split-sentences"
-        )
-    lengths = index.sequence_lengths.copy()  # the reader closes its memory map behind it
-    expected = int(lengths.sum(dtype=np.int64)) * index.dtype_size
-    found = os.path.getsize(f"{prefix}.bin")
-    if found != expected:
-        raise UserError(
-            f"{where}: {prefix}.bin has {found} bytes and {prefix}.idx expects {expected}; "
+            f"{where}: {binary.path} has {binary.size} bytes and {index.path} expects {size}; "
             "it is truncated or belongs to another index"
         )
-    return Corpus(prefix, index.dtype, lengths, _read_sidecar(prefix, where))
+    tokens = FileArray(binary, dtype, (size // dtype.itemsize,), 0)
+    sidecar = _read_sidecar(prefix, where)
+    corpus = Corpus(prefix, tokens, lengths, positions, digest, sidecar)
+    if sidecar and (sidecar.documents, sidecar.tokens) != (sequences, len(tokens)):
+        raise UserError(
+            f"{where}: {prefix}.json tells of {sidecar.documents} documents and {sidecar.tokens} "
+            f"tokens, {index.path} of {sequences} and {len(tokens)}; it belongs to another corpus"
+        )
+    return corpus
+
+
+def _read_header(index: DataFile) -> tuple[np.dtype, int, int]:
+    """Type of the tokens, sequences, document bounds."""
+    where = f"{index.where}: {index.path}"
+    if index.size < _HEADER.size:
+        raise UserError(
+            f"{where} is truncated: {index.size} bytes, and its header alone has {_HEADER.size}"
+        )
+    header = index.read(_HEADER.size, 0)
+    magic, version, code, sequences, bounds = _HEADER.unpack(header)
+    if (magic, version) != (_MAGIC, 1):
+        raise UserError(f"{where} is not a Megatron index of version 1: it begins with {magic!r}")
+    try:
+        dtype = np.dtype(DType.dtype_from_code(code))
+    except ValueError:
+        dtype = np.dtype(object)
+    if dtype.kind not in "iu":
+        raise UserError(f"{where} is damaged: {code} is not the code of an integer type of tokens")
+    expected = _HEADER.size + 12 * sequences + 8 * bounds
+    if index.size != expected:
+        raise UserError(
+            f"{where} is truncated or damaged: it has {index.size} bytes, and {expected} by its "
+            f"header ({sequences} sequences, {bounds} document bounds)"
+        )
+    return dtype, sequences, bounds
+
+
+def _check_sequences(lengths: FileArray, positions: FileArray, itemsize: int) -> tuple[str, int]:
+    """Compare all positions with the running sum of lengths; a digest and the sum in bytes."""
+    crc = total = 0
+    for start in range(0, len(lengths), _BLOCK):
+        stop = min(start + _BLOCK, len(lengths))
+        found = lengths.read(start, stop)
+        sizes = found.astype(np.int64) * itemsize
+        ends = total + np.cumsum(sizes)
+        wrong = (found < 0) | (positions.read(start, stop) != ends - sizes)
+        if wrong.any():
+            raise UserError(
+                f"{lengths.file.where}: {lengths.file.path} is damaged: length or position of "
+                f"sequence {start + int(wrong.argmax())} does not continue those before"
+            )
+        crc, total = zlib.crc32(found.data, crc), int(ends[-1])
+    return f"{crc:08x}", total
+
+
+def _check_documents(documents: FileArray, sequences: int) -> None:
+    """Every document is one sequence, or empty: bounds go from 0 to ``sequences`` by 0 or 1."""
+    where, last, longest = f"{documents.file.where}: {documents.file.path}", 0, 0
+    for start in range(0, len(documents), _BLOCK):
+        found = documents.read(start, min(start + _BLOCK, len(documents)))
+        steps = np.diff(found, prepend=last)
+        wrong = steps < 0
+        wrong[0] |= start == 0 and found[0] != 0
+        if wrong.any():
+            raise UserError(
+                f"{where} is damaged: document bound {start + int(wrong.argmax())} is out of order"
+            )
+        last, longest = int(found[-1]), max(longest, int(steps.max()))
+    if last != sequences:
+        raise UserError(f"{where} is damaged: its documents end at sequence {last} of {sequences}")
+    if longest > 1:
+        raise UserError(
+            f"{where} has documents of up to {longest} sequences (sentences), which GPT training "
+            "would shuffle; make it without --split-sentences"
+        )
+
+
+_SIDECAR_BYTES = 1 << 16
 
 
 def _read_sidecar(prefix: str, where: str) -> Sidecar | None:
-    path = Path(f"{prefix}.json")
-    if not path.is_file():
+    path = f"{prefix}.json"
+    if not os.path.lexists(path):
         return None  # a corpus that Megatron-LM's own tool made
+    file = DataFile(path, where)
+    text = file.read(min(file.size, _SIDECAR_BYTES), 0)
     try:
-        return Sidecar(**json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {path} does not describe a corpus: {error}") from error
+        return _parse_sidecar(json.loads(text.decode("utf-8-sig")))
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{where}: {path} does not describe the corpus beside it: {reason}; restore it, or "
+            "move it away if it is no part of the corpus"
+        ) from error
+
+
+def _parse_sidecar(values: object) -> Sidecar:
+    if not isinstance(values, dict):
+        raise TypeError("it is not a JSON object")
+    kinds = get_type_hints(Sidecar)
+    sidecar = Sidecar(**{name: values[name] for name in kinds if name in values})
+    for name, kind in kinds.items():
+        if not isinstance(getattr(sidecar, name), kind):
+            raise TypeError(f"{name} is {getattr(sidecar, name)!r}")
+    return sidecar

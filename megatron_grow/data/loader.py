@@ -8,6 +8,8 @@ from itertools import count
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from megatron_grow.config.errors import UserError
+
 FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
 
 
@@ -43,20 +45,51 @@ def micro_batches(
 
     Raises:
         ValueError: micro-batches of all ranks do not divide the global batch.
+        UserError: by the iterator, as the dataset does.
     """
     stride = micro_batch_size * data_parallel_size  # samples that all ranks read at a time
     if global_batch_size % stride:
         raise ValueError(f"{global_batch_size=} is not a multiple of {stride} samples")
     starts = count(first_sample + data_parallel_rank * micro_batch_size, stride)
     loader = DataLoader(
-        dataset,
+        _Batches(dataset),
         batch_sampler=(list(range(start, start + micro_batch_size)) for start in starts),
         collate_fn=_stack,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    return _raise_errors(iter(loader))
 
 
-def _stack(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+class _Batches(Dataset):
+    """Micro-batches of a dataset.
+
+    A user's mistake is handed on as a value: raised in a loader process, it would arrive wrapped in
+    that process's traceback.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, torch.Tensor]] | UserError:
+        try:
+            return [self._dataset[number] for number in numbers]
+        except UserError as error:
+            return error
+
+
+def _raise_errors(
+    batches: Iterator[dict[str, torch.Tensor] | UserError],
+) -> Iterator[dict[str, torch.Tensor]]:
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _stack(
+    samples: list[dict[str, torch.Tensor]] | UserError,
+) -> dict[str, torch.Tensor] | UserError:
+    if isinstance(samples, UserError):
+        return samples
     return {name: torch.stack([sample[name] for sample in samples]) for name in FIELDS}

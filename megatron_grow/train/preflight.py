@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
-from megatron_grow.data.datasets import check_data
+from megatron_grow.data.check import Part, check_data
 from megatron_grow.growth.plan import Plan, growth
 from megatron_grow.train.fits import check_fits
 from megatron_grow.train.start import Start, find_start
@@ -25,6 +25,8 @@ class Prepared:
     plans: list[Plan]
     """How each stage begins: from nothing, a checkpoint, or the stage before."""
     start: Start | None
+    data: tuple[Part, Part | None]
+    """Training and validation."""
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -41,14 +43,14 @@ def prepare(config: RunConfig) -> Prepared:
     start, first = find_start(config, stages)
     plans = [first, *_growths(config, stages)]
     assert config.model.vocab_size is not None
-    check_data(
+    data = check_data(
         config.data,
         seq_length=config.train.seq_length,
         vocab_size=config.model.vocab_size,
         evaluate=config.train.eval_iters > 0,
     )
     _check_masks(config, stages)
-    return Prepared(config, stages, plans, start)
+    return Prepared(config, stages, plans, start, data)
 
 
 def _growths(config: RunConfig, stages: list[Stage]) -> list[Plan]:

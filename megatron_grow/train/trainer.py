@@ -41,18 +41,16 @@ class Trainer:
         self.config, self.stages = prepared.config, prepared.stages
         self.plans, self.start = prepared.plans, prepared.start
         self.console, self.metrics = console, metrics
-        train, vocab_size = self.config.train, self.config.model.vocab_size
-        assert vocab_size is not None, "preflight supplies it"
+        train = self.config.train
         self.schedule = LearningRateSchedule(
             self.config.schedule, self.config.optimizer, train.train_iters
         )
         self.datasets = build_datasets(
-            self.config.data,
+            *prepared.data,
             seq_length=train.seq_length,
             seed=self.config.run.seed,
             train_samples=-(-self.stages[-1].tokens_at(train.train_iters) // train.seq_length),
             valid_samples=train.eval_iters * train.global_batch_size,
-            vocab_size=vocab_size,
             cache_dir=Path(
                 self.config.data.cache_dir or Path(self.config.run.output_dir) / "cache"
             ),
