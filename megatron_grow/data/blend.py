@@ -41,6 +41,8 @@ def parse_blend(paths: Sequence[str | float], where: str) -> Blend:
     for share in shares:
         if not (share > 0 and math.isfinite(share)):
             raise UserError(f"{where}={list(paths)}: the weight {share} must be a positive number")
+    if not math.isfinite(sum(shares)):
+        raise UserError(f"{where}={list(paths)}: the weights are too large to be added up")
     return Blend([str(path) for path in paths[1::2]], shares)
 
 

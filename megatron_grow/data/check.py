@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron.core.datasets.blended_megatron_dataset_config import (
@@ -15,6 +17,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.sections import DataSection
 from megatron_grow.data.blend import Blend, parse_blend
 from megatron_grow.data.indexed import Corpus, open_corpus
+from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest
 
 Share = tuple[float, float]
 """Where a part of a corpus begins and ends, as fractions of its documents."""
@@ -57,29 +60,29 @@ def check_data(
         UserError: a file that is missing or damaged, a malformed blend or split, a corpus too
             short for one sample or of another tokenizer, token ids outside the model's vocabulary.
     """
+    train_field, valid_field = "data.train_data_path", "data.valid_data_path"
     if not data.train_data_path:
-        raise UserError("data.train_data_path is empty; name at least one corpus")
-    field = "data.train_data_path"
-    blend = parse_blend(data.train_data_path, field)
-    shares = ((0.0, 1.0), None) if data.valid_data_path else _parse_split(data.split)
-    if shares[0] is None:
-        raise UserError(f"data.split={data.split} leaves nothing to train on")
-    opened = _open_corpora(blend, data, field, vocab_size)
-    train = Part(blend, shares[0], opened, vocab_size)
-    _check_lengths(train, seq_length, field)
-    if not evaluate:
-        return train, None
+        raise UserError(f"{train_field} is empty; name at least one corpus")
+    train_blend = valid_blend = parse_blend(data.train_data_path, train_field)
+    train_share: Share | None = (0.0, 1.0)
+    valid_share: Share | None = (0.0, 1.0)
     if data.valid_data_path:
-        field = "data.valid_data_path"
-        blend = parse_blend(data.valid_data_path, field)
-        valid = Part(blend, (0.0, 1.0), _open_corpora(blend, data, field, vocab_size), vocab_size)
-    elif shares[1] is not None:
-        field = f"data.split={data.split}"
-        valid = Part(blend, shares[1], opened, vocab_size)
+        valid_blend = parse_blend(data.valid_data_path, valid_field)
     else:
-        return train, None
-    _check_lengths(valid, seq_length, field)
-    return train, valid
+        train_share, valid_share = _parse_split(data.split)
+        valid_field = f"data.split={data.split}"
+    if train_share is None:
+        raise UserError(f"data.split={data.split} leaves nothing to train on")
+    train = Part(train_blend, train_share, _open(train_blend, train_field), vocab_size)
+    parts = {train_field: train}
+    if evaluate and valid_share is not None:
+        shared = train.corpora if valid_blend is train_blend else _open(valid_blend, valid_field)
+        parts[valid_field] = Part(valid_blend, valid_share, shared, vocab_size)
+    _check_tokenizers(parts, data)
+    for field, part in parts.items():
+        _check_lengths(part, seq_length, field)
+        _check_token_ids(part, field)
+    return train, parts.get(valid_field)
 
 
 def _parse_split(split: str) -> tuple[Share | None, Share | None]:
@@ -93,11 +96,39 @@ def _parse_split(split: str) -> tuple[Share | None, Share | None]:
     return train, valid
 
 
-def _open_corpora(blend: Blend, data: DataSection, where: str, vocab_size: int) -> list[Corpus]:
-    corpora = [open_corpus(prefix, where) for prefix in blend.prefixes]
-    for corpus in corpora:
-        _check_vocabulary(corpus, vocab_size, where)
-    return corpora
+def _open(blend: Blend, where: str) -> list[Corpus]:
+    files: dict[str, int] = {}
+    for number, prefix in enumerate(blend.prefixes):
+        first = files.setdefault(os.path.realpath(f"{prefix}.bin"), number)
+        if first != number:
+            raise UserError(
+                f"{where} names one corpus twice, as {blend.prefixes[first]} and as {prefix}, "
+                "which would repeat each of its samples; name it once, with the sum of the weights"
+            )
+    return [open_corpus(prefix, where) for prefix in blend.prefixes]
+
+
+def _check_tokenizers(parts: Mapping[str, Part], data: DataSection) -> None:
+    """Compare what the corpora tell of their tokenizer with the run's."""
+    told = [(field, c.prefix, c.sidecar) for field in parts for c in parts[field].corpora]
+    if all(sidecar is None for _, _, sidecar in told):
+        return
+    tokenizer = load_tokenizer(data.tokenizer, data.vocab_file, data.merge_file)
+    digest = tokenizer_digest(tokenizer)
+    for field, prefix, made in told:
+        # The digest ignores special tokens that no corpus has; the size of a vocabulary does not.
+        if made is None or (made.tokenizer_digest, made.eod) == (digest, tokenizer.eod):
+            continue
+        sizes = made.vocab_size, made.eod
+        if made.tokenizer_digest is None and sizes == (tokenizer.vocab_size, tokenizer.eod):
+            continue
+        raise UserError(
+            f"{field}: {prefix} was made with another tokenizer, {made.tokenizer} "
+            f"({made.vocab_size} entries, end of document {made.eod}, digest "
+            f"{made.tokenizer_digest}), than data.tokenizer={data.tokenizer} "
+            f"({tokenizer.vocab_size} entries, end of document {tokenizer.eod}, digest {digest}); "
+            "name that one, or make the corpus anew"
+        )
 
 
 def _check_lengths(part: Part, seq_length: int, where: str) -> None:
@@ -111,18 +142,13 @@ def _check_lengths(part: Part, seq_length: int, where: str) -> None:
             )
 
 
-def _check_vocabulary(corpus: Corpus, vocab_size: int, where: str) -> None:
-    if corpus.sidecar is not None and corpus.sidecar.vocab_size > vocab_size:
-        raise UserError(
-            f"{where}: {corpus.prefix} has a vocabulary of {corpus.sidecar.vocab_size} (made with "
-            f"tokenizer {corpus.sidecar.tokenizer}), larger than the model's {vocab_size}; leave "
-            "model.vocab_size out or raise it"
-        )
-    smallest, largest = corpus.extreme_tokens()
-    if smallest < 0:
-        raise UserError(f"{where}: {corpus.prefix}.bin is damaged: it has the token id {smallest}")
-    if largest >= vocab_size:
-        raise UserError(
-            f"{where}: {corpus.prefix} has a vocabulary of {largest + 1} (by its largest token "
-            f"id), larger than the model's {vocab_size}; leave model.vocab_size out or raise it"
-        )
+def _check_token_ids(part: Part, where: str) -> None:
+    for corpus in part.corpora:
+        smallest, largest = corpus.extreme_tokens()
+        if smallest < 0 or largest >= part.vocab_size:
+            found = smallest if smallest < 0 else largest
+            raise UserError(
+                f"{where}: {corpus.prefix}.bin has the token id {found}, and the model knows 0 to "
+                f"{part.vocab_size - 1}: the corpus is damaged or of another tokenizer, or "
+                "model.vocab_size is too small"
+            )

@@ -81,6 +81,7 @@ def _build(part: Part, samples: int, *, seq_length: int, seed: int, cache_dir: P
     for corpus in part.corpora:
         documents = part.documents(corpus)
         depends_on = {
+            "index": "corpus, version 1",
             "lengths": corpus.digest,
             "documents": documents,
             "seq_length": seq_length,
@@ -96,7 +97,7 @@ def _build(part: Part, samples: int, *, seq_length: int, seed: int, cache_dir: P
         return datasets[0]
     weights = np.array(part.blend.weights or [len(corpus.tokens) for corpus in part.corpora])
     shares = (weights / weights.sum()).tolist()
-    depends_on = {"shares": shares, "samples": samples}
+    depends_on = {"index": "blend, version 1", "shares": shares, "samples": samples}
     return BlendedSamples(
         datasets, cached(cache_dir, depends_on, partial(order_blend, shares, samples))
     )

@@ -61,10 +61,10 @@ class DataFile:
         while len(whole) < size:  # one call reads 2 GiB at most
             data = self._pread(size - len(whole), offset + len(whole))
             if not data:
+                now = os.fstat(self._descriptor).st_size  # type: ignore[arg-type]
                 raise UserError(
-                    f"{self.where}: {self.path} ends at byte {offset + len(whole)} and had "
-                    f"{self.size} bytes when the job opened it: it was cut or overwritten since; "
-                    "put it back"
+                    f"{self.where}: {self.path} has {now} bytes and had {self.size} when the job "
+                    "opened it: it was cut or overwritten since; put it back"
                 )
             whole += data
         return whole
@@ -116,7 +116,7 @@ class FileArray:
         first, rows = self._buffer
         if start < first or stop > first + len(rows):
             rows = self._read(start, max(stop, min(start + self._ahead, self.shape[0])))
-            first, rows = self._buffer = start, rows
+            first, self._buffer = start, (start, rows)
         return rows[start - first : stop - first]
 
     def _read(self, start: int, stop: int) -> np.ndarray:

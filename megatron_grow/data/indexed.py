@@ -86,12 +86,11 @@ def open_corpus(prefix: str, where: str) -> Corpus:
         UserError: a file that is missing, damaged or of another kind; a corpus of sentences.
     """
     for suffix in (".bin", ".idx"):
-        if prefix.endswith(suffix):
-            raise UserError(f"{where}: {prefix} must be named without {suffix}")
         if not os.path.lexists(prefix + suffix):
-            raise UserError(
-                f"{where}: {prefix}{suffix} does not exist; a corpus is a .bin and .idx"
-            )
+            hint = "a corpus is a .bin and .idx"
+            if prefix.endswith((".bin", ".idx")):
+                hint = f"name the corpus without {prefix[-4:]}"
+            raise UserError(f"{where}: {prefix}{suffix} does not exist; {hint}")
     index, binary = (DataFile(prefix + suffix, where) for suffix in (".idx", ".bin"))
     dtype, sequences, bounds = _read_header(index)
     lengths = FileArray(index, _LENGTH, (sequences,), _HEADER.size)
@@ -176,7 +175,7 @@ def _check_documents(documents: FileArray, sequences: int) -> None:
         raise UserError(f"{where} is damaged: its documents end at sequence {last} of {sequences}")
     if longest > 1:
         raise UserError(
-            f"{where} has documents of up to {longest} sequences (sentences), which GPT training "
+            f"{where} is cut into sentences, up to {longest} in a document, which GPT training "
             "would shuffle; make it without --split-sentences"
         )
 

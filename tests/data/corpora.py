@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from rich.console import Console
 
-from megatron_grow.data.indexed import Sidecar
 from megatron_grow.data.preprocess import PreprocessConfig, preprocess
-from megatron_grow.data.writer import CorpusWriter
+from megatron_grow.data.tokenizers import ByteTokenizer, tokenizer_digest
 
 
 def stdlib_files(count: int) -> list[Path]:
@@ -38,17 +38,42 @@ def run(**fields: object) -> dict[str, str]:
     return preprocess(PreprocessConfig(**fields), Console(quiet=True))
 
 
-def write_corpus(
-    prefix: Path, lengths: Sequence[int], *, first_token: int = 0, sidecar: bool = True
+def write_ids(
+    prefix: Path,
+    ids: np.ndarray,
+    lengths: Sequence[int],
+    documents: Sequence[int] | None = None,
+    dtype: type[np.number] = np.uint16,
 ) -> str:
-    """A corpus whose tokens count up from ``first_token``: a token says where it stands."""
-    vocab_size = first_token + sum(lengths)
-    writer = CorpusWriter(prefix, vocab_size)
-    token = first_token
-    for length in lengths:
-        writer.add(np.arange(token, token + length), [length])
-        token += length
-    writer.finish(Sidecar("counting", vocab_size, vocab_size, False, len(lengths), sum(lengths)))
-    if not sidecar:
-        Path(f"{prefix}.json").unlink()
+    """Token ids in sequences of ``lengths``, and documents of so many sequences (else of one).
+
+    Like those of Megatron-LM's own tool, the corpus has no sidecar.
+    """
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+    begin = sequence = 0
+    for count in documents or [1] * len(lengths):
+        sizes = lengths[sequence : sequence + count]
+        builder.add_document(ids[begin : begin + sum(sizes)].astype(np.int64), sizes)
+        begin, sequence = begin + sum(sizes), sequence + count
+    builder.finalize(f"{prefix}.idx")
     return str(prefix)
+
+
+def write_corpus(prefix: Path, lengths: Sequence[int], *, first_token: int = 0) -> str:
+    """A corpus whose tokens count up from ``first_token``: a token says where it stands."""
+    tokens = np.arange(first_token, first_token + sum(lengths))
+    return write_ids(prefix, tokens, lengths)
+
+
+def describe(prefix: str, **fields: object) -> None:
+    """Write the sidecar of a corpus of 1,000 bytes in 100 documents, with changed ``fields``."""
+    values = {
+        "tokenizer": "bytes",
+        "vocab_size": 257,
+        "eod": 256,
+        "append_eod": False,
+        "documents": 100,
+        "tokens": 1000,
+        "tokenizer_digest": tokenizer_digest(ByteTokenizer()),
+    }
+    Path(f"{prefix}.json").write_text(json.dumps(values | fields))

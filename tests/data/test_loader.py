@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from megatron_grow.config.sections import DataSection
+from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
 from tests.data.corpora import write_corpus
@@ -78,13 +79,18 @@ def test_loader_processes_change_nothing():
 
 def test_micro_batches_of_a_blend(tmp_path: Path):
     a, b = (write_corpus(tmp_path / name, [100] * 10) for name in "ab")
-    train = build_datasets(
+    parts = check_data(
         DataSection(train_data_path=[0.5, a, 0.5, b]),
+        seq_length=16,
+        vocab_size=1000,
+        evaluate=False,
+    )
+    train = build_datasets(
+        *parts,
         seq_length=16,
         seed=1,
         train_samples=12,
         valid_samples=0,
-        vocab_size=1000,
         cache_dir=tmp_path / "cache",
     ).train
     batch = next(

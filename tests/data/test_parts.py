@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron_grow.config.sections import DataSection
+from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
 from megatron_grow.data.parts import Parts
@@ -29,13 +30,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory):
     """Real samples; a token says where in the corpus it stands."""
     directory = tmp_path_factory.mktemp("corpus")
     prefix = write_corpus(directory / "c", [5, 40, 1, 17, 16, 33, 90, 2, 64, 12] * 4)
-    return build_datasets(
+    parts = check_data(
         DataSection(train_data_path=[prefix], split="1"),
+        seq_length=LENGTH,
+        vocab_size=60_000,
+        evaluate=False,
+    )
+    return build_datasets(
+        *parts,
         seq_length=LENGTH,
         seed=3,
         train_samples=SAMPLES,
         valid_samples=0,
-        vocab_size=60_000,
         cache_dir=directory / "cache",
     ).train
 

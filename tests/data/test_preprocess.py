@@ -137,7 +137,7 @@ def test_sentences_are_sequences_of_one_document(tmp_path):
         [*b"\n\nThree?  ", 256],
         [*b"Alone", 256],
     ]
-    with pytest.raises(UserError, match="cut into sentences"):
+    with pytest.raises(UserError, match="cut into sentences, up to 3"):
         open_corpus(prefix, "data.train_data_path")
 
 

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from megatron_grow.config.sections import DataSection
+from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import Datasets, build_datasets
 from tests.corpus import EOD, write_corpus
 from tests.distributed import run_ranks
@@ -157,13 +158,18 @@ def done(workplace: Path) -> list[list[tuple[int, str, dict[str, list]]]]:
 @pytest.fixture(scope="module")
 def samples(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Datasets:
     """What a run of one length would read."""
-    return build_datasets(
+    parts = check_data(
         DataSection(train_data_path=[str(workplace / "stdlib_text_document")], split="60,40,0"),
+        seq_length=LENGTH,
+        vocab_size=EOD + 1,
+        evaluate=True,
+    )
+    return build_datasets(
+        *parts,
         seq_length=LENGTH,
         seed=SEED,
         train_samples=40,
         valid_samples=EVAL_ITERS * BATCH,
-        vocab_size=EOD + 1,
         cache_dir=tmp_path_factory.mktemp("cache"),
     )
 
