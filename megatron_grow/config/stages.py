@@ -138,6 +138,17 @@ def override(section: Section, values: Any, where: str) -> Section:
         raise UserError(f"{where}{joint}{message}") from None
 
 
+def changed_model(model: ModelConfig, values: Any, where: str) -> ModelConfig:
+    """As :func:`override`, but key/value groups follow the heads where they were as many.
+
+    An imported model names both; to change the heads alone must not make grouped queries of it.
+    """
+    multi_head = model.query_groups == model.num_attention_heads
+    if isinstance(values, dict) and "num_attention_heads" in values and multi_head:
+        values = {"num_query_groups": None, **values}
+    return override(model, values, where)
+
+
 def _names(known: set[str]) -> str:
     return f"known are {', '.join(sorted(known))}"
 
@@ -193,7 +204,7 @@ def resolve_stages(
                 f"{where}.until={section.until} is step {last_step}; it must lie after step "
                 f"{first_step}, where the stage begins, and not after train_iters={train_iters}"
             )
-        model = override(target, section.model, f"{where}.model")
+        model = changed_model(target, section.model, f"{where}.model")
         if last and model != target:
             raise UserError(
                 f"{where}.model={section.model} differs from model; the last stage is the target, "

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megatron_grow.checkpoint.huggingface.config import export_note
 from megatron_grow.checkpoint.source import Source
 from megatron_grow.config.errors import UserError
-from megatron_grow.config.stages import GrowSection, check_growth, override
+from megatron_grow.config.stages import GrowSection, changed_model, check_growth, override
 from megatron_grow.config.strict_yaml import read_yaml
 from megatron_grow.growth.offline import GrownSource
 from megatron_grow.growth.plan import growth
@@ -54,7 +55,7 @@ def grow(source: Source, path: Path, seed: int | None, tell: Callable[[str], Non
     model = source.record.model_config
     for number, entry in enumerate(growths):
         where = path.name if len(growths) == 1 else f"{path.name}[{number}]"
-        target = override(model, entry["model"], f"{where}.model")
+        target = changed_model(model, entry["model"], f"{where}.model")
         section = override(GrowSection(), entry.get("grow") or {}, f"{where}.grow")
         if section.mask_iters:
             raise UserError(
@@ -77,6 +78,6 @@ def grow(source: Source, path: Path, seed: int | None, tell: Callable[[str], Non
         )
         source = GrownSource(source, plan, after, section)
         what = f"changes the function ({'; '.join(plan.caveats)})" if plan.caveats else ""
-        tell(f"{plan.summary}: {what or 'keeps the function'}")
+        tell(f"{plan.summary}: {what or 'keeps the function'}; {export_note(before, after)}")
     assert isinstance(source, GrownSource)
     return source

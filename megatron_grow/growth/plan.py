@@ -128,7 +128,7 @@ def growth(
         gradients,
         grow.optimizer_state or "carry",
         seed,
-        _summary(working, grown),
+        _summary(working, grown) + _grouping(source, target),
         _caveats(working, source, target, masked=bool(grow.mask_iters)),
         _fading_in(working, source, target, where) if grow.mask_iters else {},
     )
@@ -215,6 +215,17 @@ def _summary(operators: dict[str, Operator], grown: dict[str, tuple[int, int]]) 
         by = names.get(key) or names.get("width")
         parts.append(f"{before} -> {after} {what} by {by}")
     return ", ".join(parts) or "the same model"
+
+
+def _grouping(source: ModelConfig, target: ModelConfig) -> str:
+    """Says so where heads that had keys and values of their own come to share them."""
+    shared = target.num_attention_heads // target.query_groups
+    if source.num_layers == 0 or source.query_groups < source.num_attention_heads or shared == 1:
+        return ""
+    return (
+        f"; multi-head attention becomes grouped: {shared} query heads share each key and value "
+        f"(num_query_groups={target.query_groups})"
+    )
 
 
 def _fading_in(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch.distributed as dist
 from rich.filesize import decimal
 
+from megatron_grow.checkpoint.huggingface.config import export_note
 from megatron_grow.cost.memory import estimate_memory
 from megatron_grow.growth.forecast import forecast
 from megatron_grow.train.preflight import Prepared
@@ -22,11 +23,12 @@ def announcements(prepared: Prepared) -> Iterator[str]:
         if stage.index <= done and not at_load:
             continue
         layout = stage.parallel.describe(world_size)
-        if at_load:
-            when = "while loading"
+        if start is not None and at_load:
+            when, grown_from = "while loading", start.source.record.model_config
         else:
-            when = f"after step {stage.first_step}"
-            layout = f"{stages[stage.index - 1].parallel.describe(world_size)} -> {layout}"
+            before = stages[stage.index - 1]
+            when, grown_from = f"after step {stage.first_step}", before.model
+            layout = f"{before.parallel.describe(world_size)} -> {layout}"
         optimizer = prepared.config.optimizer.optimizer
         sizes = forecast(plan, optimizer)
         memory = estimate_memory(
@@ -43,4 +45,5 @@ def announcements(prepared: Prepared) -> Iterator[str]:
             f"about {decimal(memory.total)} on the fullest rank, without activations | "
             + (f"changes the function ({'; '.join(plan.caveats)})" if plan.caveats else "")
             + ("" if plan.caveats else "keeps the function")
+            + f" | {export_note(grown_from, stage.model)}"
         )

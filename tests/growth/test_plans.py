@@ -10,7 +10,14 @@ import torch
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.stages import GrowSection
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.sections import TrainSection
+from megatron_grow.config.stages import (
+    GrowSection,
+    StageSection,
+    changed_model,
+    resolve_stages,
+)
 from megatron_grow.growth.plan import growth
 from megatron_grow.operators import operator
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -112,6 +119,38 @@ def test_regrouping_to_single_heads_and_back() -> None:
     assert any("averaged" in caveat for caveat in back.caveats)
     for key, value in applied(back, many, apart, MAIN_PARAM).items():
         assert torch.allclose(value, weights[key], rtol=1e-14, atol=0), key
+
+
+def test_key_value_groups_follow_the_heads_where_they_were_as_many() -> None:
+    """An imported multi-head model names both fields."""
+    imported = replace(GPT2, num_query_groups=4)
+    assert changed_model(imported, {"num_attention_heads": 8}, "model").query_groups == 8
+    assert changed_model(imported, {"num_attention_heads": 2}, "model").query_groups == 2
+    said = changed_model(imported, {"num_attention_heads": 8, "num_query_groups": 4}, "model")
+    assert said.query_groups == 4
+    # Grouped queries stay in as many groups.
+    assert changed_model(LLAMA, {"num_attention_heads": 8}, "model").query_groups == 2
+    small, _ = resolve_stages(
+        [
+            StageSection(until=1, model={"num_attention_heads": 2}),
+            StageSection(grow=GrowSection(heads="fpi")),
+        ],
+        imported,
+        ParallelConfig(),
+        TrainSection(train_iters=2),
+    )
+    assert small.model.query_groups == 2
+
+
+def test_a_plan_says_that_multi_head_attention_becomes_grouped() -> None:
+    more = replace(GPT2, num_attention_heads=8)
+    for target, told in ((replace(more, num_query_groups=4), True), (more, False)):
+        plan = growth(GPT2, target, GrowSection(heads="fpi"), target_depth=2, seed=1)
+        expected = "multi-head attention becomes grouped: 2 query heads share each key and value"
+        assert (expected in plan.summary) == told
+    grouped = replace(LLAMA, num_attention_heads=8)
+    plan = growth(LLAMA, grouped, GrowSection(heads="fpi"), target_depth=2, seed=1)
+    assert "becomes grouped" not in plan.summary
 
 
 def test_new_tokens() -> None:

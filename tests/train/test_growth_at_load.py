@@ -46,6 +46,7 @@ def test_begins_afresh_with_the_function_that_was_loaded(workplace: Path, small:
     assert code == 0, errors
     assert "stages[0], while loading: 32 -> 64 hidden_size by hypercloning" in output
     assert "keeps the function" in output and "changes the function" in output
+    assert "exported to Hugging Face" in output
     steps = losses(workplace, "afresh")
     assert sorted(steps) == list(range(1, 21))
     # The first batch is the first batch of the small run, as a model that has finished sees it.

@@ -154,6 +154,19 @@ def choose_family(model: ModelConfig, wished: str | None, original: Mapping[str,
     return FAMILIES[came_as if came_as in fitting else fitting[0]]
 
 
+def export_note(before: ModelConfig, after: ModelConfig) -> str:
+    """Whether a model that is grown from ``before`` into ``after`` can be exported, for people."""
+    fitting = [name for name, family in FAMILIES.items() if _obstacle(after, family) is None]
+    if fitting:
+        return f"can be exported to Hugging Face as {', '.join(fitting)}"
+    lost = [
+        f"{name} any more: {_obstacle(after, family)}"
+        for name, family in FAMILIES.items()
+        if _obstacle(before, family) is None
+    ]
+    return f"cannot be exported to Hugging Face{' as ' + lost[0] if lost else ''}"
+
+
 def to_config(
     model: ModelConfig, family: Family, dtype: torch.dtype, original: Mapping[str, Any]
 ) -> dict[str, Any]:

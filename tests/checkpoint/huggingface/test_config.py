@@ -11,7 +11,12 @@ import pytest
 import torch
 import transformers
 
-from megatron_grow.checkpoint.huggingface.config import choose_family, to_config, to_model
+from megatron_grow.checkpoint.huggingface.config import (
+    choose_family,
+    export_note,
+    to_config,
+    to_model,
+)
 from megatron_grow.checkpoint.huggingface.families import FAMILIES
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
@@ -246,6 +251,17 @@ NOT_LLAMA = {
     "add_bias_linear": True,
     "position_embedding_type": "learned_absolute",
 }
+
+
+def test_whether_a_grown_model_can_be_exported_is_told() -> None:
+    heads = {"num_attention_heads": 2 * GPT2.num_attention_heads}
+    grouped = replace(GPT2, **heads, num_query_groups=GPT2.num_attention_heads)
+    deeper = replace(GPT2, num_layers=2 * GPT2.num_layers)
+    assert export_note(GPT2, deeper) == "can be exported to Hugging Face as gpt2"
+    told = export_note(GPT2, grouped)
+    assert told.startswith("cannot be exported to Hugging Face as gpt2 any more: model.num_query")
+    assert export_note(grouped, grouped) == "cannot be exported to Hugging Face"
+    assert "llama, mistral" in export_note(LLAMA, replace(LLAMA, num_layers=2))
 
 
 def test_the_family_follows_from_the_model() -> None:
