@@ -47,7 +47,7 @@ class Expansion:
             share = _times(self.share, len(self.index), factor)
             if tensor.norm:
                 return Gather(self.index, share)
-            return Gather(self.index, share, self.new_columns, self.noise)
+            return Gather(self.index, share, self.new_columns, noise=self.noise)
         new = None if tensor.norm else self.new_rows
         rows = Gather(self.index, _times(self.scale, len(self.index), factor), new)
         if self.mean_rows and axis.role is Role.PRODUCES and not tensor.norm:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from megatron_grow.state.axes import Init, LogicalTensor
+from megatron_grow.state.axes import Constant, Init, LogicalTensor
 
 FRESH = -1
 """An index that draws on no source entry."""
@@ -73,6 +73,8 @@ class Gather:
     scale: tuple[float, ...] | None = None
     fresh: Init | None = None
     """Rule for entries of index ``FRESH``; None: the tensor's own."""
+    zero: tuple[int, ...] = ()
+    """Entries of index ``FRESH`` that are zero, whatever the rule for others."""
     noise: Noise | None = None
 
     def segments(self, start: int, stop: int) -> list[Segment]:
@@ -81,7 +83,7 @@ class Gather:
         if len(runs) > _MOST_RUNS:
             return [self._span(a, b) for a, b in self._covered(start, stop)]
         return [
-            Segment((a, b), None, fresh=self.fresh)
+            Segment((a, b), None, fresh=self._rule(a))
             if self.index[a] == FRESH
             else Segment(
                 (a, b),
@@ -119,28 +121,39 @@ class Gather:
         return replace(self, index=self.index[:end], scale=scale)
 
     def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Maximal ranges over which the index is FRESH, or counts up by one."""
+        """Maximal ranges over which the index is FRESH by one rule, or counts up by one."""
         begin = start
         for i in range(start + 1, stop + 1):
             if i < stop:
                 before, here = self.index[i - 1], self.index[i]
-                if here == before == FRESH or (before != FRESH and here == before + 1):
+                if before != FRESH and here == before + 1:
+                    continue
+                if here == before == FRESH and self._rule(i) == self._rule(i - 1):
                     continue
             yield begin, i
             begin = i
 
     def _covered(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Maximal ranges that are all fresh or all drawn from the source."""
+        """Maximal ranges that are all fresh by one rule, or all drawn from the source."""
         begin = start
         for i in range(start + 1, stop + 1):
-            if i == stop or (self.index[i] == FRESH) != (self.index[begin] == FRESH):
+            if i == stop or self._kind(i) != self._kind(begin):
                 yield begin, i
                 begin = i
+
+    def _rule(self, i: int) -> Init | None:
+        """For entry ``i``, if it is fresh."""
+        return Constant(0.0) if i in self.zero else self.fresh
+
+    def _kind(self, i: int) -> tuple[bool, Init | None]:
+        """Whether entry ``i`` is fresh, and by which rule."""
+        fresh = self.index[i] == FRESH
+        return fresh, self._rule(i) if fresh else None
 
     def _span(self, a: int, b: int) -> Segment:
         part = self.index[a:b]
         if part[0] == FRESH:
-            return Segment((a, b), None, fresh=self.fresh)
+            return Segment((a, b), None, fresh=self._rule(a))
         low, high = min(part), max(part) + 1
         return Segment(
             (a, b),

@@ -86,6 +86,10 @@ PRESERVING: dict[str, Case] = {
     "depth copying_zero": Case({"depth": "copying_zero"}, {"num_layers": 5}),
     "depth identity": Case({"depth": "identity"}, {"num_layers": 4}),
     "llama_pro": Case({"recipe": "llama_pro"}, {"num_layers": 3}),
+    "depth explicit": Case(
+        {"depth": {"operator": "explicit", "layers": [0, -1, 1, 0], "zero": [1, 3]}},
+        {"num_layers": 4},
+    ),
 }
 
 

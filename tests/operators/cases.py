@@ -42,6 +42,17 @@ MATRIX = [[1.0, 0.0], [1.5, -0.5], [0.0, 1.0]]
 NORMS_AND_BIASES = [n for n in f.LAYER_AXES if n in f.NORMS or n.endswith("bias")]
 
 
+LAYERS = [1, 0, FRESH, 0, 1, FRESH]
+
+
+def _explicit(net: Net) -> Net:
+    """Where their branches end, layer 1 is halved and layers 3 and 5 are zero."""
+    net = f.layers(net, LAYERS)
+    for name in set(f.ENDS) & set(net.arrays):
+        net.arrays[name][1] *= 0.5
+    return f.zeroed(net, f.ENDS, [3, 5])
+
+
 DEPTH = {
     "random": _depth("random", [0, 1, FRESH, FRESH, FRESH]),
     "zero": _depth("zero", [0] * 5, lambda n: f.layers(n, [0, 1, FRESH, FRESH, FRESH], 0.0)),
@@ -63,6 +74,16 @@ DEPTH = {
         "llama_pro", [0] * 4, lambda n: f.zeroed(f.layers(n, [0, 0, 1, 1]), f.ENDS, [1, 3])
     ),
     "explicit": _depth({"operator": "explicit", "layers": [1, 0, -1, 0, 1]}, [1, 0, -1, 0, 1]),
+    "explicit, zero and scale": _depth(
+        {
+            "operator": "explicit",
+            "layers": LAYERS,
+            "zero": [3, 5],
+            "scale": [1.0, 0.5, 1.0, 1.0, 1.0, 1.0],
+        },
+        LAYERS,
+        _explicit,
+    ),
     "mix": _depth("mix", [0] * 5, lambda n: f.mixed(n, INTERPOLATION)),
     "mix, matrix": _depth(
         {"operator": "mix", "matrix": MATRIX}, [0] * 3, lambda n: f.mixed(n, MATRIX)

@@ -157,6 +157,22 @@ def test_which_preserve_the_function_is_declared(name: str) -> None:
     assert (operator(name).caveat(model(2), model(4)) is None) == (name in preserving)
 
 
+@pytest.mark.parametrize(
+    ("options", "preserves"),
+    [
+        ({"layers": [0, 0, 1, -1], "zero": [1, 3]}, True),
+        ({"layers": [0, 0, 1, -1], "zero": [0, 3]}, True),
+        ({"layers": [0, 0, 1, -1], "zero": [1, 3], "scale": [1.0, 2.0, 1.0, 1.0]}, True),
+        ({"layers": [0, 0, 1, -1], "zero": [1, 3], "scale": [1.0, 1.0, 0.5, 1.0]}, False),
+        ({"layers": [0, 0, 1, -1], "zero": [3]}, False),
+        ({"layers": [1, 0, 1, 0], "zero": [2, 3]}, False),
+    ],
+)
+def test_explicit_says_whether_it_preserves_the_function(options: dict, preserves: bool) -> None:
+    made = operator({"operator": "explicit", **options})
+    assert (made.caveat(model(2), model(4)) is None) == preserves
+
+
 @pytest.mark.parametrize("name", NEEDS_LAYERS)
 def test_copies_need_a_source_with_layers(name: str) -> None:
     with pytest.raises(UserError) as error:
@@ -173,6 +189,17 @@ def test_copies_need_a_source_with_layers(name: str) -> None:
         ({"operator": "copying_stack", "whole_factor": True}, (4, 10), ["4 -> 10", "8 or 12"]),
         ({"operator": "explicit", "layers": [0, 1]}, (2, 3), [".layers", "2", "num_layers=3"]),
         ({"operator": "explicit", "layers": [0, 1, 2]}, (2, 3), ["layer 2", "0 to 1"]),
+        ({"operator": "explicit", "layers": [0, 1, 1], "zero": [3]}, (2, 3), [".zero", "0 to 2"]),
+        (
+            {"operator": "explicit", "layers": [0, 1, 1], "scale": [1.0]},
+            (2, 3),
+            [".scale", "1 numbers", "num_layers=3"],
+        ),
+        (
+            {"operator": "explicit", "layers": [0, 1, 1], "scale": [1.0, 1.0, float("inf")]},
+            (2, 3),
+            [".scale", "inf", "finite"],
+        ),
         ({"operator": "mix", "matrix": [[1.0]]}, (2, 3), [".matrix", "3 rows", "2 numbers"]),
     ],
 )
