@@ -13,6 +13,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.plan import Plan
 from megatron_grow.optim.moments import moments
+from megatron_grow.state.axes import origin
 from megatron_grow.state.boxes import Box, full, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import fresh_parts, materialise, sources
@@ -42,6 +43,7 @@ class GrownSource:
 
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the values: of the source's for what it has, else fp32."""
+        key = origin(key, self._source.tensors)
         known = key in self._source.tensors and kind in self._source.kinds(key)
         return self._source.dtype(key, kind) if known else torch.float32
 
@@ -58,7 +60,7 @@ class GrownSource:
         new = sum(volume(part) for part, _ in fresh_parts(tensor_map, box))
         if not needed:
             return "fresh", 0
-        before = self._source.tensors[key].axes
+        before = self._source.tensors[origin(key, self._source.tensors)].axes
         how = ", ".join(
             f"{old.size} -> {axis.size} {axis.name}"
             for old, axis in zip(before, self.tensors[key].axes, strict=True)
@@ -108,8 +110,8 @@ def _state_kinds(plan: Plan, source: Source) -> dict[str, tuple[str, ...]]:
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
     kinds = {}
     for key, tensor in plan.tensors.items():
-        if key in source.tensors:
-            kinds[key] = source.kinds(key)
+        if (known := origin(key, source.tensors)) in source.tensors:
+            kinds[key] = source.kinds(known)
         else:
             kept = moments(optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)
             kinds[key] = (MAIN_PARAM, *(kept if trains else ()))

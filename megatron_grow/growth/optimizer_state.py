@@ -28,7 +28,8 @@ def moment_map(gradient: TensorMap, policy: Policy, kind: str) -> TensorMap:
     """
     terms = gradient.terms if policy != "reset" else ()
     if policy == "carry_old":
-        terms = _originals(terms)
+        # A head that was tied is a copy of the embedding, which goes on as the original.
+        terms = _originals(tuple(t for t in terms if t.source == gradient.target.key))
 
     def moved(axis: AxisMap) -> AxisMap:
         if isinstance(axis, Gather):

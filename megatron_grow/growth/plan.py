@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -11,7 +12,7 @@ from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.optimizer_state import Policy, moment_map
 from megatron_grow.operators import operator
 from megatron_grow.operators.base import Draw, NewUnits, Operator
-from megatron_grow.state.axes import LogicalTensor, logical_tensors
+from megatron_grow.state.axes import LogicalTensor, logical_tensors, origin
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import Dense, Gather, Identity, TensorMap, Term, all_fresh, identity
 
@@ -116,7 +117,9 @@ def growth(
     weights, gradients = (
         {
             key: _compose(
-                tensor, [getattr(o, how)(tensor, source, target) for o in working.values()]
+                tensor,
+                origin(key, before),
+                [getattr(o, how)(tensor, source, target) for o in working.values()],
             )
             for key, tensor in tensors.items()
         }
@@ -128,7 +131,7 @@ def growth(
         gradients,
         grow.optimizer_state or "carry",
         seed,
-        _summary(working, grown) + _grouping(source, target),
+        "; ".join((_summary(working, grown), *_in_words(source, target))),
         _caveats(working, source, target, masked=bool(grow.mask_iters)),
         _fading_in(working, source, target, where) if grow.mask_iters else {},
     )
@@ -186,7 +189,7 @@ def _check_all_grow(
             )
 
 
-def _compose(tensor: LogicalTensor, choices: list[list[Draw]]) -> TensorMap:
+def _compose(tensor: LogicalTensor, source: str, choices: list[list[Draw]]) -> TensorMap:
     """One term for each combination of what the operators draw."""
     terms = []
     for draws in product(*choices):
@@ -200,7 +203,7 @@ def _compose(tensor: LogicalTensor, choices: list[list[Draw]]) -> TensorMap:
                     how = by_depth.after(how)
                 merged[name] = how
         axes = tuple(merged.get(axis.name, Identity()) for axis in tensor.axes)
-        terms.append(Term(tensor.key, axes))
+        terms.append(Term(source, axes))
     return TensorMap(tensor, tuple(terms), tensor.init)
 
 
@@ -217,15 +220,16 @@ def _summary(operators: dict[str, Operator], grown: dict[str, tuple[int, int]]) 
     return ", ".join(parts) or "the same model"
 
 
-def _grouping(source: ModelConfig, target: ModelConfig) -> str:
-    """Says so where heads that had keys and values of their own come to share them."""
+def _in_words(source: ModelConfig, target: ModelConfig) -> Iterator[str]:
+    """What else changes in kind."""
     shared = target.num_attention_heads // target.query_groups
-    if source.num_layers == 0 or source.query_groups < source.num_attention_heads or shared == 1:
-        return ""
-    return (
-        f"; multi-head attention becomes grouped: {shared} query heads share each key and value "
-        f"(num_query_groups={target.query_groups})"
-    )
+    if source.num_layers and source.query_groups == source.num_attention_heads and shared > 1:
+        yield (
+            f"multi-head attention becomes grouped: {shared} query heads share each key and value "
+            f"(num_query_groups={target.query_groups})"
+        )
+    if source.share_embeddings_and_output_weights > target.share_embeddings_and_output_weights:
+        yield "the head, no longer tied, begins as the embedding"
 
 
 def _fading_in(

@@ -5,6 +5,7 @@ To support another architecture, add rows here.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -105,6 +106,8 @@ class LogicalTensor:
 
 
 LAYERS = "decoder.layers."
+EMBEDDING = "embedding.word_embeddings.weight"
+HEAD = "output_layer.weight"
 
 
 def logical_tensors(
@@ -118,7 +121,7 @@ def logical_tensors(
             by 1 / sqrt(2 x depth) (GPT-2); the model's own if absent.
     """
     tensors = [
-        _embedding("embedding.word_embeddings.weight", "vocab", model.padded_vocab_size, model),
+        _embedding(EMBEDDING, "vocab", model.padded_vocab_size, model),
     ]
     if model.position_embedding_type == "learned_absolute":
         tensors.append(
@@ -136,8 +139,16 @@ def logical_tensors(
     last = _hidden(model, Role.CONSUMES if tied else Role.PRODUCES)
     tensors += _norm("decoder.final_layernorm.", (), last, model)
     if not model.share_embeddings_and_output_weights:
-        tensors.append(_embedding("output_layer.weight", "vocab", model.padded_vocab_size, model))
+        tensors.append(_embedding(HEAD, "vocab", model.padded_vocab_size, model))
     return {tensor.key: tensor for tensor in tensors}
+
+
+def origin(key: str, tensors: Container[str]) -> str:
+    """Which of ``tensors``, a model's, the tensor ``key`` of a model grown from it is drawn from.
+
+    A head that is tied is the embedding.
+    """
+    return EMBEDDING if key == HEAD and key not in tensors else key
 
 
 def _hidden(model: ModelConfig, role: Role = Role.PRODUCES) -> Axis:
@@ -146,7 +157,7 @@ def _hidden(model: ModelConfig, role: Role = Role.PRODUCES) -> Axis:
 
 def _embedding(key: str, name: str, size: int, model: ModelConfig) -> LogicalTensor:
     # The head reads the residual stream; embeddings write it.
-    role = Role.CONSUMES if key == "output_layer.weight" else Role.PRODUCES
+    role = Role.CONSUMES if key == HEAD else Role.PRODUCES
     return LogicalTensor(
         key,
         (Axis(name, size, Role.INDEX), _hidden(model, role)),

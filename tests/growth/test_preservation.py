@@ -86,6 +86,23 @@ PRESERVING: dict[str, Case] = {
     "depth copying_zero": Case({"depth": "copying_zero"}, {"num_layers": 5}),
     "depth identity": Case({"depth": "identity"}, {"num_layers": 4}),
     "llama_pro": Case({"recipe": "llama_pro"}, {"num_layers": 3}),
+    # Where the head is not tied before, there is nothing to untie.
+    "untied": Case({}, {"share_embeddings_and_output_weights": False}, carries=False),
+    "untied, wider": Case(
+        {"recipe": "hypercloning"},
+        {"share_embeddings_and_output_weights": False, "hidden_size": 24},
+        carries=False,
+    ),
+    "untied, lemon": Case(
+        {"width": "lemon", "depth": "copying_zero"},
+        {
+            "share_embeddings_and_output_weights": False,
+            "hidden_size": 21,
+            "num_layers": 3,
+            "layernorm_epsilon": EPS * 16 / 21,
+        },
+        carries=False,
+    ),
     "depth explicit": Case(
         {"depth": {"operator": "explicit", "layers": [0, -1, 1, 0], "zero": [1, 3]}},
         {"num_layers": 4},
