@@ -11,6 +11,7 @@ VERSION = re.search(
 ).group(1)
 
 HF = ["transformers"]
+CORPORA = ["pyarrow", "backports.zstd; python_version < '3.14'"]
 
 setup(
     name="megatron_grow",
@@ -39,7 +40,17 @@ setup(
     ],
     extras_require={
         "hf": HF,
+        "corpora": CORPORA,
         "te": ["transformer-engine[pytorch]"],
-        "dev": [*HF, "pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter"],
+        "dev": [
+            *HF,
+            *CORPORA,
+            "pytest",
+            "pytest-timeout",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "import-linter",
+        ],
     },
 )

@@ -9,6 +9,7 @@ train_data_path: [data/books_text_document].
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -35,22 +36,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="JSON lines (.jsonl, .json, .ndjson), text files (one document each), either of them "
-        "as .gz or .xz, or directories, read recursively",
+        help="files of JSON (an object a line, or objects in an array), of text (one document "
+        "each) or of Parquet, told by their content, also as .gz, .bz2, .xz, .zst; or directories, "
+        "read recursively",
     )
-    add("--json-key", metavar="KEY", help="key of the text in a JSON line (default: text)")
+    add("--json-key", metavar="KEY", help="key or column of the text (default: text)")
     add(
         "--glob",
         action="append",
         metavar="PATTERN",
-        help="names of files taken from a directory; repeatable "
-        "(default: *.txt *.md *.py *.jsonl *.jsonl.gz *.jsonl.xz)",
+        help="names of files taken from a directory; repeatable (default: all that can be read)",
     )
     add(
         "--exclude",
         action="append",
         metavar="PATTERN",
         help="names of files or folders left out of a directory; repeatable",
+    )
+    add(
+        "--on-bad-line",
+        choices=["stop", "skip"],
+        help="what a document does that cannot be read: stop (default), or be left out, counted, "
+        "and the first ten named",
     )
     add = parser.add_argument_group("output").add_argument
     add(
@@ -115,14 +122,19 @@ def main(argv: list[str] | None = None) -> int:
 
     from megatron_grow.data.preprocess import PreprocessConfig, preprocess
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
-        preprocess(PreprocessConfig(**vars(args)), Console(soft_wrap=True, highlight=False))
+        config = PreprocessConfig(**vars(args))
+        preprocess(config, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit) as error:
+        kept = config.kept if config.staging.exists() else "nothing was written"
+        print(f"interrupted; {kept}", file=sys.stderr)
+        return 143 if isinstance(error, SystemExit) else 130
     return 0
 
 

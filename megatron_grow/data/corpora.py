@@ -1,25 +1,27 @@
-"""Raw corpora: files of text or JSON lines, read as a stream of documents."""
+"""Raw corpora: files of text, JSON or Parquet, read as a stream of documents."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
+from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.data.compression import DAMAGE, open_stream
+from megatron_grow.data.inputs import InputFile, no_key
+from megatron_grow.data.json_values import read_values
+from megatron_grow.data.parquet import read_rows
+from megatron_grow.data.sniff import Format
 
-DEFAULT_GLOBS = ("*.txt", "*.md", "*.py", "*.jsonl", "*.jsonl.gz", "*.jsonl.xz")
-_DECOMPRESSORS: dict[str, Callable[[BinaryIO], gzip.GzipFile | lzma.LZMAFile]] = {
-    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
-    ".xz": lzma.LZMAFile,
-}
-_JSON_LINES = {".jsonl", ".json", ".ndjson"}
+_UNITS = {Format.JSON_LINES: "line", Format.JSON: "entry", Format.PARQUET: "row"}
+
+
+def _place(path: Path, format: Format, number: int) -> str:
+    unit = _UNITS.get(format)
+    return f"{path}, {unit} {number}" if unit else str(path)
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,13 @@ class Record:
     """A document as it lies in a file, not yet decoded."""
 
     path: Path
-    line: int | None
-    """Line number from 1 in a file of JSON lines; absent where the whole file is the document."""
+    format: Format
+    number: int
+    """Line, entry or row, from 1; where the whole file is the document, 1."""
     data: bytes
 
     def __str__(self) -> str:
-        return str(self.path) if self.line is None else f"{self.path}, line {self.line}"
+        return _place(self.path, self.format, self.number)
 
     def text(self, json_key: str) -> str:
         """The document's text.
@@ -40,34 +43,48 @@ class Record:
         Raises:
             UserError: not UTF-8, not a JSON object, or no text under ``json_key``.
         """
-        return self._decode() if self.line is None else self._parse(json_key)
+        if self.format in (Format.JSON_LINES, Format.JSON):
+            return self._parse(json_key)
+        return self._decode()
 
     def _decode(self) -> str:
         try:
             return self.data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"{self}: not UTF-8 at byte {error.start}: {error.reason}") from error
+            raise UserError(f"not UTF-8 at byte {error.start}: {error.reason}") from error
 
     def _parse(self, json_key: str) -> str:
         try:
             value = json.loads(self._decode())
         except json.JSONDecodeError as error:
-            raise UserError(
-                f"{self}: not JSON: {error.msg} at character {error.pos + 1}"
-            ) from error
+            raise UserError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
+        except (ValueError, RecursionError) as error:  # beyond what Python parses
+            raise UserError(f"not JSON: {error}") from error
         if not isinstance(value, dict):
-            raise UserError(f"{self}: a JSON object is expected, not {type(value).__name__}")
+            raise UserError(f"a JSON object is expected, not {type(value).__name__}")
         if json_key not in value:
-            raise UserError(f"{self}: no key {json_key!r}; its keys are {', '.join(value)}")
+            raise UserError(no_key(json_key, value))
         text = value[json_key]
         if not isinstance(text, str):
             found = type(text).__name__
-            raise UserError(f"{self}: the value of {json_key!r} must be a string, not {found}")
+            raise UserError(f"the value of {json_key!r} must be a string, not {found}")
         try:
             text.encode()
         except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
-            raise UserError(f"{self}: the text is not valid Unicode: {error.reason}") from error
+            raise UserError(f"the text is not valid Unicode: {error.reason}") from error
         return text
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """A place between two documents of the input."""
+
+    file: int = 0
+    """Number of the file, from 0."""
+    entries: int = 0
+    """Lines, entries or rows of it that lie before."""
+    offset: int = 0
+    """Bytes of JSON lines before, decompressed."""
 
 
 @dataclass
@@ -75,90 +92,100 @@ class Chunk:
     """Some consecutive records: what a worker is given at a time."""
 
     records: list[Record] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+    """Files that broke off: where, and how."""
     text_bytes: int = 0
     """Size of the records."""
     disk_bytes: int = 0
     """What was read from disk for them, for the progress bar."""
+    end: Position = Position()
+    """Behind the last record."""
 
 
-def find_files(
-    inputs: Sequence[str], globs: Sequence[str] = DEFAULT_GLOBS, exclude: Sequence[str] = ()
-) -> list[Path]:
-    """The files that ``inputs`` name: themselves, or those in a directory, recursively.
-
-    Inputs keep their order; a directory's files are sorted by path, so the order of documents
-    does not depend on the file system.
-
-    Args:
-        inputs: Files and directories.
-        globs: Patterns of file names taken from a directory.
-        exclude: Patterns of names of files or folders left out of a directory.
-
-    Raises:
-        UserError: an input that is missing or holds no file.
-    """
-    files: list[Path] = []
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(
-                file
-                for file in {match for glob in globs for match in path.rglob(glob)}
-                if file.is_file() and not _excluded(file.relative_to(path), exclude)
-            )
-            if not found:
-                raise UserError(f"input={name}: no file in it matches {', '.join(globs)}")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise UserError(f"input={name} does not exist")
-    return files
-
-
-def _excluded(relative: Path, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(part, pattern) for part in relative.parts for pattern in patterns)
-
-
-def read_chunks(files: Iterable[Path], chunk_bytes: int = 1 << 20) -> Iterator[Chunk]:
+def read_chunks(
+    files: Sequence[InputFile], json_key: str, start: Position, chunk_bytes: int = 1 << 20
+) -> Iterator[Chunk]:
     """Read ``files`` in order, in chunks of at least ``chunk_bytes`` (the last may be smaller).
 
+    A damaged file ends where the damage begins, which its chunk tells.
+
+    Args:
+        files: The input.
+        json_key: Column of the text in Parquet.
+        start: Where to begin.
+        chunk_bytes: Size of a chunk's records, decompressed.
+
     Raises:
-        UserError: a file that cannot be read, or a damaged compressed file.
+        UserError: a file that cannot be read, though not by its own fault.
     """
     chunk = Chunk()
-    for path in files:
-        position = 0
+    for number, file in enumerate(files[start.file :], start.file):
+        end = begin = start if number == start.file else Position(number)
+        tell = 0
         try:
-            with path.open("rb") as raw:
-                for record in _read_records(path, raw):
+            stream, raw = open_stream(file.path)
+            with raw:
+                for record, end in _read_records(file, stream, json_key, begin):
+                    chunk.end = end
                     chunk.records.append(record)
                     chunk.text_bytes += len(record.data)
-                    chunk.disk_bytes += raw.tell() - position
-                    position = raw.tell()
+                    chunk.disk_bytes += raw.tell() - tell
+                    tell = raw.tell()
                     if chunk.text_bytes >= chunk_bytes:
                         yield chunk
-                        chunk = Chunk()
-        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from error
-    if chunk.records:
+                        chunk = Chunk(end=end)
+        except DAMAGE as error:
+            place = _place(file.path, file.format, end.entries + 1)
+            chunk.damage.append(f"{place}: cannot be read: {error}")
+        except OSError as error:
+            raise UserError(f"{file.path}: cannot be read: {error.strerror or error}") from error
+        chunk.disk_bytes += file.size - tell
+        chunk.end = Position(number + 1)
+    if chunk.records or chunk.damage:
         yield chunk
 
 
-def _read_records(path: Path, raw: BinaryIO) -> Iterator[Record]:
-    decompress = _DECOMPRESSORS.get(path.suffix)
-    stream = decompress(raw) if decompress else raw
-    kind = path.with_suffix("").suffix if decompress else path.suffix
-    if kind in _JSON_LINES:
-        for number, line in enumerate(stream, start=1):
+def _read_records(
+    file: InputFile, stream: BinaryIO, column: str, begin: Position
+) -> Iterator[tuple[Record, Position]]:
+    """The records of a file from ``begin`` on, and where each ends."""
+    if file.format is Format.TEXT:
+        yield Record(file.path, file.format, 1, stream.read()), Position(begin.file + 1)
+        return
+    entries = count(begin.entries + 1)
+    if file.format is Format.JSON_LINES:
+        offset = stream.seek(begin.offset)
+        for number, line in zip(entries, stream, strict=False):
+            offset += len(line)
             if line.strip():
-                yield Record(path, number, line)
-    else:
-        yield Record(path, None, stream.read())
+                record = Record(file.path, file.format, number, line)
+                yield record, Position(begin.file, number, offset)
+        return
+    texts = read_rows(file.path, column) if file.format is Format.PARQUET else read_values(stream)
+    for number, text in zip(entries, islice(texts, begin.entries, None), strict=False):
+        record = Record(file.path, file.format, number, text.encode())
+        yield record, Position(begin.file, number)
 
 
-def read_texts(files: Iterable[Path], json_key: str) -> Iterator[str]:
-    """The text of every document, in order."""
-    for chunk in read_chunks(files):
+def read_texts(files: Sequence[InputFile], json_key: str, skip_bad: bool) -> Iterator[str]:
+    """The text of every document, in order.
+
+    Args:
+        files: The input.
+        json_key: Key or column of the text.
+        skip_bad: Take a record that cannot be read for a document without text.
+
+    Raises:
+        UserError: a record or a file that cannot be read.
+    """
+    for chunk in read_chunks(files, json_key, Position()):
         for record in chunk.records:
-            yield record.text(json_key)
+            try:
+                text = record.text(json_key)
+            except UserError as error:
+                if not skip_bad:
+                    raise UserError(f"{record}: {error}") from error
+                text = ""
+            yield text
+        if chunk.damage and not skip_bad:
+            raise UserError(chunk.damage[0])

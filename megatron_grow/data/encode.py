@@ -9,15 +9,18 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.corpora import Chunk
+from megatron_grow.data.corpora import Chunk, Position, Record
+from megatron_grow.data.findings import Findings
+from megatron_grow.data.signals import signals_blocked
 from megatron_grow.data.tokenizers import Tokenizer, load_tokenizer
 
 # The indexed dataset counts the tokens of a sequence, and Megatron those of a sample, in int32.
@@ -34,10 +37,14 @@ class EncodedDocument(NamedTuple):
 
 
 class EncodedChunk(NamedTuple):
-    """The documents of a chunk, and its size on disk for the progress bar."""
+    """The documents of a chunk, and what there is to tell of them."""
 
     documents: list[EncodedDocument]
+    findings: Findings
     disk_bytes: int
+    """What was read from disk, for the progress bar."""
+    end: Position
+    """Where the input goes on."""
 
 
 @dataclass(frozen=True)
@@ -59,44 +66,101 @@ class Encoder:
     def load(self) -> Callable[[Chunk], EncodedChunk]:
         """The encoding function, its tokenizer loaded.
 
-        It raises :class:`UserError` for a record that cannot be read and for a document that is
-        too long for the format.
+        A record that cannot be encoded becomes a document without text, which is told.
         """
         tokenizer = self.load_tokenizer()
         eod = np.array([tokenizer.eod], dtype=np.int32)
 
         def encode(chunk: Chunk) -> EncodedChunk:
-            texts = [record.text(self.json_key) for record in chunk.records]
-            if self.split_sentences:
-                pieces = [self.split_sentences(text) for text in texts]
-            else:
-                pieces = [[text] if text else [] for text in texts]
-            # One batch for the whole chunk, then regrouped by document.
-            encoded = iter(tokenizer.encode_batch([piece for group in pieces for piece in group]))
+            findings = Findings()
+            texts = [self._texts(record) for record in chunk.records]
+            encoded = _encode_all(tokenizer, texts)
             documents = []
-            for record, group in zip(chunk.records, pieces, strict=True):
-                sequences = [tokens for tokens in (next(encoded) for _ in group) if tokens.size]
-                if sequences and self.append_eod:
-                    sequences[-1] = np.concatenate([sequences[-1], eod])
-                lengths = [tokens.size for tokens in sequences]
-                if sum(lengths) > _MAX_DOCUMENT_TOKENS:
-                    raise UserError(
-                        f"{record}: a document of {sum(lengths)} tokens; at most "
-                        f"{_MAX_DOCUMENT_TOKENS} fit, so cut it into several"
-                    )
-                tokens = np.concatenate(sequences) if sequences else eod[:0]
-                documents.append(EncodedDocument(tokens, lengths))
-            return EncodedChunk(documents, chunk.disk_bytes)
+            for record, text, sequences in zip(chunk.records, texts, encoded, strict=True):
+                document = self._document(sequences, eod)
+                if isinstance(document, UserError):
+                    findings.add_bad(f"{record}: {document}")
+                    document = EncodedDocument(eod[:0], [])
+                else:
+                    _tell(record, text, document, tokenizer, findings)
+                findings.add_document(record.format.value)
+                documents.append(document)
+            for damage in chunk.damage:
+                findings.add_bad(damage)
+            return EncodedChunk(documents, findings, chunk.disk_bytes, chunk.end)
 
         return encode
+
+    def _texts(self, record: Record) -> list[str] | UserError:
+        """The texts in a record that become a sequence each, or what is wrong with it."""
+        try:
+            text = record.text(self.json_key)
+        except UserError as error:
+            return error
+        if self.split_sentences:
+            return self.split_sentences(text)
+        return [text] if text else []
+
+    def _document(
+        self, encoded: list[np.ndarray] | UserError, eod: np.ndarray
+    ) -> EncodedDocument | UserError:
+        if isinstance(encoded, UserError):
+            return encoded
+        sequences = [tokens for tokens in encoded if tokens.size]
+        if sequences and self.append_eod:
+            sequences[-1] = np.concatenate([sequences[-1], eod])
+        lengths = [tokens.size for tokens in sequences]
+        if sum(lengths) > _MAX_DOCUMENT_TOKENS:
+            return UserError(
+                f"a document of {sum(lengths)} tokens; at most {_MAX_DOCUMENT_TOKENS} fit, "
+                "so cut it into several"
+            )
+        return EncodedDocument(np.concatenate(sequences) if sequences else eod[:0], lengths)
+
+
+def _encode_all(
+    tokenizer: Tokenizer, documents: list[list[str] | UserError]
+) -> list[list[np.ndarray] | UserError]:
+    """Token ids of every text of every document, or what is wrong with the document."""
+    readable = [texts for texts in documents if not isinstance(texts, UserError)]
+    try:  # one batch for all, then regrouped by document
+        encoded = iter(tokenizer.encode_batch([text for texts in readable for text in texts]))
+    except UserError as error:
+        if len(documents) == 1:
+            return [error]
+        return [found for texts in documents for found in _encode_all(tokenizer, [texts])]
+    return [
+        texts if isinstance(texts, UserError) else [next(encoded) for _ in texts]
+        for texts in documents
+    ]
+
+
+def _tell(
+    record: Record,
+    texts: list[str] | UserError,
+    document: EncodedDocument,
+    tokenizer: Tokenizer,
+    findings: Findings,
+) -> None:
+    """Count a document without text, and what of its text the tokenizer has no tokens for."""
+    assert not isinstance(texts, UserError)
+    findings.empty += not document.lengths
+    if tokenizer.unknown is not None and (document.tokens == tokenizer.unknown).any():
+        unknown = int((document.tokens == tokenizer.unknown).sum())
+        findings.unknown.add(unknown, f"in {record}")
+    for character, count in tokenizer.dropped("".join(texts)).items():
+        findings.dropped.add(count, f"{character!r} (U+{ord(character):04X}) in {record}")
 
 
 def encode_in_order(
     chunks: Iterable[Chunk], encoder: Encoder, workers: int
-) -> Iterator[EncodedChunk]:
+) -> Generator[EncodedChunk, None, None]:
     """Encode ``chunks`` in ``workers`` processes; results come in the order of the chunks.
 
     A few chunks for each worker are in memory at a time.
+
+    Raises:
+        UserError: a worker was killed.
     """
     # Spawned, since the tokenizers library has threads that would not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -106,11 +170,17 @@ def encode_in_order(
     ) as pool:
         try:
             for chunk in chunks:
-                pending.append(pool.submit(_encode, chunk))
+                with signals_blocked():  # for ever in the workers: they end with this process
+                    pending.append(pool.submit(_encode, chunk))
                 if len(pending) > 2 * workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"one of the {workers} processes that encode was killed, perhaps for want of "
+                "memory, of which fewer --workers need less"
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

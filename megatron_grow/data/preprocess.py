@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-import tempfile
+import os
+import shutil
 import time
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from megatron_grow import __version__
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.corpora import DEFAULT_GLOBS, find_files, read_chunks, read_texts
+from megatron_grow.data.corpora import Position, read_chunks, read_texts
 from megatron_grow.data.encode import Encoder, encode_in_order
-from megatron_grow.data.tokenizers import tokenizer_digest, train_bpe
+from megatron_grow.data.inputs import InputFile, InputOptions, Inputs, find_inputs
+from megatron_grow.data.journal import Journal, Made, claimed
+from megatron_grow.data.summary import by_kind, closing_lines
+from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest, train_bpe
 
 _SUFFIXES = (".bin", ".idx", ".json")
 
@@ -25,15 +32,18 @@ class PreprocessConfig:
     """What to read, how to encode it and where to write it."""
 
     input: list[str]
-    """Files of JSON lines or text (.gz and .xz too), and directories of such files."""
+    """Files of JSON, text or Parquet, compressed or not, and directories of such files."""
     output_prefix: str
     """Writes PREFIX_text_document.{bin,idx,json}: the JSON key and what a sequence is."""
     json_key: str = "text"
-    """Key of the text in a JSON line."""
-    glob: tuple[str, ...] = DEFAULT_GLOBS
+    """Key of the text in a JSON object, its column in Parquet."""
+    glob: Sequence[str] = ("*",)
     """Names of files taken from a directory."""
-    exclude: tuple[str, ...] = ()
+    exclude: Sequence[str] = ()
     """Names of files and folders left out of a directory."""
+    on_bad_line: str = "stop"
+    """What a document does that cannot be read or encoded: ``stop`` the run, or be left out and
+    counted: ``skip``."""
     tokenizer: str = "bytes"
     """``bytes``, ``gpt2`` or the path of a tokenizer.json."""
     vocab_file: str | None = None
@@ -58,16 +68,42 @@ class PreprocessConfig:
             raise UserError(f"valid_fraction={self.valid_fraction} must be in [0, 1)")
         if self.workers < 1:
             raise UserError(f"workers={self.workers} must be at least 1")
+        if self.on_bad_line not in ("stop", "skip"):
+            raise UserError(f"on_bad_line={self.on_bad_line} must be stop or skip")
+        if os.path.basename(self.output_prefix) in ("", ".", ".."):
+            raise UserError(
+                f"output_prefix={self.output_prefix} must end in the beginning of a file name, "
+                f"such as {os.path.join(self.output_prefix, 'corpus')}"
+            )
 
     @property
     def prefixes(self) -> dict[str, str]:
         """Output prefix of each part: ``train`` and, if documents are held out, ``valid``."""
         level = "sentence" if self.split_sentences else "document"
         parts = {"train": "", "valid": "_valid"} if self.valid_fraction else {"train": ""}
-        return {
-            part: f"{self.output_prefix}{infix}_{self.json_key}_{level}"
-            for part, infix in parts.items()
-        }
+        key = self.json_key.replace("/", "_")
+        return {part: f"{self.output_prefix}{infix}_{key}_{level}" for part, infix in parts.items()}
+
+    @property
+    def outputs(self) -> list[Path]:
+        """Every file that is written."""
+        outputs = [Path(prefix + end) for prefix in self.prefixes.values() for end in _SUFFIXES]
+        return outputs if self.train_tokenizer is None else [*outputs, Path(self.tokenizer_path)]
+
+    @property
+    def staging(self) -> Path:
+        """Where they are written until they are whole."""
+        return Path(f"{self.prefixes['train']}.partial")
+
+    @property
+    def kept(self) -> str:
+        """What an interrupted run leaves, in words."""
+        return f"what was done is kept in {self.staging}: the same command goes on from there"
+
+    @property
+    def skips_bad(self) -> bool:
+        """Whether bad documents are left out."""
+        return self.on_bad_line == "skip"
 
     @property
     def tokenizer_name(self) -> str:
@@ -79,6 +115,22 @@ class PreprocessConfig:
         """Where a trained tokenizer is written."""
         return f"{self.output_prefix}-tokenizer.json"
 
+    def settings(self) -> dict[str, Any]:
+        """What the output depends on, besides the input; loads the tokenizer."""
+        digest = None
+        if self.train_tokenizer is None:
+            loaded = load_tokenizer(self.tokenizer, self.vocab_file, self.merge_file)
+            digest = tokenizer_digest(loaded)
+        return {
+            "version": __version__,
+            "tokenizer_digest": digest,
+            "train_tokenizer": self.train_tokenizer,
+            "json_key": self.json_key,
+            "append_eod": self.append_eod,
+            "split_sentences": self.split_sentences and self.language,
+            "valid_fraction": self.valid_fraction,
+        }
+
     def part(self, document: int) -> str:
         """Which part document number ``document`` (from 0, empty ones counted) belongs to."""
         share = self.valid_fraction
@@ -89,43 +141,79 @@ class PreprocessConfig:
 def preprocess(config: PreprocessConfig, console: Console) -> dict[str, str]:
     """Encode the input into an indexed corpus for each part; returns ``config.prefixes``.
 
-    Memory is bounded by the largest documents, not by the corpus. Everything is written in a
-    staging directory beside the output and moved when it is whole.
+    Memory is bounded by the largest documents, not by the corpus. Everything is written in
+    ``config.staging`` and moved when it is whole. An interrupted run leaves that directory, and the
+    same run goes on from there.
 
     Raises:
-        UserError: input that is missing or cannot be read; output that exists; an empty part.
+        UserError: input that is missing or cannot be read; output that exists or cannot be written;
+            an empty part; a worker that was killed.
     """
-    files = find_files(config.input, config.glob, config.exclude)
-    _refuse_existing(config)
-    output = Path(config.output_prefix)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}.partial-", dir=output.parent) as folder:
-        staging = Path(folder)
-        encoder = _prepare_encoder(config, files, staging, console)
-        _write_parts(config, files, encoder, staging, console)
+    try:
+        _refuse_existing(config)
+        settings = config.settings()
+        options = InputOptions(
+            config.json_key,
+            config.glob,
+            config.exclude,
+            config.skips_bad,
+            [config.staging, *config.outputs],
+        )
+        inputs = find_inputs(config.input, options)
+        if inputs.left_out:
+            console.print(f"leaves out {by_kind(inputs.left_out)}")
+        with claimed(config.staging):
+            _make(config, settings, inputs, console)
+    except OSError as error:
+        raise UserError(f"{error.filename or config.staging}: {error.strerror}") from error
     return config.prefixes
 
 
 def _refuse_existing(config: PreprocessConfig) -> None:
-    outputs = [prefix + suffix for prefix in config.prefixes.values() for suffix in _SUFFIXES]
-    if config.train_tokenizer is not None:
-        outputs.append(config.tokenizer_path)
-    for output in outputs:
-        if Path(output).exists() and not config.overwrite:
+    for output in config.outputs:
+        if os.path.lexists(output) and not (config.overwrite and not output.is_dir()):
             raise UserError(f"{output} exists; choose another --output-prefix or give --overwrite")
 
 
+def _make(
+    config: PreprocessConfig, settings: dict[str, Any], inputs: Inputs, console: Console
+) -> None:
+    """Make the output in the staging directory, and move it."""
+    journal = Journal(config.staging / "journal.jsonl")
+    trains = config.train_tokenizer is not None or config.split_sentences
+    made = journal.begin(settings, inputs.files, needs_all=trains, start_over=config.overwrite)
+    if made.position > Position():
+        documents = made.findings.total
+        console.print(f"goes on after {documents:,} documents, kept in {config.staging}")
+    done = False
+    try:
+        encoder = _prepare_encoder(config, inputs.files, journal, made, console)
+        _write_parts(config, inputs, encoder, journal, made, console)
+        done = True
+    except UserError as error:
+        raise UserError(f"{error}; {config.kept}" if journal.marked else str(error)) from error
+    finally:
+        if done or not journal.marked:
+            shutil.rmtree(config.staging)
+
+
 def _prepare_encoder(
-    config: PreprocessConfig, files: list[Path], staging: Path, console: Console
+    config: PreprocessConfig,
+    files: Sequence[InputFile],
+    journal: Journal,
+    made: Made,
+    console: Console,
 ) -> Encoder:
     """Load or train what turns text into tokens."""
     tokenizer = config.tokenizer
     if config.train_tokenizer is not None:
-        console.print(f"Training a BPE of {config.train_tokenizer} tokens on the input")
-        texts = read_texts(files, config.json_key)
-        kept = (text for number, text in enumerate(texts) if config.part(number) == "train")
-        tokenizer = str(staging / Path(config.tokenizer_path).name)
-        train_bpe(kept, config.train_tokenizer).save(tokenizer)
+        tokenizer = str(config.staging / Path(config.tokenizer_path).name)
+        if not journal.marked:
+            console.print(f"Training a BPE of {config.train_tokenizer} tokens on the input")
+            texts = read_texts(files, config.json_key, config.skips_bad)
+            kept = (text for number, text in enumerate(texts) if config.part(number) == "train")
+            train_bpe(kept, config.train_tokenizer).save(tokenizer)
+            journal.mark(made)
     splitter = None
     if config.split_sentences:
         from megatron_grow.data.sentences import installed_splitter, train_splitter
@@ -133,7 +221,7 @@ def _prepare_encoder(
         splitter = installed_splitter(config.language)
         if splitter is None:
             console.print(f"Training Punkt on the input: no model for {config.language} is here")
-            splitter = train_splitter(read_texts(files, config.json_key))
+            splitter = train_splitter(read_texts(files, config.json_key, config.skips_bad))
     return Encoder(
         tokenizer=tokenizer,
         vocab_file=config.vocab_file,
@@ -145,52 +233,55 @@ def _prepare_encoder(
 
 
 def _write_parts(
-    config: PreprocessConfig, files: list[Path], encoder: Encoder, staging: Path, console: Console
+    config: PreprocessConfig,
+    inputs: Inputs,
+    encoder: Encoder,
+    journal: Journal,
+    made: Made,
+    console: Console,
 ) -> None:
-    """Encode and write all documents, then publish the parts."""
+    """Encode and write all documents from ``made`` on, then publish the parts."""
     tokenizer = encoder.load_tokenizer()
     # Imported late: megatron-core takes seconds, which bad input should not wait for.
-    from megatron_grow.data.indexed import Sidecar
-    from megatron_grow.data.writer import CorpusWriter, publish
+    from megatron_grow.data.parts_writer import PartsWriter
+    from megatron_grow.data.writer import publish
 
-    started = time.monotonic()
-    writers = {
-        part: CorpusWriter(staging / Path(prefix).name, tokenizer.vocab_size)
-        for part, prefix in config.prefixes.items()
-    }
-    numbers = count()
-    with _progress_bar(console) as progress:
-        bar = progress.add_task("Encoding", total=sum(f.stat().st_size for f in files), rate="")
-        for chunk in encode_in_order(read_chunks(files), encoder, config.workers):
-            for document in chunk.documents:
-                writer = writers[config.part(next(numbers))]
-                if document.lengths:
-                    writer.add(document.tokens, document.lengths)
-            rate = sum(w.tokens for w in writers.values()) / (time.monotonic() - started)
-            progress.update(bar, advance=chunk.disk_bytes, rate=f"{rate:,.0f} tokens/s")
-    for part, writer in writers.items():
-        if not writer.documents:
+    names = {part: Path(prefix).name for part, prefix in config.prefixes.items()}
+    writer = PartsWriter(config.staging, names, config.part, tokenizer, journal, made)
+    started, before = time.monotonic(), writer.tokens
+    chunks = read_chunks(inputs.files, config.json_key, made.position)
+    with (
+        _progress_bar(console) as progress,
+        closing(encode_in_order(chunks, encoder, config.workers)) as encoded,
+        writer,
+    ):
+        bar = progress.add_task("Encoding", total=inputs.size, rate="")
+        for chunk in encoded:
+            if chunk.findings.bad and not config.skips_bad:
+                raise UserError(
+                    f"{chunk.findings.places[0]}; --on-bad-line skip leaves out what is bad"
+                )
+            writer.write(chunk)
+            rate = (writer.tokens - before) / (time.monotonic() - started)
+            progress.update(bar, completed=writer.made.disk_bytes, rate=f"{rate:,.0f} tokens/s")
+    findings = writer.made.findings
+    written = writer.finish(config.tokenizer_name, config.append_eod)
+    for part, (documents, _) in written.items():
+        if not documents:
+            journal.marked = False  # going on would end here again
             raise UserError(
                 f"the {part} part has no document with text (valid_fraction="
-                f"{config.valid_fraction}, {next(numbers)} documents in the input)"
+                f"{config.valid_fraction}, {findings.total} documents in the input)"
             )
-        writer.finish(
-            Sidecar(
-                tokenizer=config.tokenizer_name,
-                vocab_size=tokenizer.vocab_size,
-                eod=tokenizer.eod,
-                append_eod=config.append_eod,
-                documents=writer.documents,
-                tokens=writer.tokens,
-                tokenizer_digest=tokenizer_digest(tokenizer),
-            )
-        )
-    publish(staging, Path(config.output_prefix).parent)
-    for part, writer in writers.items():
-        console.print(
-            f"{config.prefixes[part]}: {writer.documents:,} documents, {writer.tokens:,} tokens"
-        )
-    console.print(f"{rate:,.0f} tokens/s in {time.monotonic() - started:.1f} s")
+    _refuse_existing(config)  # somebody else's, by now
+    target = Path(config.output_prefix).parent
+    publish(config.staging, target, [output.name for output in config.outputs])
+    for part, (documents, tokens) in written.items():
+        console.print(f"{config.prefixes[part]}: {documents:,} documents, {tokens:,} tokens")
+    for line in closing_lines(inputs, findings):
+        console.print(line)
+    seconds = time.monotonic() - started
+    console.print(f"{(writer.tokens - before) / seconds:,.0f} tokens/s in {seconds:.1f} s")
 
 
 def _progress_bar(console: Console) -> Progress:

@@ -4,51 +4,85 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+from megatron.core.datasets.indexed_dataset import DType, _IndexWriter
 
+from megatron_grow.config.errors import UserError
 from megatron_grow.data.indexed import Sidecar
 
 
 class CorpusWriter:
-    """Writes a corpus document by document with Megatron's own builder.
+    """Writes a corpus document by document; what is written can be gone on with later.
 
     Args:
         prefix: Path without suffix, in a staging directory (see :func:`publish`).
         vocab_size: Decides the width of a token on disk, 2 or 4 bytes.
+        sizes: :attr:`sizes` of an earlier writer, to go on from there.
+
+    Raises:
+        UserError: less is there than the earlier writer left.
     """
 
-    def __init__(self, prefix: Path, vocab_size: int) -> None:
+    def __init__(self, prefix: Path, vocab_size: int, sizes: Sequence[int] = (0, 0, 0)) -> None:
         self.prefix = prefix
-        self.documents = 0
-        self.tokens = 0
-        self._builder = IndexedDatasetBuilder(
-            f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size)
-        )
+        self._dtype = DType.optimal_dtype(vocab_size)
+        # The index holds lengths and document ends; until it is written, they are in two files.
+        self._paths = [Path(f"{prefix}{suffix}") for suffix in (".bin", ".lengths", ".documents")]
+        self._files = []
+        for path, size in zip(self._paths, sizes, strict=True):
+            path.touch()
+            if path.stat().st_size < size:
+                raise UserError(f"{path} is damaged; delete {path.parent} to start over")
+            os.truncate(path, size)
+            self._files.append(path.open("ab"))
+        self.tokens = sizes[0] // DType.size(self._dtype)
+        self._sequences = sizes[1] // np.dtype(np.int32).itemsize
+        self.documents = sizes[2] // np.dtype(np.int64).itemsize
 
-    def add(self, tokens: np.ndarray, lengths: list[int]) -> None:
+    def add(self, tokens: np.ndarray, lengths: Sequence[int]) -> None:
         """Append a document of ``tokens`` (tokens,), cut into sequences of ``lengths``."""
-        self._builder.add_document(tokens, lengths)
+        self._sequences += len(lengths)
+        self.tokens += len(tokens)
         self.documents += 1
-        self.tokens += sum(lengths)
+        tokens_file, lengths_file, documents_file = self._files
+        tokens_file.write(tokens.astype(self._dtype).tobytes())
+        lengths_file.write(np.array(lengths, dtype=np.int32).tobytes())
+        documents_file.write(np.int64(self._sequences).tobytes())
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes in the files that keep what was added."""
+        return [file.tell() for file in self._files]
+
+    def sync(self) -> None:
+        """Bring all that was added to the disk."""
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
 
     def finish(self, sidecar: Sidecar) -> None:
-        """Write the index and the sidecar; nothing can be added afterwards."""
-        self._builder.finalize(f"{self.prefix}.idx")
+        """Write .idx and .json; nothing can be added afterwards."""
+        for file in self._files:
+            file.close()
+        _, lengths, documents = self._paths
+        ends = np.fromfile(documents, dtype=np.int64)
+        with _IndexWriter(f"{self.prefix}.idx", self._dtype) as writer:
+            writer.write(np.fromfile(lengths, dtype=np.int32), None, np.append(0, ends))
         text = json.dumps(asdict(sidecar), indent=2) + "\n"
         Path(f"{self.prefix}.json").write_text(text, encoding="utf-8")
 
 
-def publish(staging: Path, target: Path) -> None:
-    """Move all files of one directory to another on the same file system, durably.
+def publish(staging: Path, target: Path, names: Sequence[str]) -> None:
+    """Move files of one directory to another on the same file system, durably.
 
     A corpus counts as whole once its .idx is there: an old one of the same name loses it first
     and the new one gets it last, so that a run killed in between leaves nothing that looks whole.
     """
-    files = sorted(staging.iterdir(), key=lambda file: file.suffix == ".idx")
+    files = sorted((staging / name for name in names), key=lambda file: file.suffix == ".idx")
     for file in files:
         _sync(file)
     for file in files:

@@ -31,11 +31,11 @@ def write_json_lines(path: Path, texts: Sequence[str]) -> Path:
     return path
 
 
-def run(**fields: object) -> dict[str, str]:
+def run(console: Console | None = None, **fields: object) -> dict[str, str]:
     """Preprocess with the given fields of PreprocessConfig; the output prefixes."""
     fields = {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()}
     fields["input"] = [str(path) for path in fields["input"]]
-    return preprocess(PreprocessConfig(**fields), Console(quiet=True))
+    return preprocess(PreprocessConfig(**fields), console or Console(quiet=True))
 
 
 def write_ids(

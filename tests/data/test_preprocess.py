@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,9 +19,11 @@ import psutil
 import pytest
 import tokenizers
 from megatron.core.datasets.indexed_dataset import IndexedDataset
+from rich.console import Console
 
 import tests.distributed  # noqa: F401 (its fork server has imported megatron-core)
 from megatron_grow.config.errors import UserError
+from megatron_grow.data import parts_writer
 from megatron_grow.data.indexed import Sidecar, open_corpus
 from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest
 from tests.data.corpora import run, stdlib_files, stdlib_texts, write_json_lines
@@ -145,15 +149,20 @@ BAD_INPUT = {
     "cut.jsonl": (b'{"text": "a"}\n\n{"text": \n', "cut.jsonl, line 3: not JSON"),
     "key.jsonl": (
         b'{"title": "x", "body": "y"}',
-        "line 1: no key 'text'; its keys are title, body",
+        "key.jsonl: no key 'text'; its keys are title, body",
     ),
     "type.jsonl": (b'{"text": 3}', "line 1: the value of 'text' must be a string, not int"),
     "list.jsonl": (b"[1]", "line 1: a JSON object is expected, not list"),
     "half.jsonl": (b'{"text": "\\ud800"}', "line 1: the text is not valid Unicode"),
     "latin.txt": ("é".encode("latin-1"), "latin.txt: not UTF-8 at byte 0"),
     "short.txt.xz": (lzma.compress(b"text" * 9)[:-8], "short.txt.xz: cannot be read"),
-    "plain.txt.gz": (b"text", "plain.txt.gz: cannot be read"),
-    "empty.txt": (b"", "the train part has no document with text"),
+    "image.txt": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "image.txt: cannot be read: binary"),
+    "packed.zip": (b"PK\x03\x04" + bytes(9), "packed.zip: cannot be read: zip archive"),
+    "deep.jsonl": (b'{"text": ' + b"[" * 99_999, "deep.jsonl, line 1: not JSON"),
+    "long.jsonl": (b'{"text": ' + b"1" * 9_999 + b"}", "long.jsonl, line 1: not JSON"),
+    "cut.json": (b'[{"text": "a"},\n{"te', "cut.json, entry 2: cannot be read: not JSON"),
+    "empty.txt": (b"", "no file to read; left out: 1 (empty)"),
+    "blank.jsonl": (b'{"text": ""}', "the train part has no document with text"),
 }
 
 
@@ -165,7 +174,7 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, name):
         run(input=[tmp_path / name], output_prefix=tmp_path / "out/c")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-    assert os.listdir(tmp_path / "out") == []
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_existing_output_is_kept_unless_told_otherwise(tmp_path):
@@ -180,14 +189,16 @@ def test_existing_output_is_kept_unless_told_otherwise(tmp_path):
         run(input=[tmp_path / "nowhere"], output_prefix=tmp_path / "d")
 
 
-def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
-    source = write_json_lines(tmp_path / "in.jsonl", ["x" * 1_000_000] * 60)
+def test_a_killed_run_leaves_nothing_that_looks_whole_and_is_gone_on_with(tmp_path):
+    texts = [f"{number} " + "x" * 1_000_000 for number in range(60)]
+    source = write_json_lines(tmp_path / "in.jsonl", texts)
     context = multiprocessing.get_context("forkserver")  # warm: megatron-core is imported
-    process = context.Process(target=_preprocess, args=(source, tmp_path / "out/c"))
+    process = context.Process(target=_preprocess_marking, args=(source, tmp_path / "out/c"))
     process.start()
+    journal = tmp_path / "out/c_text_document.partial/journal.jsonl"
     try:
         deadline = time.monotonic() + 60
-        while not any(f.stat().st_size for f in tmp_path.glob("out/c.partial-*/*.bin")):
+        while not (journal.exists() and len(journal.read_bytes().splitlines()) > 5):
             assert process.is_alive() and time.monotonic() < deadline
             time.sleep(0.002)
         workers = psutil.Process(process.pid).children(recursive=True)
@@ -196,12 +207,25 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(tmp_path):
         process.join()
     assert workers
     assert psutil.wait_procs(workers, timeout=120)[1] == []  # and no worker is left waiting
-    assert not list(tmp_path.glob("out/c_text_document*"))
-    assert _preprocess(source, tmp_path / "out/c")["train"]
+    assert os.listdir(tmp_path / "out") == ["c_text_document.partial"]
+    console = Console(record=True, file=io.StringIO(), width=999)
+    prefix = run(console, input=[source], output_prefix=tmp_path / "out/c", valid_fraction=0.1)
+    assert re.search(r"goes on after (\d+) documents", console.export_text())
+    whole = run(input=[source], output_prefix=tmp_path / "c", valid_fraction=0.1)
+    assert_same(prefix, whole)
+    assert not journal.parent.exists()
 
 
-def _preprocess(source: Path, output_prefix: Path) -> dict[str, str]:
-    return run(input=[source], output_prefix=output_prefix)
+def _preprocess_marking(source: Path, output_prefix: Path) -> None:
+    parts_writer.MARK_SECONDS = 0
+    run(input=[source], output_prefix=output_prefix, valid_fraction=0.1)
+
+
+def assert_same(one: dict[str, str], other: dict[str, str]) -> None:
+    assert one.keys() == other.keys()
+    for part in one:
+        for suffix in (".bin", ".idx", ".json"):
+            assert Path(one[part] + suffix).read_bytes() == Path(other[part] + suffix).read_bytes()
 
 
 def test_command_line(tmp_path):

@@ -1,0 +1,113 @@
+"""The parts of a corpus, written side by side and marked in the journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+
+from megatron_grow.data.encode import EncodedChunk
+from megatron_grow.data.indexed import Sidecar
+from megatron_grow.data.journal import Journal, Made
+from megatron_grow.data.signals import signals_blocked
+from megatron_grow.data.tokenizers import Tokenizer, tokenizer_digest
+from megatron_grow.data.writer import CorpusWriter
+
+MARK_SECONDS = 30
+"""Work that a killed run loses, at most."""
+
+
+class PartsWriter:
+    """Writes each document into its part; as a context manager it marks what was written.
+
+    Args:
+        staging: Where the parts are written.
+        names: Of each part's files, without suffix.
+        part: Number of a document in the input, from 0, to the part it belongs to.
+        tokenizer: What the documents were encoded with.
+        journal: Told now and then of what is on the disk.
+        made: Where to go on.
+    """
+
+    def __init__(
+        self,
+        staging: Path,
+        names: Mapping[str, str],
+        part: Callable[[int], str],
+        tokenizer: Tokenizer,
+        journal: Journal,
+        made: Made,
+    ) -> None:
+        self.made = made
+        """What has been written."""
+        self._part, self._tokenizer, self._journal = part, tokenizer, journal
+        self._marked = time.monotonic()
+        self._writers = {
+            part: CorpusWriter(
+                staging / name, tokenizer.vocab_size, made.sizes.get(part, (0, 0, 0))
+            )
+            for part, name in names.items()
+        }
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all parts."""
+        return sum(writer.tokens for writer in self._writers.values())
+
+    def write(self, chunk: EncodedChunk) -> None:
+        """Write the documents of a chunk: all of them, whatever signal arrives."""
+        with signals_blocked():
+            numbers = count(self.made.findings.total)
+            for document in chunk.documents:
+                writer = self._writers[self._part(next(numbers))]
+                if document.lengths:
+                    writer.add(document.tokens, document.lengths)
+            sizes = {part: writer.sizes for part, writer in self._writers.items()}
+            self.made = self.made.after(chunk, sizes)
+            if time.monotonic() - self._marked > MARK_SECONDS:
+                self._mark()
+
+    def _mark(self) -> None:
+        for writer in self._writers.values():
+            writer.sync()
+        self._journal.mark(self.made)
+        self._marked = time.monotonic()
+
+    def __enter__(self) -> PartsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.made.sizes and not isinstance(error, OSError):
+            with signals_blocked():
+                self._mark()
+
+    def finish(self, tokenizer_name: str, append_eod: bool) -> dict[str, tuple[int, int]]:
+        """Write indices and sidecars.
+
+        Args:
+            tokenizer_name: The tokenizer as a run file names it.
+            append_eod: Whether documents end with the end-of-document token.
+
+        Returns:
+            Documents and tokens of each part.
+        """
+        for writer in self._writers.values():
+            writer.finish(
+                Sidecar(
+                    tokenizer=tokenizer_name,
+                    vocab_size=self._tokenizer.vocab_size,
+                    eod=self._tokenizer.eod,
+                    append_eod=append_eod,
+                    documents=writer.documents,
+                    tokens=writer.tokens,
+                    tokenizer_digest=tokenizer_digest(self._tokenizer),
+                )
+            )
+        return {part: (writer.documents, writer.tokens) for part, writer in self._writers.items()}

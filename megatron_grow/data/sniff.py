@@ -1,0 +1,132 @@
+"""What a file of a raw corpus holds, told from its content; its name settles what that leaves."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from megatron_grow.data.compression import SUFFIXES, UnreadableError, open_stream
+from megatron_grow.data.parquet import text_columns
+
+_HEAD = 1 << 16
+# A first document that does not end in the head is looked at up to this size.
+_FIRST_DOCUMENT = 1 << 24
+_LINES = 100
+_JSON_SUFFIXES = {".json", ".jsonl", ".ndjson"}
+_OTHER_KINDS = {
+    b"PK\x03\x04": "zip archive",
+    b"7z\xbc\xaf": "7z archive",
+    b"Rar!": "rar archive",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\x1f\x9d": "compress",
+    b"ARROW1": "Arrow",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+# What no text has: control characters but tab, line feed, vertical tab, form feed, return, escape.
+_CONTROL = [bytes([code]) for code in (*range(9), *range(14, 27), *range(28, 32))]
+
+
+class Format(str, Enum):
+    """How documents lie in a file."""
+
+    TEXT = "text"
+    """The file is one document."""
+    JSON_LINES = "JSON lines"
+    """An object on each line."""
+    JSON = "JSON"
+    """Objects over any number of lines, one after another or in an array."""
+    PARQUET = "Parquet"
+    """A document in each row."""
+
+
+class Content(NamedTuple):
+    """What a file holds."""
+
+    format: Format
+    keys: list[str] | None = None
+    """Keys of its first document, or its columns of text; None where none are to be seen."""
+
+
+def suffix(path: Path) -> str:
+    """The suffix of what is in ``path``, in lower case: ``.json`` for X.JSON.gz."""
+    inner = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
+    return inner.suffix.lower()
+
+
+def sniff(path: Path) -> Content:
+    """What ``path`` holds.
+
+    Raises:
+        UnreadableError: neither text nor JSON nor Parquet, or its library is not installed.
+        OSError: a file that cannot be read; one of ``DAMAGE``, if it is damaged.
+    """
+    stream, raw = open_stream(path)
+    with raw:
+        head = stream.read(_HEAD)
+        if head.startswith(b"PAR1"):
+            return Content(Format.PARQUET, text_columns(path))
+        _refuse_other_kinds(head)
+        head = head.removeprefix(codecs.BOM_UTF8).lstrip()
+        named_json = suffix(path) in _JSON_SUFFIXES
+        content = _json_lines(head, cut=len(head) > _HEAD // 2, named=named_json)
+        if head.startswith((b"{", b"[")):
+            for read in (stream.readline, stream.read):
+                if content is None:
+                    head += read(_FIRST_DOCUMENT)
+                    cut = len(head) > _FIRST_DOCUMENT
+                    content = _json_lines(head, cut, named_json) or _json(head)
+    return content or Content(Format.JSON_LINES if named_json else Format.TEXT)
+
+
+def _refuse_other_kinds(head: bytes) -> None:
+    if not head.strip() and len(head) < _HEAD:
+        raise UnreadableError("empty")
+    for magic, kind in _OTHER_KINDS.items():
+        if head.startswith(magic):
+            raise UnreadableError(kind)
+    if head[257:262] == b"ustar":
+        raise UnreadableError("tar archive")
+    control = sum(head.count(code) for code in _CONTROL)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+        binary = control > len(head) // 100
+    except UnicodeDecodeError:
+        binary = control > 0  # without any, it is text in another encoding
+    if binary:
+        raise UnreadableError("binary")
+
+
+def _json_lines(head: bytes, cut: bool, named: bool) -> Content | None:
+    """Whether at least half of the first hundred lines are objects; if so named, the first one."""
+    lines = head.split(b"\n", _LINES)
+    if cut or len(lines) > _LINES:
+        lines.pop()
+    found = [_parse(line) for line in lines if line.strip()]
+    objects = [value for value in found if value is not None]
+    if objects and (2 * len(objects) >= len(found) or (named and found[0] is not None)):
+        return Content(Format.JSON_LINES, list(objects[0]))
+    return None
+
+
+def _json(head: bytes) -> Content | None:
+    """Whether a JSON object, or an array of them, begins the file."""
+    text = head.decode(errors="ignore").removeprefix("[").lstrip()
+    try:
+        found, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    goes_on = text[end:].lstrip()[:1] in ("", "{", ",", "]")
+    return Content(Format.JSON, list(found)) if isinstance(found, dict) and goes_on else None
+
+
+def _parse(line: bytes) -> dict | None:
+    if not line.lstrip().startswith(b"{"):
+        return None
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
