@@ -54,6 +54,10 @@ class Record:
     growths: list[GrowthEvent] = field(default_factory=list)
     parallel: dict[str, Any] = field(default_factory=dict)
     """The layout that it was written under, or for; any other reads it as well."""
+    skipped_iters: int = 0
+    """Steps so far without an update, because loss or gradients were not finite."""
+    wandb_id: str | None = None
+    """The run's name in the service of Weights & Biases."""
     format: int = 1
 
     @property

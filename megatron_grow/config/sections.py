@@ -63,6 +63,11 @@ class TrainSection:
     """With full recomputation: layers in one checkpointed piece."""
     transformer_impl: Literal["local", "transformer_engine"] = "local"
     """Layer specification; transformer_engine needs Transformer Engine and a GPU."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """At a loss or a gradient that is NaN or infinite: stop before the update, or go on without it,
+    with the next step and the next samples."""
+    max_skipped_iters: Count = 10
+    """With ``non_finite: skip``: steps of the whole run without an update; one more stops it."""
 
     def __post_init__(self) -> None:
         check_fields(self, "train.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from itertools import count
 
 import torch
@@ -22,7 +24,7 @@ def micro_batches(
     data_parallel_rank: int,
     data_parallel_size: int,
     num_workers: int = 0,
-) -> Iterator[dict[str, torch.Tensor]]:
+) -> Generator[dict[str, torch.Tensor], None, None]:
     """The micro-batches of one data-parallel rank from sample ``first_sample`` on, without end.
 
     Step t after the first covers samples first_sample + [t, t + 1) x global_batch_size on every
@@ -41,7 +43,7 @@ def micro_batches(
 
     Returns:
         ``tokens``, ``labels``, ``position_ids`` int64 and ``loss_mask`` float32, each (B, S), on
-        the CPU; pinned where there is a GPU.
+        the CPU; pinned where there is a GPU. Closing it ends the loader processes.
 
     Raises:
         ValueError: micro-batches of all ranks do not divide the global batch.
@@ -56,9 +58,31 @@ def micro_batches(
         batch_sampler=(list(range(start, start + micro_batch_size)) for start in starts),
         collate_fn=_stack,
         num_workers=num_workers,
+        multiprocessing_context="fork" if num_workers else None,  # inherits the blocked signals
         pin_memory=torch.cuda.is_available(),
     )
-    return _raise_errors(iter(loader))
+    return _read(loader)
+
+
+def _read(loader: DataLoader) -> Generator[dict[str, torch.Tensor], None, None]:
+    # The scheduler's SIGTERM goes to every process of the job. Loader processes end with the
+    # iterator, or with their parent; before that it needs them to finish its step and save.
+    with _blocked(signal.SIGTERM, signal.SIGINT):
+        batches = iter(loader)
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+@contextmanager
+def _blocked(*numbers: signal.Signals) -> Iterator[None]:
+    """Deliver these signals after the block; to processes that it starts, never."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Batches(Dataset):
@@ -76,15 +100,6 @@ class _Batches(Dataset):
             return [self._dataset[number] for number in numbers]
         except UserError as error:
             return error
-
-
-def _raise_errors(
-    batches: Iterator[dict[str, torch.Tensor] | UserError],
-) -> Iterator[dict[str, torch.Tensor]]:
-    for batch in batches:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
 
 
 def _stack(

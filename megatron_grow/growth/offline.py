@@ -98,6 +98,7 @@ def grown_record(record: Record, plan: Plan, model: ModelConfig, grow: GrowSecti
         optimizer_step=0 if plan.optimizer_state == "reset" else record.optimizer_step,
         config={**record.config, "model": asdict(model), "stages": []},
         growths=[*record.growths, event],
+        wandb_id=None,
     )
 
 

@@ -46,9 +46,11 @@ def place() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether ``flag`` is true on at least one rank."""
-    return sum_over_ranks(float(flag)) > 0
+def any_rank(*flags: bool) -> list[bool]:
+    """For each of ``flags``, whether it is true on at least one rank; one reduction for all."""
+    found = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in found.tolist()]
 
 
 def largest_over_ranks(value: int) -> int:

@@ -7,3 +7,8 @@ MAIN_PARAM = "main_param"
 
 Kind = str
 """``main_param``, or the name of an optimizer moment."""
+
+
+def describe(key: str, kind: str) -> str:
+    """What a message calls one kind of a tensor's state."""
+    return key if kind == MAIN_PARAM else f"{kind} of {key}"

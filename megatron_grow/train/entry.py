@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 
 from megatron_grow.config.errors import UserError
@@ -12,6 +13,7 @@ from megatron_grow.data.vocabulary import with_vocabulary
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 from megatron_grow.parallel.launch import complete_environment
 from megatron_grow.parallel.parent import end_with_agent
+from megatron_grow.train.exit_codes import ExitCode
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     A user's mistake is one line on rank 0, and all ranks exit.
 
     Returns:
-        The exit code: 0 for a run that is done, or saved and stopped as asked; 2 for a mistake.
+        One of :class:`~megatron_grow.train.exit_codes.ExitCode`.
     """
     end_with_agent()
     complete_environment()
@@ -29,15 +31,18 @@ def main(argv: list[str] | None = None) -> int:
         config = replace(config, model=with_vocabulary(config.model, config.data))
         # What the run file alone can tell is told before torch is even imported.
         config.resolve(int(os.environ.get("WORLD_SIZE", "1")))
-        _train(config)
+        return _train(config)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+        _complain(error)
+        return ExitCode.MISTAKE
 
 
-def _train(config: RunConfig) -> None:
+def _complain(reason: object) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+
+
+def _train(config: RunConfig) -> ExitCode:
     ignore_expected_warnings()
     import torch.distributed as dist
 
@@ -45,35 +50,49 @@ def _train(config: RunConfig) -> None:
     from megatron_grow.parallel.agreement import together
     from megatron_grow.train.announce import announcements
     from megatron_grow.train.console import Console
+    from megatron_grow.train.finite import DivergedError
     from megatron_grow.train.metrics import MetricsLog
     from megatron_grow.train.preflight import prepare
+    from megatron_grow.train.status import RunStatus
     from megatron_grow.train.trainer import Trainer, write_resolved_config
 
     process_groups.start()
     try:
         prepared = together(lambda: prepare(config))
         speaks = dist.get_rank() == 0
-        metrics = None
-        if speaks:
-            write_resolved_config(prepared)
-            metrics = MetricsLog(
-                config.run.output_dir,
-                resume_step=prepared.start.step if prepared.start else 0,
-                tensorboard=config.logging.tensorboard,
-                wandb_project=config.logging.wandb_project,
-                run_name=config.run.name,
+        resumed = prepared.resumed
+        with ExitStack() as stack:
+            metrics, status = None, None
+            if speaks:
+                write_resolved_config(prepared)
+                status = stack.enter_context(RunStatus(config.run.output_dir))
+                metrics = MetricsLog(
+                    config.run.output_dir,
+                    resume_step=prepared.start.step if prepared.start else 0,
+                    resume_stage=prepared.start.stage if prepared.start else 0,
+                    tensorboard=config.logging.tensorboard,
+                    wandb_project=config.logging.wandb_project,
+                    wandb_id=resumed.wandb_id if resumed else None,
+                    run_name=config.run.name,
+                )
+                stack.callback(metrics.close)
+            console = stack.enter_context(
+                Console(config.train.train_iters, speaks, config.logging.progress_bar)
             )
-        with Console(config.train.train_iters, speaks, config.logging.progress_bar) as console:
             for line in announcements(prepared):
                 console.message(line)
-            try:
-                if not Trainer(prepared, console, metrics).run():
-                    console.message(
-                        f"stopped as asked; {config.checkpoint_dir} holds everything: "
-                        "run the same command with --checkpoint.load auto to go on"
-                    )
-            finally:
-                if metrics is not None:
-                    metrics.close()
+            code = ExitCode.DONE
+            if not Trainer(prepared, console, metrics).run():
+                code = ExitCode.STOPPED
+                console.message(
+                    f"stopped as asked; {config.checkpoint_dir} holds everything: "
+                    "run the same command with --checkpoint.load auto to go on"
+                )
+            if status is not None:
+                status.code = code
+            return code
+    except DivergedError as error:
+        _complain(error)
+        return ExitCode.DIVERGED
     finally:
         process_groups.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -18,6 +18,7 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.model.builder import build_gpt, wrap_data_parallel
 from megatron_grow.model.fade_in import FadeIn
+from megatron_grow.optim import update
 from megatron_grow.optim.builder import build_optimizer, supports_distributed_optimizer
 from megatron_grow.parallel import cpu, process_groups
 from megatron_grow.state.axes import LogicalTensor
@@ -38,6 +39,11 @@ class LiveStage:
         self.tensors = tensors
         self._seed = config.run.seed
         self._fade_in: FadeIn | None = None
+        self.allows_update: Callable[[torch.Tensor, float], bool] = lambda losses, grad_norm: True
+        """Asked on every rank between gradients and update, with this rank's losses and the
+        gradient norm; its answer is the same on all."""
+        self.interrupted: Callable[[], bool] = lambda: False
+        """Asked on every rank between the batches of an evaluation; as above."""
         process_groups.set_up(stage.parallel, config.run.seed)
         replicas = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
         sharded = (
@@ -82,16 +88,16 @@ class LiveStage:
             self._fade_in = FadeIn(self.chunks, self.stage.model, new)
             self._fade_in.set(self._strength(step))
 
-    def train_step(self, step: int, batches: Batches | None) -> tuple[torch.Tensor, float]:
-        """One optimizer step.
+    def train_step(self, step: int, batches: Batches | None) -> tuple[torch.Tensor | None, float]:
+        """One optimizer step, if :attr:`allows_update`.
 
         Args:
             step: global step, from 1.
             batches: this rank's micro-batches; None where the rank needs none.
 
         Returns:
-            The sum of this rank's micro-batch losses (see :meth:`mean_loss`), and the gradient norm
-            before clipping.
+            The sum of this rank's micro-batch losses (see :meth:`mean_loss`; None where no update
+            was made), and the gradient norm before clipping.
         """
         self._seed_dropout(step)
         self._set_masks(step)
@@ -100,17 +106,25 @@ class LiveStage:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         losses = self._run(batches, forward_only=False)
-        _, grad_norm, _ = self.optimizer.step()
-        return losses, float(grad_norm)
+        grad_norm = update.gradient_norm(self.optimizer)
+        if not self.allows_update(losses, grad_norm):
+            return None, grad_norm
+        update.apply(self.optimizer, grad_norm)
+        return losses, grad_norm
 
     @torch.no_grad()
-    def evaluate(self, batches: Batches | None, iterations: int) -> float:
-        """Mean loss over ``iterations`` global batches; the same on every rank."""
+    def evaluate(self, batches: Batches | None, iterations: int) -> float | None:
+        """Mean loss over ``iterations`` global batches; the same on every rank.
+
+        None where it was :attr:`interrupted`.
+        """
         total = torch.zeros((), device=cpu.device())
         with self._parameters_gathered():
             for chunk in self.chunks:
                 chunk.eval()
             for _ in range(iterations):
+                if self.interrupted():
+                    return None
                 total += self._run(batches, forward_only=True)
         return self.mean_loss(total, iterations)
 

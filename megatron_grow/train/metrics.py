@@ -33,6 +33,7 @@ class TrainRow(Progress):
     """One log interval; ``loss`` and the speeds are means over it."""
 
     loss: float
+    """Over the steps that made an update; NaN if none did."""
     lr: float
     grad_norm: float
     tokens_per_second: float
@@ -44,6 +45,19 @@ class EvaluationRow(Progress):
     """One evaluation, after ``step`` steps."""
 
     val_loss: float
+
+
+class NotFiniteRow(TypedDict):
+    """A step whose loss, gradients or weights are not finite."""
+
+    event: str
+    """``not_finite``."""
+    step: int
+    stage: int
+    found: str
+    """What is not finite, and on which ranks."""
+    action: str
+    """``skip``: the step made no update; ``stop``: the run ended here."""
 
 
 class GrowthRow(TypedDict):
@@ -71,6 +85,7 @@ class GrowthRow(TypedDict):
     val_loss_before: float | None
     """None where the run does not evaluate."""
     val_loss_after: float | None
+    """None also where a stop request came before; then the resumed run has an evaluation row."""
 
 
 class MetricsLog:
@@ -84,20 +99,26 @@ class MetricsLog:
         output_dir: str | Path,
         *,
         resume_step: int = 0,
+        resume_stage: int | None = None,
         tensorboard: bool = False,
         wandb_project: str | None = None,
+        wandb_id: str | None = None,
         run_name: str | None = None,
     ) -> None:
         """Open the log of a run that continues after ``resume_step`` steps.
 
-        Rows of later steps are dropped, because the run will write them again. With ``resume_step``
-        0 the rows of an earlier run in this directory move to ``metrics.jsonl.previous``.
+        Rows of later steps and stages are dropped, because the run will write them again. With
+        ``resume_step`` 0 the rows of an earlier run in this directory move to
+        ``metrics.jsonl.previous``.
 
         Args:
             output_dir: the run's directory; made if it does not exist.
             resume_step: steps done by the checkpoint that the run starts from.
+            resume_stage: its stage, if it is known; the growth into the next may be at the same
+                step.
             tensorboard: mirror to ``output_dir/tensorboard``.
             wandb_project: mirror to this Weights & Biases project.
+            wandb_id: go on with this run of it.
             run_name: what Weights & Biases calls the run.
 
         Raises:
@@ -111,7 +132,7 @@ class MetricsLog:
         output_dir = Path(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         path = output_dir / FILE_NAME
-        self._already_written = _rewind(path, resume_step)
+        self._already_written, self._evaluated = _rewind(path, resume_step, resume_stage)
         self._file = path.open("a", buffering=1, encoding="utf-8")  # flushes at each line
         self._tensorboard: Any = None
         self._wandb: Any = None
@@ -124,10 +145,19 @@ class MetricsLog:
         if wandb_project:
             import wandb
 
-            self._wandb = wandb.init(project=wandb_project, name=run_name, dir=str(output_dir))
+            # Steps that it knows already are ignored there; the resumed run repeats their values.
+            self._wandb = wandb.init(
+                project=wandb_project,
+                name=run_name,
+                dir=str(output_dir),
+                id=wandb_id,
+                resume="allow" if wandb_id else None,
+            )
+        self.wandb_id: str | None = self._wandb.id if self._wandb is not None else None
+        """What a later start names to go on with this run at Weights & Biases."""
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a :class:`TrainRow`, :class:`EvaluationRow` or :class:`GrowthRow`.
+        """Append a row of any class above.
 
         A row of the very step from which the run resumes is not written twice.
         """
@@ -149,6 +179,10 @@ class MetricsLog:
                 self._tensorboard.add_scalar(name, value, row["step"])
         if self._wandb is not None:
             self._wandb.log(scalars, step=row["step"])
+
+    def has_evaluation(self, step: int, stage: int) -> bool:
+        """Whether the log as it was opened says what the loss was after ``step`` in ``stage``."""
+        return (step, stage) in self._evaluated
 
     def close(self) -> None:
         """Flush and close everything."""
@@ -203,13 +237,19 @@ def _identity(row: Mapping[str, Any]) -> tuple[int, str, int]:
     return row["step"], _kind(row), row.get("stage", 0)
 
 
-def _rewind(path: Path, step: int) -> set[tuple[int, str, int]]:
-    """Drop the rows after ``step``; return which rows ``step`` itself has."""
+def _rewind(
+    path: Path, step: int, stage: int | None
+) -> tuple[set[tuple[int, str, int]], set[tuple[int, int]]]:
+    """Drop the rows after ``step`` of ``stage``; return which rows and losses ``step`` has."""
     if not path.exists():
-        return set()
+        return set(), set()
     if step == 0:
         path.replace(path.with_name(path.name + ".previous"))
-        return set()
+        return set(), set()
     kept = [row for row in read_rows(path) if row["step"] <= step]
+    if stage is not None:
+        kept = [row for row in kept if row.get("stage", 0) <= stage]
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-    return {_identity(row) for row in kept if row["step"] == step}
+    last = [row for row in kept if row["step"] == step]
+    measured = [row for row in last if "val_loss" in row or row.get("val_loss_after") is not None]
+    return {_identity(row) for row in last}, {(step, row.get("stage", 0)) for row in measured}

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch.distributed as dist
 
+from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
@@ -27,6 +28,11 @@ class Prepared:
     start: Start | None
     data: tuple[Part, Part | None]
     """Training and validation."""
+
+    @property
+    def resumed(self) -> Record | None:
+        """The run's own record, where it goes on from one."""
+        return self.start.source.record if self.start and self.start.resumes else None
 
 
 def prepare(config: RunConfig) -> Prepared:

@@ -14,20 +14,25 @@ class StopRequest:
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.name: str | None = None
-        """The signal that this rank received."""
+        self.asked = False
+        """Whether this rank has received a signal."""
+        self.agreed = False
+        """Whether all ranks know that one of them has; the same on all."""
 
     def __enter__(self) -> StopRequest:
         self._previous = {number: signal.signal(number, self._note) for number in self._SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.asked:
+            return  # launcher and scheduler may both ask; the second must not kill the last steps
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agreed(self) -> bool:
-        """Whether any rank was asked to stop; all ranks get the same answer."""
-        return any_rank(self.name is not None)
+    def poll(self) -> bool:
+        """Ask all ranks whether any was asked to stop; all get the same answer."""
+        (self.agreed,) = any_rank(self.asked)
+        return self.agreed
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
+        self.asked = True

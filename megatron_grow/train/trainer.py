@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,9 @@ from megatron_grow.data.parts import Parts
 from megatron_grow.growth.at_load import load
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.optim.state import get_step, set_step
-from megatron_grow.parallel.agreement import sum_over_ranks, together
+from megatron_grow.parallel.agreement import any_rank, sum_over_ranks, together
 from megatron_grow.train.console import Console
+from megatron_grow.train.finite import DivergedError, Finding, FiniteGuard, find_in_state
 from megatron_grow.train.live_stage import Batches, LiveStage
 from megatron_grow.train.metrics import MetricsLog
 from megatron_grow.train.preflight import Prepared
@@ -57,54 +62,68 @@ class Trainer:
         )
         self.step = 0
         self.growths: list[GrowthEvent] = []
-        self._saved_step: int | None = None
+        self.stop = StopRequest()
+        self.guard = FiniteGuard(train, prepared.resumed.skipped_iters if prepared.resumed else 0)
+        self._saved: tuple[int, Path] | None = None
         self._evaluated: tuple[int | None, float | None] = (None, None)
 
     def run(self) -> bool:
-        """Train; True if the run reached its end, False if it saved and stopped on request."""
-        with StopRequest() as stop:
+        """Train; True if the run reached its end, False if it saved and stopped on request.
+
+        Raises:
+            DivergedError: what the run has computed is not finite; it has not been saved.
+        """
+        with self.stop:
             live = self._resume() if self.start else self._begin()
-            while True:
-                if not self._train_stage(live, stop):
-                    self._save(live)
-                    return False
+            while self._train_stage(live):
                 if live.stage is self.stages[-1]:
                     self._save(live)
                     return True
-                live = self._grow(live)
+                loss = self._evaluate(live)  # known already unless the run resumed right here
+                if self.stop.poll():  # a growth is not left half-way
+                    break
+                live = self._grow(live, loss)
+            self._save(live)
+            return False
 
     # Beginnings
 
     def _begin(self) -> LiveStage:
-        return begin(self.stages[0], self.config, self.plans[0])
+        live = begin(self.stages[0], self.config, self.plans[0])
+        self._watch(live)
+        return live
 
     def _resume(self) -> LiveStage:
         assert self.start is not None
         start = self.start
         stage = self.stages[start.stage]
         live = LiveStage(stage, self.config, start.plan.tensors)
+        self._watch(live)
         together(lambda: load(start.plan, start.source, live.pieces()))
         live.publish()
         set_step(live.optimizer, start.optimizer_step)
         self.step, self.growths = start.step, start.growths
         live.fade_in(self.plans[stage.index].fading_in, self.step)
         if start.resumes:
-            self._saved_step = self.step
+            self._saved = self.step, start.path
             self.console.message(f"resumed from {start.path} at step {self.step}")
+            if self._due(stage) and self._unmeasured(stage):
+                self._evaluate(live)  # the run was stopped before it could
         else:
             self.console.message(
                 f"loaded {start.path} ({start.plan.summary}); begins at step {self.step}"
             )
         return live
 
-    def _grow(self, live: LiveStage) -> LiveStage:
+    def _grow(self, live: LiveStage, loss_before: float | None) -> LiveStage:
         """Leave one stage for the next: tear down, build, move the state, go on."""
         before, stage = live.stage, self.stages[live.stage.index + 1]
         plan, world = self.plans[stage.index], dist.get_world_size()
-        loss_before = self._evaluate(live)  # known already unless the run resumed right here
+        self._check_state(live)
         dist.barrier()
         began = time.perf_counter()
         grown, received = grow(live, stage, self.config, plan)
+        self._watch(grown)
         dist.barrier()
         pause = time.perf_counter() - began
         layouts = before.parallel.describe(world), stage.parallel.describe(world)
@@ -144,37 +163,50 @@ class Trainer:
 
     # One stage
 
-    def _train_stage(self, live: LiveStage, stop: StopRequest) -> bool:
+    def _train_stage(self, live: LiveStage) -> bool:
         """Train to the end of the stage; False if asked to stop before."""
+        with self._batches(live, self.datasets.train, live.stage.tokens_at(self.step)) as batches:
+            return self._train_on(live, batches)
+
+    def _train_on(self, live: LiveStage, batches: Batches | None) -> bool:
         stage, config = live.stage, self.config
-        batches = self._batches(live, self.datasets.train, stage.tokens_at(self.step))
-        losses, steps, began = torch.zeros(()), 0, time.perf_counter()
+        losses, updates, began = torch.zeros(()), 0, time.perf_counter()
+        logged = self.step
+        if self.stop.poll():
+            return False
         while self.step < stage.last_step:
-            if stop.agreed():
-                return False
             self.step += 1
             self.schedule.apply(live.optimizer, self.step, stage)
             loss, grad_norm = live.train_step(self.step, batches)
-            losses, steps = losses.to(loss.device) + loss, steps + 1
+            if loss is not None:
+                losses, updates = losses.to(loss.device) + loss, updates + 1
             if self.step % config.train.log_interval == 0 or self.step == stage.last_step:
-                mean = live.mean_loss(losses, steps)
-                self._log(stage, mean, grad_norm, (time.perf_counter() - began) / steps)
-                losses, steps, began = torch.zeros(()), 0, time.perf_counter()
+                mean = live.mean_loss(losses, updates) if updates else math.nan
+                step_time = (time.perf_counter() - began) / (self.step - logged)
+                self._log(stage, mean, grad_norm, step_time)
+                losses, updates, began = torch.zeros(()), 0, time.perf_counter()
+                logged = self.step
             paused = time.perf_counter()
-            if self.step % config.train.eval_interval == 0 or self.step == stage.last_step:
+            if self._due(stage) and not self.stop.agreed:
                 self._evaluate(live)
+            if self.stop.agreed:
+                return False
             interval = config.checkpoint.save_interval
             if interval and self.step % interval == 0:
                 self._save(live)
             began += time.perf_counter() - paused
         return True
 
-    def _batches(self, live: LiveStage, dataset: Dataset, first_token: int) -> Batches | None:
+    @contextmanager
+    def _batches(
+        self, live: LiveStage, dataset: Dataset, first_token: int
+    ) -> Iterator[Batches | None]:
         """Micro-batches of the live stage's length, from a place in the stream of tokens on."""
         if not live.needs_data():
-            return None
+            yield None
+            return
         batch = live.stage.batch
-        return micro_batches(
+        batches = micro_batches(
             Parts(dataset, self.config.train.seq_length // batch.seq_length),
             first_sample=first_token // batch.seq_length,
             global_batch_size=batch.global_batch_size,
@@ -183,6 +215,45 @@ class Trainer:
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
             num_workers=self.config.data.num_workers,
         )
+        with closing(batches):
+            yield batches
+
+    # Guards
+
+    def _watch(self, live: LiveStage) -> None:
+        """Have a stage ask before its updates and between the batches of its evaluations."""
+        live.allows_update = partial(self._allows_update, live)
+        live.interrupted = self.stop.poll
+
+    def _allows_update(self, live: LiveStage, losses: torch.Tensor, grad_norm: float) -> bool:
+        refused = not self.guard.accepts(losses, grad_norm)
+        self.stop.agreed, refused = any_rank(self.stop.asked, refused)
+        if refused:
+            self._report(live.stage, self.guard.refuse(live, losses))
+        return not refused
+
+    def _check_state(self, live: LiveStage) -> None:
+        """Raise :class:`DivergedError` where the state is not finite; it is not worth saving."""
+        found = find_in_state(live)
+        if found is not None:
+            self._report(live.stage, Finding(found, ends=True))
+
+    def _report(self, stage: Stage, finding: Finding) -> None:
+        """Report what is not finite; raise :class:`DivergedError` where that ends the run."""
+        found, action = finding.what, "stop" if finding.ends else "skip"
+        row = {"event": "not_finite", "step": self.step, "stage": stage.index}
+        self._write({**row, "found": found, "action": action})
+        if not finding.ends:
+            self.console.warning(f"step {self.step}: {found}; no update was made")
+            return
+        way_out = "no checkpoint has been saved: begin again"
+        if self._saved is not None:
+            step, path = self._saved
+            way_out = f"go on from step {step} ({path})"
+        raise DivergedError(
+            f"step {self.step}: {found}; the run stops and saves nothing; {way_out} with a lower "
+            f"optimizer.lr{finding.advice}"
+        )
 
     # What others see
 
@@ -190,16 +261,27 @@ class Trainer:
         """Validation loss, always over the same tokens; None where the run does not evaluate."""
         if not self.config.train.eval_iters or self.datasets.valid is None:
             return None
-        batches = self._batches(live, self.datasets.valid, 0)
-        return live.evaluate(batches, live.stage.eval_iters)
+        with self._batches(live, self.datasets.valid, 0) as batches:
+            return live.evaluate(batches, live.stage.eval_iters)
+
+    def _due(self, stage: Stage) -> bool:
+        """Whether the step that has just been done is one to evaluate after."""
+        grown = stage.index > 0 and self.step == stage.first_step
+        interval = self.config.train.eval_interval
+        return grown or self.step == stage.last_step or self.step % interval == 0
+
+    def _unmeasured(self, stage: Stage) -> bool:
+        """Whether the rows so far lack the evaluation of this step."""
+        log = self.metrics
+        return any_rank(log is not None and not log.has_evaluation(self.step, stage.index))[0]
 
     def _evaluate(self, live: LiveStage) -> float | None:
-        """Measure and report, once for each step."""
+        """Measure and report, once for each step; None where that was interrupted."""
         if self._evaluated[0] == self.step:
             return self._evaluated[1]
         loss = self._measure(live)
-        self._evaluated = (self.step, loss)
         if loss is not None:
+            self._evaluated = (self.step, loss)
             row = {**self._progress(live.stage), "val_loss": loss}
             self.console.evaluation(row)
             self._write(row)
@@ -232,8 +314,9 @@ class Trainer:
             self.metrics.write(row)
 
     def _save(self, live: LiveStage) -> None:
-        if self._saved_step == self.step:
+        if self._saved is not None and self._saved[0] == self.step:
             return
+        self._check_state(live)
         config, updates = self.config, get_step(live.optimizer)
         tokens = live.stage.tokens_at(self.step)
         record = Record(
@@ -241,12 +324,14 @@ class Trainer:
             stage=live.stage.index,
             consumed_samples=tokens // config.train.seq_length,
             consumed_tokens=tokens,
-            optimizer_step=self.step if updates is None else updates,
+            optimizer_step=self.step - self.guard.skipped if updates is None else updates,
             model=asdict(live.stage.model),
             precision=config.train.precision,
             config=asdict(config),
             growths=self.growths,
             parallel=asdict(live.stage.parallel),
+            skipped_iters=self.guard.skipped,
+            wandb_id=self.metrics.wandb_id if self.metrics else None,
         )
         path = save(
             config.checkpoint_dir,
@@ -256,7 +341,7 @@ class Trainer:
             with_optimizer=config.checkpoint.save_optimizer,
             keep_last=config.checkpoint.keep_last,
         )
-        self._saved_step = self.step
+        self._saved = self.step, path
         self.console.checkpoint(self.step, path)
 
 

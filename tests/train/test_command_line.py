@@ -81,7 +81,7 @@ def test_resume_on_another_layout(workplace: Path, whole: dict[int, float]) -> N
 
 def test_stop_request_saves_and_resumes(workplace: Path, whole: dict[int, float]) -> None:
     code, output, errors = launch(workplace, "stopped", stop_at=12)
-    assert code == 0, errors
+    assert code == 75, errors
     assert "--checkpoint.load auto" in output
     assert steps_saved(workplace, "stopped") == [5, 10, 12]
     code, _, errors = launch(workplace, "stopped", "--checkpoint.load", "auto")

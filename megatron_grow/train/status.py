@@ -1,0 +1,42 @@
+"""How a run stands, for scripts: a launcher turns every exit code but 0 into 1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.train.exit_codes import ExitCode
+from megatron_grow.train.finite import DivergedError
+from megatron_grow.train.metrics import write_atomically
+
+FILE_NAME = "status.json"
+
+
+class RunStatus:
+    """Keeps ``output_dir/status.json``, as a context manager around a run; for one rank only.
+
+    Its ``status`` is ``running`` until the run ends, then the name of its exit code, or ``failed``
+    for an error of program or machine. A killed run leaves ``running``.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self._path = Path(output_dir) / FILE_NAME
+        self.code = ExitCode.DONE
+        """How the run ends, if without an error."""
+
+    def __enter__(self) -> RunStatus:
+        self._write("running", None, "")
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        code: ExitCode | None = self.code
+        if error is not None:
+            known = {UserError: ExitCode.MISTAKE, DivergedError: ExitCode.DIVERGED}
+            code = next((known[cause] for cause in known if isinstance(error, cause)), None)
+        name = code.name.lower() if code is not None else "failed"
+        self._write(name, 1 if code is None else int(code), str(error or ""))
+
+    def _write(self, status: str, exit_code: int | None, message: str) -> None:
+        content = {"status": status, "exit_code": exit_code, "message": message}
+        write_atomically(self._path, json.dumps(content).encode() + b"\n")
