@@ -131,7 +131,7 @@ def preflight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list]
     from megatron_grow.train.preflight import prepare
 
     began: list[Any] = []
-    monkeypatch.setattr(entry, "_train", lambda config: began.append(prepare(config)))
+    monkeypatch.setattr(entry, "_train", lambda config: began.append(prepare(config)) or 0)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.chdir(tmp_path)
