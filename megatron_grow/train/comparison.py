@@ -133,13 +133,15 @@ def mixing_time(progressive: Run, fixed_size: Run, tolerance: float) -> int | No
     return None
 
 
-def equal_flops(progressive: Run, fixed_size: Run, cost: Cost) -> dict[str, float | None]:
+def equal_flops(progressive: Run, fixed_size: Run, cost: Cost) -> dict[str, float | str | None]:
     """Both validation losses when as much was spent as the cheaper run spent in all.
 
-    Interpolated between evaluations; None for a run not yet evaluated by then. The dearer run is
-    met before the end of its learning-rate schedule, which flatters the cheaper one.
+    Interpolated between evaluations; None for a run not yet evaluated by then. ``not_decayed`` names
+    the dearer run: it is met in the middle of its learning-rate schedule, which flatters the cheaper
+    one, whose rate has decayed.
     """
-    budget = min(progressive.flops[cost][-1], fixed_size.flops[cost][-1])
+    spent = {"progressive": progressive.flops[cost][-1], "fixed_size": fixed_size.flops[cost][-1]}
+    budget = min(spent.values())
     ours, theirs = (
         float(np.interp(budget, run.flops[cost], run.val_loss))
         if run.flops[cost][0] <= budget
@@ -151,6 +153,7 @@ def equal_flops(progressive: Run, fixed_size: Run, cost: Cost) -> dict[str, floa
         "progressive_val_loss": ours,
         "fixed_size_val_loss": theirs,
         "gap_percent": None if ours is None or theirs is None else _percent_above(ours, theirs),
+        "not_decayed": next((name for name, flops in spent.items() if flops > budget), None),
     }
 
 

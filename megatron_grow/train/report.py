@@ -80,20 +80,22 @@ def summary_table(summary: dict[str, Any]) -> Table:
             f"FLOPs, {label}",
             f"{ours[cost]:.3g}",
             f"{twin[cost]:.3g}",
-            "-" if saved is None else f"{saved:.1f} % saved",
+            "-" if saved is None else _saved(saved),
         )
     table.add_row(
         "training time",
         f"{ours['wall_seconds']:.0f} s",
         f"{twin['wall_seconds']:.0f} s",
-        f"{100 * (1 - summary['wall_time_ratio']):.1f} % saved",
+        _saved(100 * (1 - summary["wall_time_ratio"])),
     )
     for cost, label in labels.items():
         equal = summary["equal_flops"][cost]
         table.add_row(
             f"loss at equal FLOPs, {label}",
-            _loss(equal["progressive_val_loss"]),
-            _loss(equal["fixed_size_val_loss"]),
+            *(
+                _loss(equal[f"{run}_val_loss"], decayed=equal["not_decayed"] != run)
+                for run in ("progressive", "fixed_size")
+            ),
             "-" if equal["gap_percent"] is None else f"{equal['gap_percent']:+.2f} %",
         )
     mixing = summary["mixing_time_steps"]
@@ -106,5 +108,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _saved(percent: float) -> str:
+    return f"{abs(percent):.1f} % {'saved' if percent >= 0 else 'more'}"
+
+
+def _loss(value: float | None, decayed: bool) -> str:
+    return "-" if value is None else f"{value:.4f}{'' if decayed else ', not decayed yet'}"

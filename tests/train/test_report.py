@@ -113,6 +113,28 @@ def test_equal_flops(runs):
     assert equal["flops_block"]["fixed_size_val_loss"] == pytest.approx(3.0)
 
 
+def test_a_run_met_before_its_end_is_said_not_to_have_decayed(runs, tmp_path):
+    summary = write_report(*runs, tmp_path / "report")
+    assert summary["equal_flops"]["flops_total"]["not_decayed"] == "fixed_size"
+    progressive, fixed_size = (list(column.cells) for column in summary_table(summary).columns[1:3])
+    assert "2.8000, not decayed yet" in fixed_size
+    assert progressive.count("2.0100") == 3, "its end, where its rate has decayed"
+    alike = compare(load_run(runs[1]), load_run(runs[1]))["equal_flops"]["flops_total"]
+    assert alike["not_decayed"] is None
+
+
+def test_what_costs_more_is_not_called_saved(runs, tmp_path):
+    """A run that grew but cost as much or more than its twin."""
+    slow = write_run(tmp_path / "slow", FIXED_SIZE)
+    rows = [json.loads(line) for line in (slow / "metrics.jsonl").open()]
+    dear = [
+        row | ({"flops_total": 1.02 * row["flops_total"]} if "loss" in row else {}) for row in rows
+    ]
+    (slow / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dear))
+    column = list(summary_table(compare(load_run(slow), load_run(runs[1]))).columns[3].cells)
+    assert "2.0 % more" in column and not any(cell.startswith("-2") for cell in column)
+
+
 @pytest.mark.parametrize(("tolerance", "mixing"), [(0.25, 20), (0.006, 60), (0.004, None)])
 def test_mixing_time_depends_on_the_tolerance(runs, tolerance, mixing):
     summary = compare(*map(load_run, runs), tolerance)
