@@ -136,9 +136,9 @@ def mixing_time(progressive: Run, fixed_size: Run, tolerance: float) -> int | No
 def equal_flops(progressive: Run, fixed_size: Run, cost: Cost) -> dict[str, float | str | None]:
     """Both validation losses when as much was spent as the cheaper run spent in all.
 
-    Interpolated between evaluations; None for a run not yet evaluated by then. ``not_decayed`` names
-    the dearer run: it is met in the middle of its learning-rate schedule, which flatters the cheaper
-    one, whose rate has decayed.
+    Interpolated between evaluations; None for a run not yet evaluated by then. ``not_decayed``
+    names the dearer run: it is met in the middle of its learning-rate schedule. That flatters the
+    cheaper one, whose rate has decayed.
     """
     spent = {"progressive": progressive.flops[cost][-1], "fixed_size": fixed_size.flops[cost][-1]}
     budget = min(spent.values())
