@@ -11,9 +11,11 @@ import torch
 
 from megatron_grow.checkpoint.manifest import TensorDigest, digest, digest_of
 from megatron_grow.checkpoint.sink import Block, Sink
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.source import Source, not_finite
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import full, split, volume
+from megatron_grow.state.finite import is_finite
+from megatron_grow.state.kinds import describe
 from megatron_grow.state.memory import cast
 
 ELEMENTS_PER_BLOCK = 1 << 25
@@ -69,6 +71,7 @@ def write(
     sink: Sink,
     work: dict[int, list[Block]],
     *,
+    finite: bool,
     threads: int,
     advance: Advance,
 ) -> dict[int, Written]:
@@ -78,11 +81,12 @@ def write(
         source: what is read.
         sink: what is written, prepared.
         work: the parts of this process, by number.
+        finite: whether to refuse values that are NaN or infinite.
         threads: parts in the making at a time.
         advance: is told the bytes of each block.
 
     Raises:
-        UserError: the source is damaged.
+        UserError: the source is damaged, or not finite.
         OSError: the disk is full, or fails.
     """
 
@@ -96,6 +100,8 @@ def write(
                     name: cast(values, dtype)
                     for name, dtype in sink.stored(block.key, block.kind).items()
                 }
+                if finite:
+                    _check_finite(source, block, values, stored)
                 digests.extend((name, digest(data)) for name, data in stored.items())
                 yield block, stored
                 advance(sum(data.nbytes for data in stored.values()))
@@ -151,6 +157,20 @@ def tensor_digests(
         for kind in source.kinds(key)
         for name, dtype in sink.stored(key, kind).items()
     }
+
+
+def _check_finite(
+    source: Source, block: Block, values: torch.Tensor, stored: dict[str, torch.Tensor]
+) -> None:
+    for data in stored.values():
+        if is_finite(data):
+            continue
+        if not is_finite(values):
+            raise not_finite(source, block.key, block.kind)
+        raise UserError(
+            f"{source.path}: {describe(block.key, block.kind)} has values that {data.dtype} cannot "
+            "hold; use --precision bf16"
+        )
 
 
 def _each(

@@ -8,8 +8,10 @@ from typing import Protocol
 import torch
 
 from megatron_grow.checkpoint.record import Record
+from megatron_grow.config.errors import UserError
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box
+from megatron_grow.state.kinds import describe
 
 
 class Source(Protocol):
@@ -43,3 +45,11 @@ class Source(Protocol):
             UserError: they cannot be read, or are damaged.
         """
         ...
+
+
+def not_finite(source: Source, key: str, kind: str) -> UserError:
+    """The error of a tensor that holds NaN or infinite values."""
+    return UserError(
+        f"{source.path}: {describe(key, kind)} is not finite; take a checkpoint from before the "
+        "run diverged"
+    )

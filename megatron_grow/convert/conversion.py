@@ -46,6 +46,7 @@ def convert(
     *,
     step: int | None,
     side_files: Mapping[str, bytes] | None = None,
+    finite: bool = True,
     threads: int,
     verifies: bool,
     progress: Progress,
@@ -61,12 +62,13 @@ def convert(
         make_sink: opens a sink in the directory where it is written first.
         step: what the tracker file beside ``final`` will say; None: there is none.
         side_files: by name, are kept in a directory of their own beside the tensors.
+        finite: whether to refuse values that are NaN or infinite.
         threads: parts in the making at a time.
         verifies: whether to read all again and compare.
         progress: is told.
 
     Raises:
-        UserError: the source is damaged, or the destination cannot take it.
+        UserError: the source is damaged or not finite, or the destination cannot take it.
     """
     torch.set_num_threads(1)  # the parallelism is over parts
     began = time.perf_counter()
@@ -83,7 +85,9 @@ def convert(
         with progress.task("writing", mine) as advance:
             written = together(
                 lambda: _io(
-                    lambda: copy.write(source, sink, work, threads=threads, advance=advance)
+                    lambda: copy.write(
+                        source, sink, work, finite=finite, threads=threads, advance=advance
+                    )
                 )
             )
         by_number = {number: part for share in gather(written) for number, part in share.items()}

@@ -106,6 +106,7 @@ def write(root: Path, source: SyntheticSource, tensor_parallel: int = 1, threads
             tensor_parallel=tensor_parallel,
         ),
         step=source.record.step,
+        finite=False,  # as a run could have written it
         threads=threads,
         verifies=False,
         progress=Progress(False),

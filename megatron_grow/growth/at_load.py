@@ -7,10 +7,11 @@ from functools import partial
 
 import torch
 
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.source import Source, not_finite
 from megatron_grow.config.errors import UserError
 from megatron_grow.growth.plan import Plan
 from megatron_grow.state.boxes import Box, slices, split
+from megatron_grow.state.finite import is_finite
 from megatron_grow.state.live import Piece
 from megatron_grow.state.materialise import materialise
 
@@ -27,7 +28,7 @@ def load(plan: Plan, source: Source, target: Sequence[Piece]) -> None:
         target: what this rank must hold; written to.
 
     Raises:
-        UserError: the checkpoint lacks a kind of state, or is damaged.
+        UserError: the checkpoint lacks a kind of state, is damaged, or not finite.
     """
     for piece in target:
         tensor_map = plan.map(piece.key, piece.kind)
@@ -40,4 +41,7 @@ def load(plan: Plan, source: Source, target: Sequence[Piece]) -> None:
 
 
 def _read(source: Source, kind: str, key: str, box: Box) -> torch.Tensor:
-    return source.read(key, kind, box)
+    values = source.read(key, kind, box)
+    if not is_finite(values):
+        raise not_finite(source, key, kind)
+    return values

@@ -24,7 +24,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.asked:
+        if self.asked or self.agreed:
             return  # launcher and scheduler may both ask; the second must not kill the last steps
         for number, handler in self._previous.items():
             signal.signal(number, handler)
