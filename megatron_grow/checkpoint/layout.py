@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from blake3 import blake3
 
 from megatron_grow.checkpoint.regular import read_regular
 from megatron_grow.config.errors import UserError
@@ -28,6 +29,10 @@ SIDE_FILES = "huggingface"
 """Directory of the files that an imported model came with: tokenizer, generation settings."""
 COMPLETE = "metadata.json"
 """megatron-core's mark of a whole ``torch_dist`` directory."""
+MANIFEST = "manifest.json"
+"""Digests of what is in the directory."""
+IDENTIFYING = (MANIFEST, RECORD, METADATA, COMMON, "config.json")
+"""Files that differ between any two checkpoints, in any format."""
 
 STATE_PREFIX = "optimizer.state."
 """Begins the keys of main parameters and moments."""
@@ -48,6 +53,21 @@ def step_dir(root: Path, step: int) -> Path:
 def replaced(checkpoint: Path) -> Path:
     """Where an older checkpoint of the same step stands while a new one takes its place."""
     return checkpoint.with_name(f".{checkpoint.name}.replaced")
+
+
+def identity(checkpoint: Path) -> str:
+    """What tells a checkpoint from any other, and is the same of its copies.
+
+    It is a digest of the small files that say what is in it; empty where there are none.
+    """
+    found = blake3()
+    for name in IDENTIFYING:
+        try:
+            content = read_regular(checkpoint / name)
+        except FileNotFoundError:
+            continue
+        found.update(name.encode() + len(content).to_bytes(8, "little") + content)
+    return found.hexdigest() if found.digest() != blake3().digest() else ""
 
 
 def tensor_key(key: str, kind: str) -> str:

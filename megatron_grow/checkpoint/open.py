@@ -12,6 +12,17 @@ from megatron_grow.checkpoint.source import Source
 from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 
 
+def find(path: Path, named: str = "") -> Path:
+    """The directory that :func:`open_source` opens.
+
+    Raises:
+        UserError: nothing there is a checkpoint.
+    """
+    if (path / CONFIG).exists() and not (path / METADATA).exists():
+        return path
+    return locate(path, named)
+
+
 def open_source(path: Path, named: str = "", *, once: bool = False) -> Source:
     """The checkpoint at ``path``: a step's directory, a root with a tracker file, or a model.
 
@@ -23,9 +34,9 @@ def open_source(path: Path, named: str = "", *, once: bool = False) -> Source:
     Raises:
         UserError: nothing there is a checkpoint, or it is damaged.
     """
-    if (path / CONFIG).exists() and not (path / METADATA).exists():
-        return HuggingFaceSource(path)
-    found = locate(path, named)
+    found = find(path, named)
+    if (found / CONFIG).exists() and not (found / METADATA).exists():
+        return HuggingFaceSource(found)
     if (found / COMPLETE).exists():
         return TorchDistSource(found, once=once)
     return LegacySource(found)

@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from megatron_grow.checkpoint.archive import Archive
 from megatron_grow.checkpoint.layout import COMMON, RECORD, WRITER
@@ -16,6 +16,19 @@ from megatron_grow.checkpoint.megatron_lm.optimizer import check_sharding, optim
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.ranges import Range, check_fields
+
+Total = Annotated[int, Range(least=0, most=2**63 - 1)]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run was once told to begin from, or to go back to."""
+
+    named: str
+    """The directory."""
+    identity: str
+    """Of the checkpoint there (:func:`~.layout.identity`)."""
 
 
 @dataclass
@@ -37,14 +50,14 @@ class GrowthEvent:
 class Record:
     """Where a run stands: read before anything else on resume."""
 
-    step: int
-    stage: int
+    step: Total
+    stage: Total
     """Index of the stage whose model is stored."""
-    consumed_samples: int
+    consumed_samples: Total
     """Whole sequences of the run's longest ``seq_length``, for megatron-core's own resume."""
-    consumed_tokens: int
+    consumed_tokens: Total
     """Where the stream of training tokens goes on."""
-    optimizer_step: int
+    optimizer_step: Total
     """Updates that the moments have seen; Adam's bias correction counts from here."""
     model: dict[str, Any]
     """Shape of the stored model."""
@@ -58,6 +71,10 @@ class Record:
     """Steps so far without an update, because loss or gradients were not finite."""
     wandb_id: str | None = None
     """The run's name in the service of Weights & Biases."""
+    run_id: str = ""
+    """Of the run, drawn when it began; those of two runs differ."""
+    begun_from: list[Beginning] = field(default_factory=list)
+    """What the run was told to begin from, and to go back to since."""
     format: int = 1
 
     @property
@@ -94,15 +111,26 @@ def read_record(checkpoint: Path) -> Record:
             length = values["config"]["train"]["seq_length"]
             values["consumed_tokens"] = values["consumed_samples"] * length
         values["growths"] = [GrowthEvent(**growth) for growth in values["growths"]]
-        record = Record(**values)
-        _ = record.model_config, record.layout  # of fields that exist, and values that can be
-        return record
+        begun = values.get("begun_from", [])
+        values["begun_from"] = [Beginning(**beginning) for beginning in begun]
+        return _checked(Record(**values), path)
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing, and so is {COMMON}: nothing says what {checkpoint} holds"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _checked(record: Record, path: Path) -> Record:
+    """``record``, of values that can be."""
+    try:
+        for part in (record, *record.growths, *record.begun_from):
+            check_fields(part)
+        _ = record.model_config, record.layout
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return record
 
 
 def _of_common_state(path: Path) -> Record:

@@ -52,18 +52,29 @@ class RunConfig:
         """Where checkpoints of this run are written."""
         return Path(self.checkpoint.save or Path(self.run.output_dir) / "checkpoints")
 
+    @property
+    def cache_dir(self) -> Path:
+        """Where indices of datasets are kept."""
+        return Path(self.data.cache_dir or Path(self.run.output_dir) / "cache")
+
     def resolve(self, world_size: int) -> list[Stage]:
         """The stages, with all they resolve to, checked against ``world_size`` ranks.
 
         Raises:
             UserError: whatever in the run cannot work, with the field's name.
         """
+        checkpoint = self.checkpoint
+        if self.run.overwrite and checkpoint.load == "auto":
+            raise UserError(
+                "run.overwrite=true sets aside the run that checkpoint.load=auto resumes: leave "
+                "one of them out"
+            )
         stages = resolve_stages(
             self.stages,
             self.model,
             self.parallel,
             self.train,
-            grows_at_load=self.checkpoint.load not in (None, "auto"),
+            grows_at_load=bool(checkpoint.initial or checkpoint.load_directory),
         )
         for stage in stages:
             where, model, batch = f"stages[{stage.index}]", stage.model, stage.batch

@@ -28,6 +28,9 @@ class RunSection:
     name: str = "run"
     output_dir: PathText = "runs/run"
     """Gets metrics.jsonl, tensorboard/, checkpoints/ and the resolved config."""
+    overwrite: bool = False
+    """Set the run that output_dir and checkpoint.save hold aside, in a dated directory beside, and
+    begin anew; without it, such a beginning is refused."""
     seed: Seed = 1234
     """Decides initial weights, fresh layers and the order of samples, on every layout."""
 
@@ -160,6 +163,19 @@ class DataSection:
         check_fields(self, "data.")
 
 
+FIXED = (
+    "run.seed",
+    "data.train_data_path",
+    "data.valid_data_path",
+    "data.split",
+    "data.tokenizer",
+    "data.vocab_file",
+    "data.merge_file",
+    "optimizer.optimizer",
+)
+"""Fields that a run keeps when it is resumed: a change would be another run, under its name."""
+
+
 @dataclass
 class CheckpointSection:
     """When to save, what to keep, where to start from."""
@@ -172,13 +188,26 @@ class CheckpointSection:
     """Checkpoints to keep; 0 keeps all."""
     save_optimizer: bool = True
     load: PathText | None = None
-    """A checkpoint directory, or ``auto``: the newest of this run, if there is one."""
+    """What to resume. ``auto``: the newest checkpoint of this run, if there is one. A directory: a
+    step of this run, to which it goes back, or a checkpoint from elsewhere that it goes on from
+    until it has its own. Absent: the run begins."""
+    initial: PathText | None = None
+    """Another run's checkpoint, or a model, that this run's first stage begins from or grows out
+    of; once the run has a checkpoint of its own, ``load: auto`` resumes that."""
     start: Literal["afresh", "continue"] = "afresh"
-    """A run whose first stage grows out of ``load``: begin at step 0 with the first sample, or go
-    on with the step, the schedule and the samples where that checkpoint stands."""
+    """A run that begins from ``initial``: at step 0 with the first sample, or with the step, the
+    schedule and the samples where that checkpoint stands."""
+    allow_changes: list[Literal[FIXED]] = field(default_factory=list)  # type: ignore[valid-type]
+    """Fields that may differ from those of the checkpoint that is resumed: of run.seed, data.* and
+    optimizer.optimizer."""
 
     def __post_init__(self) -> None:
         check_fields(self, "checkpoint.")
+
+    @property
+    def load_directory(self) -> str | None:
+        """``load`` where it is a directory."""
+        return None if self.load == "auto" else self.load
 
 
 @dataclass

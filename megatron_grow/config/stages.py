@@ -230,7 +230,7 @@ def resolve_stages(
         elif section.grow is not None and not grows_at_load:
             raise UserError(
                 f"{where}.grow: the first stage has nothing to grow from; leave it out, or name a "
-                "checkpoint in checkpoint.load"
+                "checkpoint in checkpoint.initial or checkpoint.load"
             )
         stages.append(stage)
     return stages

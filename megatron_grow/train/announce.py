@@ -14,7 +14,12 @@ from megatron_grow.train.preflight import Prepared
 
 
 def announcements(prepared: Prepared) -> Iterator[str]:
-    """A line for each growth that is still to come: what, when, between which layouts, how much."""
+    """Lines on what the run goes on from, and for each growth that is still to come.
+
+    Of a growth: what, when, between which layouts, how much.
+    """
+    if prepared.start is not None:
+        yield from prepared.start.notes
     world_size = dist.get_world_size()
     start, stages = prepared.start, prepared.stages
     done = start.stage if start else 0

@@ -52,34 +52,38 @@ def _train(config: RunConfig) -> ExitCode:
     from megatron_grow.train.console import Console
     from megatron_grow.train.finite import DivergedError
     from megatron_grow.train.metrics import MetricsLog
-    from megatron_grow.train.preflight import prepare
+    from megatron_grow.train.preflight import check, prepare
+    from megatron_grow.train.run_directory import claimed, make_room
     from megatron_grow.train.status import RunStatus
     from megatron_grow.train.trainer import Trainer, write_resolved_config
 
     process_groups.start()
     try:
-        prepared = together(lambda: prepare(config))
-        speaks = dist.get_rank() == 0
-        resumed = prepared.resumed
+        checked = together(lambda: check(config))
         with ExitStack() as stack:
-            metrics, status = None, None
+            stack.enter_context(claimed(config))
+            prepared = prepare(checked)
+            speaks, start, resumed = dist.get_rank() == 0, prepared.start, prepared.resumed
+            notes, metrics, status = [], None, None
             if speaks:
+                notes = make_room(config, prepared.choice)
                 write_resolved_config(prepared)
                 status = stack.enter_context(RunStatus(config.run.output_dir))
                 metrics = MetricsLog(
                     config.run.output_dir,
-                    resume_step=prepared.start.step if prepared.start else 0,
-                    resume_stage=prepared.start.stage if prepared.start else 0,
+                    begins=not prepared.choice.own,
+                    resume_step=start.step if start else 0,
+                    resume_stage=start.stage if start else 0,
                     tensorboard=config.logging.tensorboard,
                     wandb_project=config.logging.wandb_project,
-                    wandb_id=resumed.wandb_id if resumed else None,
+                    wandb_id=resumed.wandb_id if resumed and prepared.choice.own else None,
                     run_name=config.run.name,
                 )
                 stack.callback(metrics.close)
             console = stack.enter_context(
                 Console(config.train.train_iters, speaks, config.logging.progress_bar)
             )
-            for line in announcements(prepared):
+            for line in (*notes, *announcements(prepared)):
                 console.message(line)
             code = ExitCode.DONE
             if not Trainer(prepared, console, metrics).run():

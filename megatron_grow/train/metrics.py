@@ -7,9 +7,11 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict
 
+from megatron_grow.checkpoint.regular import read_regular
 from megatron_grow.config.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
@@ -99,6 +101,7 @@ class MetricsLog:
         output_dir: str | Path,
         *,
         resume_step: int = 0,
+        begins: bool = False,
         resume_stage: int | None = None,
         tensorboard: bool = False,
         wandb_project: str | None = None,
@@ -107,13 +110,15 @@ class MetricsLog:
     ) -> None:
         """Open the log of a run that continues after ``resume_step`` steps.
 
-        Rows of later steps and stages are dropped, because the run will write them again. With
-        ``resume_step`` 0 the rows of an earlier run in this directory move to
-        ``metrics.jsonl.previous``.
+        Rows of later steps and stages move to the end of ``metrics.jsonl.dropped``, because the run
+        will write them again. Of a run that ``begins``, or goes on from step 0, all rows that are
+        there are of an earlier attempt, and move to ``metrics.jsonl.previous``, ``.previous.2`` and
+        so on.
 
         Args:
             output_dir: the run's directory; made if it does not exist.
             resume_step: steps done by the checkpoint that the run starts from.
+            begins: whether that checkpoint, if there is one, is another run's.
             resume_stage: its stage, if it is known; the growth into the next may be at the same
                 step.
             tensorboard: mirror to ``output_dir/tensorboard``.
@@ -124,14 +129,12 @@ class MetricsLog:
         Raises:
             UserError: wandb is asked for and not installed.
         """
-        if wandb_project and importlib.util.find_spec("wandb") is None:
-            raise UserError(
-                f"logging.wandb_project={wandb_project} needs the package wandb, which is not "
-                "installed; run `pip install wandb` or leave the field out"
-            )
+        check_wandb(wandb_project)
         output_dir = Path(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         path = output_dir / FILE_NAME
+        if begins or resume_step == 0:
+            _keep(path)
         self._already_written, self._evaluated = _rewind(path, resume_step, resume_stage)
         self._file = path.open("a", buffering=1, encoding="utf-8")  # flushes at each line
         self._tensorboard: Any = None
@@ -200,7 +203,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         UserError: no such file, or a line that is not a row.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as metrics of a run: {error}") from error
     rows = []
@@ -217,6 +220,25 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
+
+
+def rows_of(output_dir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run so far; none where it has not begun.
+
+    Raises:
+        UserError: as :func:`read_rows`.
+    """
+    path = Path(output_dir) / FILE_NAME
+    return read_rows(path) if path.exists() else []
+
+
+def check_wandb(project: str | None) -> None:
+    """Raise :class:`UserError` where Weights & Biases is asked for and not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"logging.wandb_project={project} needs the package wandb, which is not "
+            "installed; run `pip install wandb` or leave the field out"
+        )
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -240,16 +262,40 @@ def _identity(row: Mapping[str, Any]) -> tuple[int, str, int]:
 def _rewind(
     path: Path, step: int, stage: int | None
 ) -> tuple[set[tuple[int, str, int]], set[tuple[int, int]]]:
-    """Drop the rows after ``step`` of ``stage``; return which rows and losses ``step`` has."""
+    """Move the rows after ``step`` of ``stage`` aside.
+
+    Returns:
+        Which rows ``step`` itself has, and which evaluations.
+    """
     if not path.exists():
         return set(), set()
-    if step == 0:
-        path.replace(path.with_name(path.name + ".previous"))
-        return set(), set()
-    kept = [row for row in read_rows(path) if row["step"] <= step]
-    if stage is not None:
-        kept = [row for row in kept if row.get("stage", 0) <= stage]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+    kept: list[dict[str, Any]] = []
+    dropped: list[dict[str, Any]] = []
+    for row in read_rows(path):
+        later = row["step"] > step or (stage is not None and row.get("stage", 0) > stage)
+        (dropped if later else kept).append(row)
+    if dropped:
+        with path.with_name(path.name + ".dropped").open("ab") as file:
+            file.write(_lines(dropped))
+            file.flush()
+            os.fsync(file.fileno())
+    write_atomically(path, _lines(kept))
     last = [row for row in kept if row["step"] == step]
     measured = [row for row in last if "val_loss" in row or row.get("val_loss_after") is not None]
     return {_identity(row) for row in last}, {(step, row.get("stage", 0)) for row in measured}
+
+
+def _lines(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _keep(path: Path) -> None:
+    """Rename a log that is there to the first name that is free."""
+    if not path.exists():
+        return
+    kept = path.with_name(path.name + ".previous")
+    for number in count(2):
+        if not kept.exists():
+            break
+        kept = path.with_name(f"{path.name}.previous.{number}")
+    path.rename(kept)

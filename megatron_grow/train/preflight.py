@@ -13,8 +13,22 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.data.check import Part, check_data
 from megatron_grow.growth.plan import Plan, growth
+from megatron_grow.train.choice import Choice
 from megatron_grow.train.fits import check_fits
+from megatron_grow.train.metrics import check_wandb
 from megatron_grow.train.start import Start, find_start
+
+
+@dataclass
+class Checked:
+    """A run that can work, if it can begin."""
+
+    config: RunConfig
+    stages: list[Stage]
+    growths: list[Plan]
+    """How each stage but the first begins."""
+    data: tuple[Part, Part | None]
+    """Training and validation."""
 
 
 @dataclass
@@ -25,6 +39,7 @@ class Prepared:
     stages: list[Stage]
     plans: list[Plan]
     """How each stage begins: from nothing, a checkpoint, or the stage before."""
+    choice: Choice
     start: Start | None
     data: tuple[Part, Part | None]
     """Training and validation."""
@@ -35,8 +50,8 @@ class Prepared:
         return self.start.source.record if self.start and self.start.resumes else None
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Check the run on this rank.
+def check(config: RunConfig) -> Checked:
+    """Check on this rank what does not depend on the run's directories.
 
     Args:
         config: with its vocabulary (:func:`~megatron_grow.data.tokenizers.with_vocabulary`).
@@ -46,8 +61,8 @@ def prepare(config: RunConfig) -> Prepared:
     """
     stages = config.resolve(dist.get_world_size())
     check_fits(config, stages, dist.get_world_size())
-    start, first = find_start(config, stages)
-    plans = [first, *_growths(config, stages)]
+    growths = _growths(config, stages)
+    check_wandb(config.logging.wandb_project)
     assert config.model.vocab_size is not None
     data = check_data(
         config.data,
@@ -56,7 +71,18 @@ def prepare(config: RunConfig) -> Prepared:
         evaluate=config.train.eval_iters > 0,
     )
     _check_masks(config, stages)
-    return Prepared(config, stages, plans, start, data)
+    return Checked(config, stages, growths, data)
+
+
+def prepare(checked: Checked) -> Prepared:
+    """Find where the run begins, in directories that it holds; every rank takes part.
+
+    Raises:
+        UserError: whatever cannot work.
+    """
+    config, stages = checked.config, checked.stages
+    choice, start, first = find_start(config, stages)
+    return Prepared(config, stages, [first, *checked.growths], choice, start, checked.data)
 
 
 def _growths(config: RunConfig, stages: list[Stage]) -> list[Plan]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_grow.checkpoint.huggingface.files import CONFIG
-from megatron_grow.checkpoint.layout import COMPLETE, latest, locate
+from megatron_grow.checkpoint.layout import identity, saved_steps
 from megatron_grow.checkpoint.open import open_source
 from megatron_grow.checkpoint.record import GrowthEvent, Record, read_record
 from megatron_grow.checkpoint.source import Source
 from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.run import RunConfig
+from megatron_grow.config.run import RunConfig, to_yaml
 from megatron_grow.config.stages import Stage, check_growth
+from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
 from megatron_grow.optim.moments import moments
+from megatron_grow.parallel.agreement import gather, place, together
+from megatron_grow.state.live import Piece
+from megatron_grow.train.changes import check_changes, rate_jump
+from megatron_grow.train.choice import Choice, advising, choose
 
 
 @dataclass
@@ -33,61 +38,104 @@ class Start:
     """Updates that the moments have seen."""
     growths: list[GrowthEvent]
     resumes: bool
-    """Whether it is this run's own; else the run begins by a growth."""
+    """Whether its training goes on; else the run begins by a growth."""
+    root: Path | None = None
+    """Of this run's checkpoints, if it is one of them."""
+    notes: tuple[str, ...] = ()
+    """What the user should know before the run goes on."""
+
+    def load(self, target: list[Piece]) -> None:
+        """Fill live pieces with what is made of the checkpoint.
+
+        Raises:
+            UserError: it is damaged; the message says what may be taken instead.
+        """
+        with advising(self.path, self.root):
+            load(self.plan, self.source, target)
 
 
-def find_start(config: RunConfig, stages: list[Stage]) -> tuple[Start | None, Plan]:
-    """Where the run begins, and how its first stage began or begins.
+def find_start(config: RunConfig, stages: list[Stage]) -> tuple[Choice, Start | None, Plan]:
+    """Where the run begins, and how its first stage began or begins; every rank takes part.
 
-    A run that grows out of another's checkpoint goes on with its own, once it has one.
+    Rank 0 looks; the others open what it found, and make sure that they see the same.
 
     Raises:
-        UserError: nothing usable where ``checkpoint.load`` points.
+        UserError: as :func:`~.choice.choose`, a checkpoint that is damaged, of another run, or
+            another one on some ranks.
     """
-    load, first = config.checkpoint.load, stages[0]
-    own = latest(config.checkpoint_dir) if load == "auto" or first.grow else None
-    other = Path(load) if load not in (None, "auto") else None
-    if first.grow is None:
-        fresh = initialisation(first.model, config.model.num_layers, config.run.seed)
-        path = _trained(other) if other else own
-        return (_resume(path, config, stages) if path else None), fresh
-    if own is not None:
-        start = _resume(own, config, stages)
-        if not start.growths or start.growths[0].stage != 0:
-            raise UserError(f"{own} did not begin by stages[0].grow; leave it out to go on from it")
-        return start, _first_plan(ModelConfig(**start.growths[0].source_model), config, first)
-    if other is None:
+    grows = stages[0].grow is not None
+    chosen = together(lambda: choose(config, grows=grows) if place()[0] == 0 else None)
+    choice = gather(chosen)[0]
+    assert choice is not None
+    start, plan = together(lambda: _open(choice, config, stages))
+    _agree(choice, start, config)
+    return choice, start, plan
+
+
+def _open(choice: Choice, config: RunConfig, stages: list[Stage]) -> tuple[Start | None, Plan]:
+    first = stages[0]
+    if choice.path is None:
+        return None, initialisation(first.model, config.model.num_layers, config.run.seed)
+    if choice.grows:
+        start = _grow(open_source(choice.path), config, first)
+        return start, start.plan
+    start = _resume(choice, config, stages)
+    if first.grow is None and config.checkpoint.initial is None:
+        return start, initialisation(first.model, config.model.num_layers, config.run.seed)
+    begun = next((event for event in reversed(start.growths) if event.stage == 0), None)
+    if begun is None:
         raise UserError(
-            "stages[0].grow has nothing to grow from: checkpoint.load must name a checkpoint"
+            f"{choice.path} did not begin by a growth; leave out stages[0].grow and "
+            "checkpoint.initial to go on from it"
         )
-    start = _grow(open_source(other, "checkpoint.load="), config, first)
-    return start, start.plan
+    return start, _first_plan(ModelConfig(**begun.source_model), config, first)
 
 
-def _trained(path: Path) -> Path:
-    """The checkpoint that ``checkpoint.load`` names, with all that training goes on from."""
-    found = path if (path / CONFIG).exists() else locate(path, "checkpoint.load=")
-    if not (found / COMPLETE).exists():
-        raise UserError(
-            f"checkpoint.load={path} holds weights alone; to begin with them, give the run "
-            "stages: [{grow: {optimizer_state: reset}}]"
+def _agree(choice: Choice, start: Start | None, config: RunConfig) -> None:
+    """Raise :class:`UserError` on all ranks unless all have the same run and checkpoint."""
+    seen = gather(
+        (
+            socket.gethostname(),
+            to_yaml(config),
+            start and (identity(start.path), start.step, start.stage),
         )
-    return found
+    )
+    for rank, (host, run, found) in enumerate(seen):
+        what = "run file" if run != seen[0][1] else f"checkpoint at {choice.path}"
+        if (run, found) != seen[0][1:]:
+            raise UserError(
+                f"rank {rank} on {host} has another {what} than rank 0 on {seen[0][0]}: all ranks "
+                "must read the same files"
+            )
 
 
-def _resume(path: Path, config: RunConfig, stages: list[Stage]) -> Start:
-    record = read_record(path)
-    _check_record(record, f"checkpoint {path}", config, stages)
-    model = stages[record.stage].model
+def _resume(choice: Choice, config: RunConfig, stages: list[Stage]) -> Start:
+    path = choice.path
+    assert path is not None
+    root = config.checkpoint_dir if choice.own else None
+    with advising(path, root):
+        record = read_record(path)
+        source = TorchDistSource(path, record)
+        source.check_shards(*place())
+    where = f"checkpoint {path}"
+    _check_record(record, where, config, stages)
+    notes = [*choice.notes, *check_changes(record, where, config)]
+    stage = stages[record.stage]
+    if jump := rate_jump(record, config, stage, saved_steps(config.checkpoint_dir)):
+        notes.append(jump)
+    if record.step == config.train.train_iters:
+        notes.append(f"the run is finished: {path} is at train.train_iters={record.step}")
     return Start(
         path=path,
-        source=TorchDistSource(path, record),
-        plan=resharding(model),
+        source=source,
+        plan=resharding(stage.model),
         stage=record.stage,
         step=record.step,
         optimizer_step=record.optimizer_step,
         growths=record.growths,
         resumes=True,
+        root=root,
+        notes=tuple(notes),
     )
 
 
@@ -111,7 +159,7 @@ def _check_record(record: Record, where: str, config: RunConfig, stages: list[St
 
 
 def _check_tokens(record: Record, where: str, config: RunConfig, stage: Stage) -> None:
-    longest = record.config["train"]["seq_length"]
+    longest = record.config.get("train", {}).get("seq_length")
     if config.train.seq_length != longest:
         raise UserError(
             f"{where} has read samples of train.seq_length={longest}; of "

@@ -25,7 +25,6 @@ from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
 from megatron_grow.data.parts import Parts
-from megatron_grow.growth.at_load import load
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.optim.state import get_step, set_step
 from megatron_grow.parallel.agreement import any_rank, sum_over_ranks, together
@@ -44,7 +43,7 @@ class Trainer:
     def __init__(self, prepared: Prepared, console: Console, metrics: MetricsLog | None) -> None:
         """Take a run that has passed its checks; ``metrics`` on rank 0 alone."""
         self.config, self.stages = prepared.config, prepared.stages
-        self.plans, self.start = prepared.plans, prepared.start
+        self.plans, self.start, self.choice = prepared.plans, prepared.start, prepared.choice
         self.console, self.metrics = console, metrics
         train = self.config.train
         self.schedule = LearningRateSchedule(
@@ -56,9 +55,7 @@ class Trainer:
             seed=self.config.run.seed,
             train_samples=-(-self.stages[-1].tokens_at(train.train_iters) // train.seq_length),
             valid_samples=train.eval_iters * train.global_batch_size,
-            cache_dir=Path(
-                self.config.data.cache_dir or Path(self.config.run.output_dir) / "cache"
-            ),
+            cache_dir=self.config.cache_dir,
         )
         self.step = 0
         self.growths: list[GrowthEvent] = []
@@ -99,7 +96,7 @@ class Trainer:
         stage = self.stages[start.stage]
         live = LiveStage(stage, self.config, start.plan.tensors)
         self._watch(live)
-        together(lambda: load(start.plan, start.source, live.pieces()))
+        together(lambda: start.load(live.pieces()))
         live.publish()
         set_step(live.optimizer, start.optimizer_step)
         self.step, self.growths = start.step, start.growths
@@ -332,6 +329,8 @@ class Trainer:
             parallel=asdict(live.stage.parallel),
             skipped_iters=self.guard.skipped,
             wandb_id=self.metrics.wandb_id if self.metrics else None,
+            run_id=self.choice.run_id,
+            begun_from=list(self.choice.begun_from),
         )
         path = save(
             config.checkpoint_dir,

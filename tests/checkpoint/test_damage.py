@@ -17,8 +17,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_grow.checkpoint.layout import COMPLETE, RECORD, TRACKER, latest, locate, saved_steps
-from megatron_grow.checkpoint.manifest import MANIFEST
+from megatron_grow.checkpoint.layout import (
+    COMPLETE,
+    MANIFEST,
+    RECORD,
+    TRACKER,
+    latest,
+    locate,
+    saved_steps,
+)
 from megatron_grow.checkpoint.record import read_record
 from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
 from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
@@ -73,6 +80,14 @@ def refused(action: Callable[[], object], *parts: object) -> None:
     assert "\n" not in message
     for part in parts:
         assert str(part) in message, message
+
+
+def fails(action: Callable[[], object]) -> bool:
+    try:
+        action()
+    except UserError:
+        return True
+    return False
 
 
 def read_all(path: Path) -> None:
@@ -291,6 +306,8 @@ def test_a_shard_of_another_step_is_not_taken(saved: Path, tmp_path: Path) -> No
     assert other.stat().st_size == (checkpoint / CHUNKS).stat().st_size
     shutil.copy(other, checkpoint / CHUNKS)
     refused(lambda: read_all(checkpoint), checkpoint / CHUNKS, "another checkpoint")
+    source = TorchDistSource(checkpoint)
+    assert sum(fails(lambda part=part: source.check_shards(part, 3)) for part in range(3)) == 1
     assert convert(["inspect", str(checkpoint), "--check"]) != 0
     with (checkpoint / CHUNKS).open("ab") as file:
         file.write(b"more")

@@ -81,14 +81,16 @@ def test_continues_where_the_small_run_stood(workplace: Path, small: Path) -> No
     assert found[11] == pytest.approx(truth[11], rel=1e-5)
 
 
-def test_a_restart_goes_on_with_its_own_checkpoints(workplace: Path, small: Path) -> None:
-    load = ["--checkpoint.load", str(small)]
-    whole = launch(workplace, "own-whole", *wider(HYPERCLONING), *load)
-    cut = launch(workplace, "own", *wider(HYPERCLONING), *load, stop_at=8)
+@pytest.mark.parametrize("how", ["load", "initial"])
+def test_a_restart_goes_on_with_its_own_checkpoints(workplace: Path, small: Path, how: str) -> None:
+    load = [f"--checkpoint.{how}", str(small)]
+    load += ["--checkpoint.load", "auto"] if how == "initial" else []
+    whole = launch(workplace, f"whole-{how}", *wider(HYPERCLONING), *load)
+    cut = launch(workplace, f"own-{how}", *wider(HYPERCLONING), *load, stop_at=8)
     assert (whole[0], cut[0]) == (0, 75) and "stopped as asked" in cut[1]
-    again = launch(workplace, "own", *wider(HYPERCLONING), *load)
+    again = launch(workplace, f"own-{how}", *wider(HYPERCLONING), *load)
     assert again[0] == 0 and "resumed from" in again[1], again
-    assert losses(workplace, "own") == losses(workplace, "own-whole")
+    assert losses(workplace, f"own-{how}") == losses(workplace, f"whole-{how}")
 
 
 MISTAKES = {

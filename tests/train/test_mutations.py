@@ -128,10 +128,10 @@ def preflight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list]
     """The command as it is, up to where a run would begin."""
     import torch.distributed as dist
 
-    from megatron_grow.train.preflight import prepare
+    from megatron_grow.train.preflight import check, prepare
 
     began: list[Any] = []
-    monkeypatch.setattr(entry, "_train", lambda config: began.append(prepare(config)) or 0)
+    monkeypatch.setattr(entry, "_train", lambda config: began.append(prepare(check(config))) or 0)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.chdir(tmp_path)

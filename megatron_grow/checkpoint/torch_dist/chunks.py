@@ -22,6 +22,8 @@ from megatron_grow.checkpoint.positional import read_at
 from megatron_grow.checkpoint.zips import checksum_offsets, data_offset
 from megatron_grow.state.memory import empty
 
+FOREIGN = "is not what was saved here, but perhaps of another checkpoint"
+
 
 class DamagedError(Exception):
     """Bytes that are not what was written."""
@@ -67,7 +69,7 @@ def read_tensor(
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if sealed is not None and seal(descriptor, offset, length) != sealed:
-            raise DamagedError("it is not what was saved here, but perhaps of another checkpoint")
+            raise DamagedError(f"it {FOREIGN}")
         window = io.BufferedReader(_Window(descriptor, offset, length))
         with zipfile.ZipFile(window) as archive:
             members = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}

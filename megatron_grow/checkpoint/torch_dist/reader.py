@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import threading
+import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from megatron_grow.checkpoint.layout import METADATA
-from megatron_grow.checkpoint.manifest import MANIFEST, Shard, read_checked, read_manifest
+from megatron_grow.checkpoint.layout import MANIFEST, METADATA
+from megatron_grow.checkpoint.manifest import Shard, read_checked, read_manifest
 from megatron_grow.checkpoint.pickles import TABLE, Restricted
 from megatron_grow.checkpoint.regular import check_regular
-from megatron_grow.checkpoint.torch_dist.chunks import DamagedError, read_tensor
+from megatron_grow.checkpoint.torch_dist.chunks import FOREIGN, DamagedError, read_tensor, seal
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box, full, intersect, shape_of, slices, volume
 from megatron_grow.state.memory import empty
@@ -96,6 +98,30 @@ class CheckpointReader:
         assert out is not None, (key, box)  # the constructor has seen that nothing is missing
         return out
 
+    def check_seals(self, part: int = 0, parts: int = 1) -> None:
+        """Look whether shards are those of the manifest, without reading their values.
+
+        Args:
+            part: which share of them; ranks look at one each.
+            parts: how many shares there are.
+
+        Raises:
+            UserError: one is of another save.
+        """
+        chunks = sorted(self._storage.values(), key=lambda info: (info.relative_path, info.offset))
+        for name, found in groupby(chunks, key=lambda info: info.relative_path):
+            shard = self._shards.get(name)
+            if shard is None or zlib.crc32(name.encode()) % parts != part:
+                continue
+            path = self.directory / name
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                for info in found:
+                    if seal(descriptor, info.offset, info.length) != shard.seals.get(info.offset):
+                        raise UserError(f"{path} {FOREIGN}")
+            finally:
+                os.close(descriptor)
+
     def _load_metadata(self) -> Metadata:
         path = self.directory / METADATA
         try:
@@ -171,10 +197,7 @@ class CheckpointReader:
             return  # of a version, or another program, that did not write them down
         expected = self._shards.get(path.name, Shard(0, {})).size
         if size != expected:
-            raise UserError(
-                f"{path} has {size} bytes, {MANIFEST} says {expected}: it is not the file that was "
-                "saved here, but perhaps of another checkpoint"
-            )
+            raise UserError(f"{path} has {size} bytes, {MANIFEST} says {expected}: it {FOREIGN}")
 
     def _chunk(self, key: str, box: Box) -> torch.Tensor:
         offset = tuple(start for start, _ in box)

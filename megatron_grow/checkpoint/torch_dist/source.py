@@ -56,6 +56,10 @@ class TorchDistSource:
         """Of all tensors."""
         return self._reader.bytes_stored()
 
+    def check_shards(self, part: int = 0, parts: int = 1) -> None:
+        """As :meth:`.reader.CheckpointReader.check_seals`."""
+        self._reader.check_seals(part, parts)
+
     def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
         """The values in ``box``; not to be written to."""
         return self.read_stored(self._name(key, kind), key, box)

@@ -40,14 +40,14 @@ def run(checkpoint: Path, *stages: StageSection, layers: int = 4) -> RunConfig:
 
 def test_a_run_goes_on_from_it(checkpoint: Path) -> None:
     config = run(checkpoint)
-    start, _ = find_start(config, config.resolve(1))
+    _, start, _ = find_start(config, config.resolve(1))
     assert start is not None
     assert (start.step, start.optimizer_step, start.resumes) == (STEP, STEP, True)
 
 
 def test_a_run_grows_out_of_it(checkpoint: Path) -> None:
     config = run(checkpoint, StageSection(grow=GrowSection(depth="copying_stack")), layers=8)
-    start, plan = find_start(config, config.resolve(1))
+    _, start, plan = find_start(config, config.resolve(1))
     assert start is not None
     assert (start.step, start.optimizer_step, start.resumes) == (STEP, STEP, False)
     assert start.growths[-1].source_model["num_layers"] == 4

@@ -1,0 +1,112 @@
+"""What a run file says otherwise than the checkpoint that is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from os.path import normpath
+from typing import Any
+
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.ranges import shown
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import FIXED, OptimizerSection, ScheduleSection
+from megatron_grow.config.stages import Stage
+from megatron_grow.optim.schedule import LearningRateSchedule
+
+_TOLD = {"optimizer": None, "schedule": None, "train": ("train_iters", "eval_iters")}
+"""Sections, and fields of them (None: all), whose changes are said and not refused."""
+_JUMP = 1.5
+"""The rate may be so many times what it was without a word."""
+
+
+def check_changes(record: Record, where: str, config: RunConfig) -> list[str]:
+    """Refuse another training under the name of this one.
+
+    Args:
+        record: what is resumed.
+        where: begins the message of an error, for example ``checkpoint PATH``.
+        config: the run.
+
+    Returns:
+        A line on what has changed and may change, or none.
+
+    Raises:
+        UserError: another seed, corpus, blend, tokenizer or optimizer.
+    """
+    changes = dict(_changes(record.config, asdict(config)))
+    refused = {
+        name: change
+        for name, change in changes.items()
+        if name in FIXED and name not in config.checkpoint.allow_changes
+    }
+    if refused:
+        what = ", ".join(f"{name}={old} (now {new})" for name, (old, new) in refused.items())
+        raise UserError(
+            f"{where} was trained with {what}; restore what it was, or go on with the change: "
+            f"--checkpoint.allow_changes '[{', '.join(refused)}]'"
+        )
+    told = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items())
+    return [f"changed since {where}: {told}"] if told else []
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+    for section, was in old.items():
+        if not isinstance(was, dict) or section not in new:
+            continue
+        for name in was.keys() & new[section].keys():
+            told = section in _TOLD and name in (_TOLD[section] or (name,))
+            field = f"{section}.{name}"
+            before, after = _plain(was[name]), _plain(new[section][name])
+            if (told or field in FIXED) and before != after:
+                yield field, (shown(before), shown(after))
+
+
+def _plain(value: Any) -> Any:
+    """``value``, in which one path is always written the same way."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return normpath(value) if isinstance(value, str) else value
+
+
+def rate_jump(record: Record, config: RunConfig, stage: Stage, saved: list[int]) -> str | None:
+    """A line on a learning rate that has decayed and would rise again; None where it does not.
+
+    Args:
+        record: what is resumed.
+        config: the run.
+        stage: in which it goes on.
+        saved: steps of the run's checkpoints.
+    """
+    try:
+        before = LearningRateSchedule(
+            ScheduleSection(**record.config["schedule"]),
+            OptimizerSection(**record.config["optimizer"]),
+            record.config["train"]["train_iters"],
+        )
+    except (KeyError, TypeError, UserError):
+        return None  # of another program, or another version
+    last, iterations = record.config["train"]["train_iters"], config.train.train_iters
+    after = LearningRateSchedule(config.schedule, config.optimizer, iterations)
+
+    def jumps(step: int) -> bool:
+        goes_on = before.factor(min(step + 1, last))
+        return after.factor(step + 1) > _JUMP * max(goes_on, before.factor(step))
+
+    if record.step >= iterations or not jumps(record.step):
+        return None
+    rates = [
+        schedule.lr(step, optimizer_lr)
+        for schedule, step, optimizer_lr in (
+            (before, record.step, record.config["optimizer"]["lr"]),
+            (after, record.step + 1, config.optimizer.lr),
+        )
+    ]
+    better = [step for step in saved if step < record.step and not jumps(step)]
+    advice = f"step {better[-1]} was saved before it" if better else "none is kept here"
+    return (
+        f"the learning rate rises from {rates[0]:.2e}, where the decay to "
+        f"train.train_iters={last} had brought it, to {rates[1]:.2e}; usual is to go on from a "
+        f"checkpoint of before the decay: {advice}"
+    )
