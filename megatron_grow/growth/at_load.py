@@ -9,6 +9,7 @@ import torch
 
 from megatron_grow.checkpoint.source import Source, not_finite
 from megatron_grow.config.errors import UserError
+from megatron_grow.growth.measure import of_checkpoint
 from megatron_grow.growth.plan import Plan
 from megatron_grow.state.boxes import Box, slices, split
 from megatron_grow.state.finite import is_finite
@@ -20,7 +21,7 @@ _PART = 1 << 24
 
 
 def load(plan: Plan, source: Source, target: Sequence[Piece]) -> None:
-    """Fill ``target`` from a checkpoint by ``plan``; no rank talks to another.
+    """Fill ``target`` from a checkpoint by ``plan``; every rank of the job takes part.
 
     Args:
         plan: the maps; :func:`~megatron_grow.growth.plan.resharding` for a plain resume.
@@ -30,6 +31,8 @@ def load(plan: Plan, source: Source, target: Sequence[Piece]) -> None:
     Raises:
         UserError: the checkpoint lacks a kind of state, is damaged, or not finite.
     """
+    if plan.measured:
+        plan = plan.with_rms(of_checkpoint(source, plan.measured))
     for piece in target:
         tensor_map = plan.map(piece.key, piece.kind)
         for term in tensor_map.terms:

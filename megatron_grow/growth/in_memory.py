@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from megatron_grow.growth.measure import of_pieces
 from megatron_grow.growth.plan import Plan
 from megatron_grow.parallel import cpu
 from megatron_grow.state.axes import LogicalTensor
@@ -54,6 +55,8 @@ def transfer(plan: Plan, source: Sequence[Piece], target: Sequence[Piece]) -> in
     Returns:
         Bytes that this rank received from others.
     """
+    if plan.measured:
+        plan = plan.with_rms(of_pieces(source, plan.measured))
     rounds = _rounds(plan.tensors.values())
     tasks = _tasks(plan, target, rounds, _Holders(source))
     requests = _exchange_requests(tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from functools import partial
+from threading import Lock
 
 import torch
 
@@ -11,9 +12,10 @@ from megatron_grow.checkpoint.record import GrowthEvent, Record
 from megatron_grow.checkpoint.source import Source
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
+from megatron_grow.growth.measure import of_tensor
 from megatron_grow.growth.plan import Plan
 from megatron_grow.optim.moments import moments
-from megatron_grow.state.axes import origin
+from megatron_grow.state.axes import drawn_from
 from megatron_grow.state.boxes import Box, full, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import fresh_parts, materialise, sources
@@ -36,6 +38,8 @@ class GrownSource:
         self.tensors = plan.tensors
         self._source, self._plan = source, plan
         self._kinds = _state_kinds(plan, source)
+        self._noisy, self._measured = plan.measured, dict[str, tuple[float, ...]]()
+        self._lock = Lock()
 
     def kinds(self, key: str) -> tuple[str, ...]:
         """``main_param`` and the moments of one tensor."""
@@ -43,15 +47,23 @@ class GrownSource:
 
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the values: of the source's for what it has, else fp32."""
-        key = origin(key, self._source.tensors)
+        key = drawn_from(key, self._source.tensors)
         known = key in self._source.tensors and kind in self._source.kinds(key)
         return self._source.dtype(key, kind) if known else torch.float32
 
     def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
         """The values in ``box``."""
-
         tensor_map = self._plan.map(key, kind)
+        if kind == MAIN_PARAM and key in self._noisy:
+            tensor_map = replace(tensor_map, rms=self._rms(key))
         return materialise(tensor_map, box, partial(_read, self._source, kind), self._plan.seed)
+
+    def _rms(self, key: str) -> tuple[float, ...]:
+        """Measured once, by the first thread that needs it."""
+        with self._lock:
+            if key not in self._measured:
+                self._measured[key] = of_tensor(self._source, key)
+            return self._measured[key]
 
     def origin(self, key: str, kind: str) -> tuple[str, int]:
         """How a tensor is made, for people, and the bytes that are read for it."""
@@ -60,7 +72,7 @@ class GrownSource:
         new = sum(volume(part) for part, _ in fresh_parts(tensor_map, box))
         if not needed:
             return "fresh", 0
-        before = self._source.tensors[origin(key, self._source.tensors)].axes
+        before = self._source.tensors[drawn_from(key, self._source.tensors)].axes
         how = ", ".join(
             f"{old.size} -> {axis.size} {axis.name}"
             for old, axis in zip(before, self.tensors[key].axes, strict=True)
@@ -111,7 +123,7 @@ def _state_kinds(plan: Plan, source: Source) -> dict[str, tuple[str, ...]]:
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
     kinds = {}
     for key, tensor in plan.tensors.items():
-        if (known := origin(key, source.tensors)) in source.tensors:
+        if (known := drawn_from(key, source.tensors)) in source.tensors:
             kinds[key] = source.kinds(known)
         else:
             kept = moments(optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)

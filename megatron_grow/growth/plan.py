@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -12,7 +12,7 @@ from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.optimizer_state import Policy, moment_map
 from megatron_grow.operators import operator
 from megatron_grow.operators.base import Draw, NewUnits, Operator
-from megatron_grow.state.axes import LogicalTensor, logical_tensors, origin
+from megatron_grow.state.axes import LogicalTensor, drawn_from, logical_tensors
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import Dense, Gather, Identity, TensorMap, Term, all_fresh, identity
 
@@ -41,6 +41,25 @@ class Plan:
         if kind == MAIN_PARAM:
             return self.weights[key]
         return moment_map(self.gradients[key], self.optimizer_state, kind)
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """Keys of the source tensors whose root mean squares :meth:`with_rms` needs."""
+        return frozenset(
+            tensor_map.terms[0].source
+            for tensor_map in self.weights.values()
+            if tensor_map.noise is not None and tensor_map.noise[1].of == "rms"
+        )
+
+    def with_rms(self, rms: Mapping[str, tuple[float, ...]]) -> Plan:
+        """The same with the root mean square of each layer of the source, by key."""
+        weights = {
+            key: replace(tensor_map, rms=rms[tensor_map.terms[0].source])
+            if tensor_map.terms and tensor_map.terms[0].source in rms
+            else tensor_map
+            for key, tensor_map in self.weights.items()
+        }
+        return replace(self, weights=weights)
 
 
 def initialisation(model: ModelConfig, target_depth: int, seed: int) -> Plan:
@@ -118,7 +137,7 @@ def growth(
         {
             key: _compose(
                 tensor,
-                origin(key, before),
+                drawn_from(key, before),
                 [getattr(o, how)(tensor, source, target) for o in working.values()],
             )
             for key, tensor in tensors.items()

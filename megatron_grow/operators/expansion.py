@@ -36,7 +36,7 @@ class Expansion:
     mean_rows: bool = False
     """New activations, all of them at the end, are the mean of the source's."""
     noise: Noise | None = None
-    """On the columns of matrices that consume."""
+    """On the columns of matrices in layers that consume; an embedding or a head gets none."""
     gain: float = 1.0
     """Factor on the gains of norms over this axis, whose statistics new activations change."""
 
@@ -47,7 +47,8 @@ class Expansion:
             share = _times(self.share, len(self.index), factor)
             if tensor.norm:
                 return Gather(self.index, share)
-            return Gather(self.index, share, self.new_columns, noise=self.noise)
+            noise = self.noise if tensor.stacked else None
+            return Gather(self.index, share, self.new_columns, noise=noise)
         new = None if tensor.norm else self.new_rows
         rows = Gather(self.index, _times(self.scale, len(self.index), factor), new)
         if self.mean_rows and axis.role is Role.PRODUCES and not tensor.norm:

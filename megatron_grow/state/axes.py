@@ -143,7 +143,7 @@ def logical_tensors(
     return {tensor.key: tensor for tensor in tensors}
 
 
-def origin(key: str, tensors: Container[str]) -> str:
+def drawn_from(key: str, tensors: Container[str]) -> str:
     """Which of ``tensors``, a model's, the tensor ``key`` of a model grown from it is drawn from.
 
     A head that is tied is the embedding.

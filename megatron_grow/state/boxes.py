@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from math import prod
 
@@ -46,6 +46,17 @@ def subtract(a: Box, b: Box) -> list[Box]:
             rest.append((*remaining[:axis], (stop, after), *remaining[axis + 1 :]))
         remaining[axis] = (start, stop)
     return rest
+
+
+def union(boxes: Iterable[Box]) -> list[Box]:
+    """The elements of ``boxes``, as disjoint boxes."""
+    apart: list[Box] = []
+    for box in boxes:
+        parts = [box]
+        for other in apart:
+            parts = [rest for part in parts for rest in subtract(part, other)]
+        apart += parts
+    return apart
 
 
 def slices(box: Box, origin: Box | None = None) -> tuple[slice, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 
@@ -23,14 +24,19 @@ _MOST_RUNS = 8
 
 @dataclass(frozen=True)
 class Noise:
-    """Entry i is multiplied by 1 + ``level[i]`` x e, with e normal and new for every other index.
+    """Normal values, added to the entries of an axis; those of one group add up to zero.
 
-    Entries with one ``partner`` get the same e; with opposite levels, what they add up to stays.
+    They are drawn for every other index anew, and lose the mean of their group. Entries of a group
+    of one get none; all other groups are of one size.
     """
 
-    partner: tuple[int, ...]
-    """An entry of the axis."""
-    level: tuple[float, ...]
+    group: tuple[int, ...]
+    """A number for each entry."""
+    level: float
+    """Standard deviation, before the mean is taken away, in units of ``of``."""
+    of: Literal["rms", "init"]
+    """``rms``: what the map scales the root mean square of the source's layer to, which whoever
+    applies the map measures; ``init``: the standard deviation of fresh weights."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,6 @@ class Segment:
     """Factor for each target entry."""
     fresh: Init | None = None
     """Rule for these entries if they are fresh; None: the tensor's own."""
-    noise: Noise | None = None
-    """Of these entries."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,6 @@ class Gather:
                 (a, b),
                 (self.index[a], self.index[a] + b - a),
                 scale=self._scales(a, b),
-                noise=self._noise(a, b),
             )
             for a, b in runs
         ]
@@ -160,11 +163,7 @@ class Gather:
             (low, high),
             index=torch.tensor(part) - low,
             scale=self._scales(a, b),
-            noise=self._noise(a, b),
         )
-
-    def _noise(self, a: int, b: int) -> Noise | None:
-        return self.noise and Noise(self.noise.partner[a:b], self.noise.level[a:b])
 
     def _scales(self, a: int, b: int) -> torch.Tensor | None:
         if self.scale is None:
@@ -237,6 +236,15 @@ class TensorMap:
     fresh: Init
     """Rule for entries that no term covers, unless an axis along which they are new has its own; a
     rule that asks for zeros wins."""
+    rms: tuple[float, ...] | None = None
+    """Root mean square of each layer of the source, where noise is relative to it."""
+
+    @cached_property
+    def noise(self) -> tuple[int, Noise] | None:
+        """The axis along which noise is added, and which."""
+        axes = enumerate(self.terms[0].axes if self.terms else ())
+        found = ((i, axis.noise) for i, axis in axes if isinstance(axis, Gather) and axis.noise)
+        return next(found, None)
 
     @cached_property
     def is_copy(self) -> bool:

@@ -7,18 +7,18 @@ function that reads source slices, so that all of them get the same bits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import product
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from megatron_grow.state.axes import Constant, Init, LogicalTensor, Normal
-from megatron_grow.state.boxes import Box, shape_of, slices, subtract
+from megatron_grow.state.axes import Constant, Init
+from megatron_grow.state.boxes import Box, shape_of, slices, subtract, union
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import AxisMap, Segment, TensorMap, Term
 from megatron_grow.state.memory import as_bits, cast, empty
+from megatron_grow.state.noise import noise
 
 
 class Read(Protocol):
@@ -67,7 +67,10 @@ def materialise(
     blocks = [(term, block) for term in tensor_map.terms for block in _blocks(term.axes, box)]
     if out is None:
         if len(blocks) == 1 and _is_drawn(blocks[0][1]):
-            return _noisy(_draw(*blocks[0], read), tensor_map.target, blocks[0][1], seed)
+            values = _draw(*blocks[0], read)
+            if tensor_map.noise is None:
+                return values
+            return _wide(values) + noise(tensor_map, box, seed).to(_wide(values))
         out = empty(shape_of(box))
     one_term = len(tensor_map.terms) == 1
     if not one_term:
@@ -75,10 +78,12 @@ def materialise(
     for term, block in blocks:
         if _is_drawn(block):
             part, values = out[slices(_target(block), box)], _draw(term, block, read)
-            values = _noisy(values, tensor_map.target, block, seed)
             part.copy_(values) if one_term else part.add_(values.to(out.device))
     for rest, rule in _missing(tensor_map, box, blocks):
         fresh(tensor_map.target, rest, rule, seed, out[slices(rest, box)])
+    if tensor_map.noise is not None:
+        for drawn in union(_target(block) for _, block in blocks if _is_drawn(block)):
+            out[slices(drawn, box)].add_(noise(tensor_map, drawn, seed).to(out))
     return out
 
 
@@ -139,26 +144,6 @@ def _draw(term: Term, block: Sequence[Segment], read: Read) -> torch.Tensor:
             values = _scaled(_wide(values), segment.scale, axis)
     # One row of a mix may stand for many entries.
     return values.expand(shape_of(_target(block)))
-
-
-def _noisy(
-    values: torch.Tensor, tensor: LogicalTensor, block: Sequence[Segment], seed: int
-) -> torch.Tensor:
-    """``values`` of one block of ``tensor``, with the noise of its segments."""
-    for axis, segment in enumerate(block):
-        if segment.noise is None:
-            continue
-        partner = torch.tensor(segment.noise.partner)
-        first = int(partner.min())
-        box = list(_target(block))
-        box[axis] = (first, int(partner.max()) + 1)
-        of_noise = replace(tensor, key=f"{tensor.key}/noise")
-        drawn = fresh(of_noise, tuple(box), Normal(1.0), seed).index_select(axis, partner - first)
-        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-        level = torch.tensor(segment.noise.level, dtype=torch.float64).view(shape)
-        values = _wide(values)
-        values = values * (1 + level.to(values) * drawn.to(values))
-    return values
 
 
 def _select(values: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:

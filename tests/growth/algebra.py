@@ -11,6 +11,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.plan import Plan
 from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import Box, full, slices
+from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import materialise
 from tests.model import reference
 
@@ -54,6 +55,13 @@ def weights_of(model: ModelConfig, seed: int = 0) -> Weights:
 def applied(plan: Plan, source: ModelConfig, values: Weights, kind: str) -> Weights:
     """The plan, applied to whole tensors."""
     before = logical_tensors(source)
+    if plan.measured and kind == MAIN_PARAM:
+        plan = plan.with_rms(
+            {
+                key: tuple(values[key].flatten(1).square().mean(1).sqrt().tolist())
+                for key in plan.measured
+            }
+        )
 
     def read(key: str, box: Box) -> torch.Tensor:
         return values[key].view(before[key].shape)[slices(box)]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import frexp, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,19 @@ CASES = {
     "hypercloning": Case({"recipe": "hypercloning"}, DOUBLE),
     "hypercloning, LLaMA": Case({"recipe": "hypercloning"}, DOUBLE, LLAMA),
     "block-diagonal": Case({"recipe": "staged"}, {**DOUBLE, "num_layers": 4}),
-    "noise": Case({"width": {"operator": "hypercloning", "snr_db": 10}}, {"hidden_size": 64}),
+    "noise": Case(
+        {
+            "width": {"operator": "hypercloning", "snr_db": 10},
+            "heads": {"operator": "hypercloning", "snr_db": 10},
+            "ffn": {"operator": "lemon", "split": "random"},
+        },
+        {
+            "hidden_size": 64,
+            "num_attention_heads": 16,
+            "num_query_groups": 4,
+            "ffn_hidden_size": 200,
+        },
+    ),
     "lemon": Case(
         {"recipe": "lemon"},
         {"num_layers": 4, "hidden_size": 44, "num_query_groups": 4, "num_attention_heads": 8}
@@ -188,9 +202,20 @@ def found() -> Everything:
     return everything
 
 
+def exact_rms(layers: np.ndarray) -> tuple[float, ...]:
+    """Of each layer, from squares on a grid that is fine enough for their sum to fill 62 bits."""
+    found = []
+    for layer in layers:
+        scale = 2 ** (62 - frexp(float(np.abs(layer).max()) ** 2 * layer.size)[1])
+        squares = [round(Fraction(float(x)) ** 2 * scale) for x in layer.flat]
+        found.append(sqrt(sum(squares) / layer.size / scale))
+    return tuple(found)
+
+
 def by_algebra(plan: Plan, source: ModelConfig, state: State) -> State:
     """The whole target state, by one process, from the whole source state."""
     tensors = logical_tensors(source)
+    plan = plan.with_rms({key: exact_rms(state[key, "main_param"]) for key in plan.measured})
     grown: State = {}
     for kind in {kind for _, kind in state}:
 

@@ -65,6 +65,26 @@ PRESERVING: dict[str, Case] = {
         {"hidden_size": 24, "ffn_hidden_size": 24},
         carries=False,
     ),
+    "noise of heads": Case(
+        {"heads": {"operator": "hypercloning", "snr_db": 10}, "depth": "copying_zero"},
+        {"groups": 3.0, "per_group": 4, "num_layers": 3},
+        carries=False,
+    ),
+    "lemon, random": Case(
+        {
+            "width": {"operator": "lemon", "split": "random"},
+            "heads": {"operator": "lemon", "split": "random"},
+            "ffn": {"operator": "lemon", "split": "random"},
+        },
+        {
+            "hidden_size": 29,
+            "groups": 2.0,
+            "per_group": 5,
+            "ffn_hidden_size": 40,
+            "layernorm_epsilon": EPS * 24 / 29,
+        },
+        carries=False,
+    ),
     # Along the hidden size, uneven shares and means go through a norm: moments follow roughly.
     "width lemon": Case(
         {"width": "lemon"},

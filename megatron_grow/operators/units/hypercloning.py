@@ -1,8 +1,10 @@
 """The operator ``hypercloning``."""
 
 from dataclasses import dataclass
+from math import isfinite, sqrt
 from typing import ClassVar
 
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.expansion import Expansion, cyclic, even_shares
 from megatron_grow.operators.units.base import UnitOperator
@@ -22,8 +24,15 @@ class HyperCloning(UnitOperator):
     whole_factor: ClassVar[bool] = True
 
     snr_db: float | None = None
-    """Signal-to-noise ratio, in dB, of noise that breaks the symmetry of copies; the paper's is 10.
-    Columns of one pair of copies get it with opposite signs; absent: no noise."""
+    """Signal-to-noise ratio, in dB, of Gaussian noise that breaks the symmetry of copies: the power
+    of a layer's matrix over that of what is added to it; the paper's is 10. Of a pair of copies one
+    gets it and the other its negative, so that the function stays; absent: no noise."""
+
+    def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
+        """Besides: a ratio is a number."""
+        super().check(source, target, where)
+        if self.snr_db is not None and not isfinite(self.snr_db):
+            raise UserError(f"{where}.snr_db={self.snr_db} must be a finite number")
 
     def expand(self, axis: str, source: int, target: int, model: ModelConfig) -> Expansion:
         """0 1 -> 0 1 0 1."""
@@ -33,12 +42,7 @@ class HyperCloning(UnitOperator):
     def _noise(self, source: int, target: int) -> Noise | None:
         if self.snr_db is None:
             return None
-        level = 10 ** (-self.snr_db / 20)
-        copies = target // source
-        # Copies 0 and 1 are a pair, 2 and 3 another; an odd one out gets none.
-        pairs = [i // source // 2 * 2 for i in range(target)]
-        signs = [
-            0.0 if pair + 1 == copies else level if i // source == pair else -level
-            for i, pair in enumerate(pairs)
-        ]
-        return Noise(tuple(p * source + i % source for i, p in enumerate(pairs)), tuple(signs))
+        # Copies 0 and 1 of a unit are a pair, 2 and 3 another; an odd one out gets none.
+        pairs = tuple(i // source // 2 * source + i % source for i in range(target))
+        # Two values less their mean have half the power.
+        return Noise(pairs, level=sqrt(2) * 10 ** (-self.snr_db / 20), of="rms")

@@ -2,13 +2,19 @@
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.operators.expansion import ZERO, Expansion, cyclic, uneven_shares
+from megatron_grow.operators.expansion import (
+    ZERO,
+    Expansion,
+    cyclic,
+    even_shares,
+    uneven_shares,
+)
 from megatron_grow.operators.units.base import UnitOperator, epsilon_caveat
-from megatron_grow.state.maps import FRESH
+from megatron_grow.state.maps import FRESH, Noise
 
 
 @dataclass(frozen=True)
@@ -24,27 +30,37 @@ class Lemon(UnitOperator):
 
     name: ClassVar[str] = "lemon"
 
-    split: float = 0.6
-    """What the first copy gets; the others get equal parts of the rest."""
+    split: float | Literal["random"] = 0.6
+    """What the first copy gets, the others get equal parts of the rest; or ``random``, as in the
+    authors' code: each weight is split in parts that differ by what a fresh weight would be."""
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Besides: a share is a share."""
         super().check(source, target, where)
-        if not 0.0 < self.split < 1.0:
-            raise UserError(f"{where}.split={self.split} must lie between 0 and 1")
+        if self.split != "random" and not 0.0 < self.split < 1.0:
+            raise UserError(f"{where}.split={self.split} must lie between 0 and 1, or be random")
 
     def expand(self, axis: str, source: int, target: int, model: ModelConfig) -> Expansion:
         """0 1 -> 0 1 0 1 *."""
         copied = target // source * source
         index = (*cyclic(source, copied), *[FRESH] * (target - copied))
-        share = (*uneven_shares(index[:copied], self.split), *[1.0] * (target - copied))
+        ones = (1.0,) * (target - copied)
+        noise = None
+        if self.split == "random":
+            share = (*even_shares(index[:copied]), *ones)
+            if copied > source:
+                copies = tuple(i % source if i < copied else i for i in range(target))
+                noise = Noise(copies, level=1.0, of="init")
+        else:
+            share = (*uneven_shares(index[:copied], self.split), *ones)
         if axis != "hidden":
-            return Expansion(index, share=share, new_columns=ZERO)
+            return Expansion(index, share=share, new_columns=ZERO, noise=noise)
         return Expansion(
             index,
             share=share,
             new_rows=ZERO,
             mean_rows=model.normalization == "LayerNorm" and copied < target,
+            noise=noise,
             gain=sqrt(copied / target),
         )
 

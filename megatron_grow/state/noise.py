@@ -1,0 +1,83 @@
+"""Noise that breaks the symmetry of copies, the same bits in whatever slices it is asked for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from math import fsum, sqrt
+
+import torch
+
+from megatron_grow.state.axes import Normal
+from megatron_grow.state.boxes import Box, shape_of
+from megatron_grow.state.fresh import fresh
+from megatron_grow.state.maps import AxisMap, Dense, Gather, Noise, TensorMap
+
+
+def noise(tensor_map: TensorMap, box: Box, seed: int) -> torch.Tensor:
+    """What is added to the target of ``tensor_map`` in ``box``, all of which it draws.
+
+    Returns:
+        fp64, of the shape of ``box``.
+    """
+    assert tensor_map.noise is not None
+    axis, how = tensor_map.noise
+    members = _members(how, *box[axis])
+    first, last = int(members.min()), int(members.max())
+    span = (*box[:axis], (first, last + 1), *box[axis + 1 :])
+    of_noise = replace(tensor_map.target, key=f"{tensor_map.target.key}/noise")
+    drawn = fresh(of_noise, span, Normal(1.0), seed)
+    total = torch.zeros(shape_of(box), dtype=torch.float64)
+    for column in (members - first).unbind(1):
+        total += drawn.index_select(axis, column)
+    own = torch.arange(*box[axis])
+    apart = drawn.index_select(axis, own - first) - total / members.shape[1]
+    in_groups = torch.tensor([len(set(row)) > 1 for row in members.tolist()])
+    for place, deviations in enumerate(_deviations(tensor_map, how, box)):
+        if place == axis:
+            deviations = deviations * how.level * in_groups
+        apart *= deviations.view([-1 if i == place else 1 for i in range(len(box))])
+    return apart
+
+
+def _members(how: Noise, start: int, stop: int) -> torch.Tensor:
+    """(entries, size of a group): the group of each; an entry that is alone is repeated."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for entry, group in enumerate(how.group):
+        groups[group].append(entry)
+    size = max(map(len, groups.values()))
+    rows = (groups[how.group[i]] for i in range(start, stop))
+    return torch.tensor([row if len(row) == size else row * size for row in rows])
+
+
+def _deviations(tensor_map: TensorMap, how: Noise, box: Box) -> list[torch.Tensor]:
+    """Standard deviation at a level of 1: the product of these, one for each axis."""
+    if how.of == "init":
+        assert isinstance(tensor_map.target.init, Normal)
+        whole = [torch.ones(stop - start, dtype=torch.float64) for start, stop in box]
+        whole[0] *= tensor_map.target.init.std
+        return whole
+    if tensor_map.rms is None:
+        raise RuntimeError(f"the source's {tensor_map.target.key} was not measured")
+    layers, *others = tensor_map.terms[0].axes
+    first = [sqrt(power) for power in _powers(layers, tensor_map.rms, *box[0])]
+    return [
+        torch.tensor(first, dtype=torch.float64),
+        *(_scales(other, *extent) for other, extent in zip(others, box[1:], strict=True)),
+    ]
+
+
+def _powers(layers: AxisMap, rms: tuple[float, ...], start: int, stop: int) -> list[float]:
+    """Mean square of each target layer, of layers that are independent."""
+    if isinstance(layers, Dense):
+        rows = layers.matrix[start:stop].tolist()
+        return [fsum((m * x) ** 2 for m, x in zip(row, rms, strict=True)) for row in rows]
+    sources = layers.index[start:stop] if isinstance(layers, Gather) else range(start, stop)
+    scales = _scales(layers, start, stop).tolist()
+    return [(rms[i] * scale) ** 2 for i, scale in zip(sources, scales, strict=True)]
+
+
+def _scales(how: AxisMap, start: int, stop: int) -> torch.Tensor:
+    if isinstance(how, Gather) and how.scale is not None:
+        return torch.tensor(how.scale[start:stop], dtype=torch.float64)
+    return torch.ones(stop - start, dtype=torch.float64)
