@@ -3,9 +3,8 @@
 torchrun --nproc-per-node 4 pretrain_progressive.py --config run.yaml [--train.train_iters 500 ...]
 """
 
-import sys
-
+from megatron_grow.parallel.failure import leave
 from megatron_grow.train.entry import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

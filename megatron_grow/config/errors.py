@@ -24,6 +24,30 @@ _LONGEST = 2000
 """Letters of a message."""
 
 
+class AgreedError(UserError):
+    """One that every rank of the job raises, in the same words; rank 0 alone prints it."""
+
+
+def one_line(error: BaseException) -> str | None:
+    """What a user can mend, said in one line: a mistake, or a file system that refused.
+
+    Returns:
+        None for everything else, which is a fault of the program or the machine.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        refused = isinstance(cause, OSError) and not isinstance(cause, _NO_FILES)
+        # torch's writer of archives says in its own words that a file could not be written.
+        torn = isinstance(cause, RuntimeError) and "PytorchStreamWriter" in str(cause)
+        if refused or torn or isinstance(cause, UserError):
+            return " ".join(str(cause).split())
+        cause = cause.__cause__
+    return None
+
+
+_NO_FILES = (ConnectionError, TimeoutError, ChildProcessError, ProcessLookupError)
+"""Errors of the operating system that are not about files."""
+
 _MISMATCH = re.compile(
     r'Parser key "(?P<field>[^"]+)": '
     r"(Expected an? (?P<kind>.+)\. Got value: ?(?P<value>.*)"

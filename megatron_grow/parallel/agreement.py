@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.config.errors import AgreedError, one_line
 
 Result = TypeVar("Result")
 
@@ -16,17 +17,21 @@ Result = TypeVar("Result")
 def together(action: Callable[[], Result]) -> Result:
     """Run ``action`` on every rank; if any rank finds a user's mistake, all raise it.
 
+    A file system that refuses counts as one (:func:`~megatron_grow.config.errors.one_line`).
+
     Raises:
-        UserError: that of the first rank which had one.
+        AgreedError: that of the first rank which had one, with its name if it is not rank 0.
     """
     mistake, result = None, None
     try:
         result = action()
-    except UserError as error:
-        mistake = str(error)
-    for found in gather(mistake):
+    except Exception as error:
+        mistake = one_line(error)
+        if mistake is None:
+            raise
+    for rank, (found, host) in enumerate(gather((mistake, socket.gethostname()))):
         if found is not None:
-            raise UserError(found)
+            raise AgreedError(f"rank {rank} on {host}: {found}" if rank else found)
     return result  # type: ignore[return-value]
 
 

@@ -15,6 +15,9 @@ from megatron.core import parallel_state, tensor_parallel
 
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.parallel import cpu, launch
+from megatron_grow.parallel.watch import Watch
+
+_watch: Watch | None = None
 
 
 def start(timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -23,6 +26,7 @@ def start(timeout: timedelta = timedelta(minutes=30)) -> None:
     Raises:
         UserError: the environment does not say where the other ranks or this rank's GPU are.
     """
+    global _watch
     cpu.install()
     if dist.is_initialized():
         return
@@ -33,24 +37,37 @@ def start(timeout: timedelta = timedelta(minutes=30)) -> None:
         torch.cuda.set_device(launch.own_gpu(os.environ, torch.cuda.device_count()))
     # Gloo beside NCCL: growth plans and stop requests travel as Python objects.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-    # The agent's store outlives an attempt (torchrun --max-restarts), and so would its addresses.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(
-        backend,
-        store=dist.PrefixStore(f"attempt_{attempt}", store),
-        rank=rank,
-        world_size=world_size,
-        timeout=timeout,
-    )
+    store, rank, world_size = _connect(timeout)
+    if world_size > 1:
+        agent = "TORCHELASTIC_RUN_ID" in os.environ
+        _watch = Watch(_connect(timeout)[0], holds_store=rank == 0 and not agent)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     # What has been imported stays: the collector need not walk through all of it at every growth.
     gc.collect()
     gc.freeze()
 
 
+def _connect(timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """A connection to the job's store; this process's rank and how many there are."""
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    # The agent's store outlives an attempt (torchrun --max-restarts), and so would its addresses.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt_{attempt}", store), rank, world_size
+
+
+def watch() -> Watch | None:
+    """What tells the other ranks of a failure; None in a job that this process has not joined."""
+    return _watch
+
+
 def stop() -> None:
-    """Leave the job."""
+    """Leave the job, all ranks together; a rank that has failed must not wait for the others."""
+    global _watch
     tear_down()
+    if _watch is not None:
+        _watch.end()
+        dist.barrier()  # whoever still watches would take the first to leave for a failed one
+        _watch = None
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -6,40 +6,81 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.config.errors import AgreedError, one_line
 from megatron_grow.config.run import RunConfig, parse_run
 from megatron_grow.data.vocabulary import with_vocabulary
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
+from megatron_grow.parallel.failure import lost_a_rank, report
 from megatron_grow.parallel.launch import complete_environment
 from megatron_grow.parallel.parent import end_with_agent
+from megatron_grow.parallel.watch import Watch
 from megatron_grow.train.exit_codes import ExitCode
+
+_RANK_0_IS_GONE = timedelta(minutes=2)
+"""What a rank with a mistake waits for the others to join."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line.
 
-    A user's mistake is one line on rank 0, and all ranks exit.
+    A user's mistake is one line on rank 0, and all ranks exit. What ends one rank is said by that
+    rank, and ends the others.
 
     Returns:
-        One of :class:`~megatron_grow.train.exit_codes.ExitCode`.
+        One of :class:`~megatron_grow.train.exit_codes.ExitCode`, or 1. The process then must
+        :func:`~megatron_grow.parallel.failure.leave`: after a failure nothing has been shut down.
     """
     end_with_agent()
     complete_environment()
     try:
-        config = parse_run(argv)
-        config = replace(config, model=with_vocabulary(config.model, config.data))
         # What the run file alone can tell is told before torch is even imported.
-        config.resolve(int(os.environ.get("WORLD_SIZE", "1")))
+        config = _read(argv)
+    except Exception as error:
+        return _tell(error)
+    try:
         return _train(config)
-    except UserError as error:
-        _complain(error)
-        return ExitCode.MISTAKE
+    except Exception as error:
+        return report(error, _watch())
 
 
-def _complain(reason: object) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {reason}", file=sys.stderr, flush=True)
+def _read(argv: list[str] | None) -> RunConfig:
+    config = parse_run(argv)
+    config = replace(config, model=with_vocabulary(config.model, config.data))
+    config.resolve(int(os.environ.get("WORLD_SIZE", "1")))
+    return config
+
+
+def _tell(error: Exception) -> int:
+    """Say what this rank has found before it joined the job; the exit code.
+
+    Rank 0 says it at once. Another rank may be the only one that has found it, in a file of its own
+    host: it brings it to where all ranks agree, and finds rank 0 gone if that has found it too.
+    """
+    if os.environ["RANK"] == "0" or one_line(error) is None:
+        return report(error, None)
+
+    def found() -> None:
+        raise error
+
+    try:
+        from megatron_grow.parallel import process_groups
+        from megatron_grow.parallel.agreement import together
+
+        process_groups.start(timeout=_RANK_0_IS_GONE)
+        together(found)
+    except AgreedError as agreed:
+        return report(agreed, _watch())
+    except Exception as alone:
+        return ExitCode.MISTAKE if lost_a_rank(alone) else report(error, None)
+    raise AssertionError("all ranks raise what one has found")
+
+
+def _watch() -> Watch | None:
+    """That of the job, if this process has joined it; torch may not be imported yet."""
+    process_groups = sys.modules.get("megatron_grow.parallel.process_groups")
+    return process_groups.watch() if process_groups else None
 
 
 def _train(config: RunConfig) -> ExitCode:
@@ -58,14 +99,14 @@ def _train(config: RunConfig) -> ExitCode:
     from megatron_grow.train.trainer import Trainer, write_resolved_config
 
     process_groups.start()
+    checked = together(lambda: check(config))
     try:
-        checked = together(lambda: check(config))
         with ExitStack() as stack:
             stack.enter_context(claimed(config))
             prepared = prepare(checked)
             speaks, start, resumed = dist.get_rank() == 0, prepared.start, prepared.resumed
-            notes, metrics, status = [], None, None
-            if speaks:
+
+            def open_output() -> tuple[list[str], RunStatus, MetricsLog]:
                 notes = make_room(config, prepared.choice)
                 write_resolved_config(prepared)
                 status = stack.enter_context(RunStatus(config.run.output_dir))
@@ -79,7 +120,9 @@ def _train(config: RunConfig) -> ExitCode:
                     wandb_id=resumed.wandb_id if resumed and prepared.choice.own else None,
                     run_name=config.run.name,
                 )
-                stack.callback(metrics.close)
+                return notes, status, stack.enter_context(metrics)
+
+            notes, status, metrics = together(lambda: open_output() if speaks else ([], None, None))
             console = stack.enter_context(
                 Console(config.train.train_iters, speaks, config.logging.progress_bar)
             )
@@ -94,9 +137,8 @@ def _train(config: RunConfig) -> ExitCode:
                 )
             if status is not None:
                 status.code = code
-            return code
     except DivergedError as error:
-        _complain(error)
+        report(error, process_groups.watch())
         return ExitCode.DIVERGED
-    finally:
-        process_groups.stop()
+    process_groups.stop()
+    return code

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from megatron_grow.config.errors import AgreedError
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.parallel.agreement import gather
 from megatron_grow.state.finite import is_finite
@@ -19,7 +20,7 @@ _RANKS_NAMED = 8
 """In one message, at most."""
 
 
-class DivergedError(Exception):
+class DivergedError(AgreedError):
     """The run cannot go on: its numbers are not finite. All ranks raise it, with one message."""
 
 

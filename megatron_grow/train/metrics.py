@@ -187,6 +187,14 @@ class MetricsLog:
         """Whether the log as it was opened says what the loss was after ``step`` in ``stage``."""
         return (step, stage) in self._evaluated
 
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # A failed run must not wait for the network; its wandb sees that the process is gone.
+        self._wandb = self._wandb if kind is None else None
+        self.close()
+
     def close(self) -> None:
         """Flush and close everything."""
         self._file.close()

@@ -32,7 +32,7 @@ class RunStatus:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         code: ExitCode | None = self.code
         if error is not None:
-            known = {UserError: ExitCode.MISTAKE, DivergedError: ExitCode.DIVERGED}
+            known = {DivergedError: ExitCode.DIVERGED, UserError: ExitCode.MISTAKE}
             code = next((known[cause] for cause in known if isinstance(error, cause)), None)
         name = code.name.lower() if code is not None else "failed"
         self._write(name, 1 if code is None else int(code), str(error or ""))

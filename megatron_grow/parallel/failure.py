@@ -1,0 +1,111 @@
+"""A rank that cannot go on says why, once and with its name, and takes the job with it.
+
+Nothing here waits for other ranks, which may be waiting for this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from typing import NoReturn
+
+from megatron_grow.config.errors import AgreedError, one_line
+from megatron_grow.parallel.watch import Watch
+
+MISTAKE, FAULT = 2, 1
+"""Exit codes: of what a user can mend, and of everything else."""
+
+_PATIENCE = 3.0
+"""Seconds in which torchrun's agent, or another rank, makes known that somebody else has failed."""
+_LOST = ("onnection closed by peer", "onnection reset by peer", "Broken pipe", "NCCL")
+"""In what gloo and NCCL say when another rank is gone."""
+
+
+def report(error: Exception, watch: Watch | None) -> int:
+    """Say what ended this rank: on the console, to torchrun's agent and to the other ranks.
+
+    What a user can mend is one line; everything else is a traceback, and a line with the rank's
+    name. Of several ranks that fail, one speaks.
+
+    Args:
+        error: what ended this rank.
+        watch: that of the job; None if this process has not joined it yet.
+
+    Returns:
+        The exit code.
+    """
+    rank, line = int(os.environ.get("RANK", "0")), one_line(error)
+    lost = line is None and lost_a_rank(error)
+    agreed = isinstance(error, AgreedError)
+    if agreed and rank != 0:
+        _wait_for_agent()  # rank 0 has not yet spoken
+    elif agreed or _is_first(rank, lost, watch):
+        if line is None and not lost:
+            traceback.print_exception(error)
+        name = "" if agreed or (rank == 0 and watch is None) else _name(rank)
+        what = f"{type(error).__name__}: {str(error).strip().partition(os.linesep)[0]}"
+        text = f"error{name}: {line or ('lost another rank: ' if lost else '') + what}"
+        print(text, file=sys.stderr, flush=True)
+        _tell_agent(text)
+    if watch is not None and not agreed:
+        watch.let_others_hear()
+    return FAULT if line is None else MISTAKE
+
+
+def lost_a_rank(error: Exception) -> bool:
+    """Whether ``error`` says that another rank of the job is gone."""
+    return any(words in str(error) for words in _LOST)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with ``code``; a failed one at once, whatever threads and peers do."""
+    if code == 0:
+        sys.exit(0)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _is_first(rank: int, lost: bool, watch: Watch | None) -> bool:
+    """Whether no other rank has failed before this one, or because of what this one failed of."""
+    if watch is None:
+        if rank != 0:
+            _wait_for_agent()  # rank 0 has most likely found the same
+        return True
+    deadline = time.monotonic() + _PATIENCE
+    while lost and time.monotonic() < deadline:  # the one that is gone may have said why
+        if watch.failed():
+            return False
+        time.sleep(0.1)
+    return watch.announce()
+
+
+def _wait_for_agent() -> None:
+    """Let torchrun's agent end this process, if rank 0 ends now."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(_PATIENCE)
+
+
+def _name(rank: int) -> str:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ""
+    return f" on rank {rank} ({socket.gethostname()})"
+
+
+def _tell_agent(text: str) -> None:
+    """Make torchrun's report of the failed job end with ``text``.
+
+    The file is that of ``torch.distributed.elastic.multiprocessing.errors``. It is written by hand
+    because a mistake in the run file is found before torch is imported.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        told = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError), open(path, "w") as file:
+            json.dump({"message": {"message": text, "extraInfo": told}}, file)

@@ -1,0 +1,94 @@
+"""``pretrain_progressive.py`` in processes that nobody watches over, as under plain ``srun``."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.warm"])
+
+
+@dataclass
+class Outcome:
+    """How one rank ended."""
+
+    code: int
+    errors: str
+    """Standard error."""
+    seconds: float
+
+
+def start_ranks(
+    directory: Path,
+    argv: list[str],
+    accident: Callable[[int, list[str]], None] | None = None,
+    world_size: int = 2,
+    timeout: float = 120,
+) -> list[Outcome]:
+    """Run the command on ranks that find each other by their environment alone.
+
+    Args:
+        directory: where standard error goes.
+        argv: of the command.
+        accident: called on each rank before the command, with its number and its ``argv``.
+        world_size: how many.
+        timeout: seconds, after which a rank that still runs fails the test.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    ranks = [
+        _CONTEXT.Process(
+            target=_rank, args=(rank, world_size, port, directory, list(argv), accident)
+        )
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    outcomes = []
+    try:
+        for rank, process in enumerate(ranks):
+            process.join(max(0.0, began + timeout - time.monotonic()))
+            said = (directory / f"errors_{rank}").read_text()
+            assert process.exitcode is not None, f"rank {rank} hangs; it said: {said}"
+            outcomes.append(Outcome(process.exitcode, said, time.monotonic() - began))
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    return outcomes
+
+
+def _rank(
+    rank: int,
+    world_size: int,
+    port: int,
+    directory: Path,
+    argv: list[str],
+    accident: Callable[[int, list[str]], None] | None,
+) -> None:
+    errors = os.open(directory / f"errors_{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(errors, 2)
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    import torch
+
+    from megatron_grow.parallel.failure import leave
+    from megatron_grow.train.entry import main
+
+    torch.set_num_threads(1)
+    if accident is not None:
+        accident(rank, argv)
+    leave(main(argv))
