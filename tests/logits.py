@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from megatron_grow.train.live_stage import LiveStage
 from tests.toy import MODEL, tokens
@@ -19,7 +19,7 @@ TEXT = tokens(0, MODEL.vocab_size, BATCH, MODEL.max_position_embeddings)[:, :-1]
 
 @torch.no_grad()
 def logits(live: LiveStage, batch: torch.Tensor = TEXT) -> np.ndarray | None:
-    """(batch, sequence, padded vocabulary), fp32, for token ids (batch, sequence).
+    """(batch, sequence, vocabulary), fp32, for token ids (batch, sequence).
 
     None where the last pipeline stage is not.
     """
@@ -43,7 +43,10 @@ def logits(live: LiveStage, batch: torch.Tensor = TEXT) -> np.ndarray | None:
     )
     if not parallel_state.is_pipeline_last_stage():
         return None
-    return gather_from_tensor_model_parallel_region(torch.cat(outputs)).float().numpy()
+    ranks = parallel_state.get_tensor_model_parallel_group()
+    parts: list[torch.Tensor] = [torch.empty(0)] * ranks.size()
+    dist.all_gather_object(parts, torch.cat(outputs).float(), group=ranks)  # of different sizes
+    return torch.cat(parts, dim=-1).numpy()
 
 
 def agreed(ranks: Iterable[np.ndarray | None]) -> np.ndarray:

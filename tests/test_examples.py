@@ -39,7 +39,7 @@ def test_run_file(name: str, tmp_path: Path) -> None:
 
 def test_the_7b_example_is_the_published_size() -> None:
     config = parse_run(["--config", str(EXAMPLES / "gpt2_7b" / "run.yaml")])
-    model = replace(config.model, vocab_size=50257)
+    model = replace(config.model, vocab_size=50_304)  # as the paper counts
     assert count_parameters(model, biases=False) == 6_952_823_808
     assert count_parameters(replace(model, num_layers=0), biases=False) == 157_682_688
 

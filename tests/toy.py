@@ -27,6 +27,7 @@ MODEL = ModelConfig(
     num_query_groups=2,
     ffn_hidden_size=64,
     vocab_size=128,
+    make_vocab_size_divisible_by=16,
     max_position_embeddings=16,
 )
 TIED = replace(MODEL, num_layers=2)

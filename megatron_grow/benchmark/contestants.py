@@ -37,7 +37,7 @@ def _tokens(model: ModelConfig, train: TrainSection) -> torch.Tensor:
     """(batch, sequence + 1)."""
     generator = torch.Generator().manual_seed(0)
     shape = (train.global_batch_size, train.seq_length + 1)
-    return torch.randint(model.padded_vocab_size, shape, generator=generator)
+    return torch.randint(model.vocabulary, shape, generator=generator)
 
 
 class MegatronGrow:
@@ -128,7 +128,7 @@ class Transformers:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(0)
         config = GPT2Config(
-            vocab_size=model.padded_vocab_size,
+            vocab_size=model.vocabulary,
             n_positions=model.max_position_embeddings,
             n_embd=model.hidden_size,
             n_layer=model.num_layers,

@@ -51,7 +51,7 @@ def measure(
             values[precision][name] = {"seconds": seconds, "tokens_per_second": speed, "lead": lead}
     return Report(
         f"Training throughput: {model.num_layers} layers, d={model.hidden_size}, "
-        f"V={model.padded_vocab_size}, T={model.max_position_embeddings}, batch {batch}, "
+        f"V={model.vocabulary}, T={model.max_position_embeddings}, batch {batch}, "
         f"{threads} thread(s)",
         ["precision", "", "s/step", "tokens/s", "megatron_grow's lead"],
         rows,

@@ -33,6 +33,8 @@ class Region:
     anywhere."""
     groups: tuple[int, ...]
     """How many of the axes in ``order`` make each stored dimension."""
+    padding: int = 0
+    """Stored rows of zeros behind those of ``box``."""
 
     @cached_property
     def _fine_shape(self) -> tuple[int, ...]:
@@ -53,7 +55,7 @@ class Region:
         for count in self.groups:
             sizes.append(prod(self._fine_shape[axis : axis + count]))
             axis += count
-        return tuple(sizes)
+        return (sizes[0] + self.padding, *sizes[1:])
 
     def parts(self, box: Box) -> Iterator[tuple[Box, Box]]:
         """What is stored of ``box``: pairs of a box in fine axes, and where it is stored."""

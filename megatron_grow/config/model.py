@@ -36,9 +36,10 @@ class ModelConfig:
     ffn_hidden_size: Count | None = None
     """Width of the feed-forward layer; absent: 4 x hidden_size."""
     vocab_size: Count | None = None
-    """Rows of the embedding before padding; absent: the tokenizer's vocabulary."""
+    """Tokens, each a row of the embedding; absent: the tokenizer's vocabulary."""
     make_vocab_size_divisible_by: Count = 128
-    """The vocabulary is padded to a multiple of this, once, whatever the layout."""
+    """Each tensor-parallel rank gets rows of the embedding in a multiple of this. Rows behind the
+    vocabulary are padding: zero, in no checkpoint, and without a share in the softmax."""
     max_position_embeddings: Count = 1024
     """Longest sequence that the model can read, in tokens."""
     position_embedding_type: Literal["learned_absolute", "rope"] = "learned_absolute"
@@ -93,12 +94,14 @@ class ModelConfig:
 
     @property
     def resolved(self) -> ModelConfig:
-        """The same model, its absent sizes filled in."""
+        """The same model, its absent sizes filled in, and the padding, which is the layout's
+        affair, the same for all."""
         return replace(
             self,
             num_query_groups=self.query_groups,
             kv_channels=self.head_dim,
             ffn_hidden_size=self.ffn_size,
+            make_vocab_size_divisible_by=1,
         )
 
     @property
@@ -122,13 +125,16 @@ class ModelConfig:
         return self.activation == "swiglu"
 
     @property
-    def padded_vocab_size(self) -> int:
-        """Rows of the embedding table.
-
-        Megatron-LM pads to a multiple of ``make_vocab_size_divisible_by x TP``; here the multiple
-        is the same for every layout, because the padding rows take part in the softmax.
-        """
+    def vocabulary(self) -> int:
+        """Number of tokens."""
         if self.vocab_size is None:
             raise UserError("model.vocab_size is absent and no tokenizer was given to supply it")
-        multiple = self.make_vocab_size_divisible_by
-        return -(-self.vocab_size // multiple) * multiple
+        return self.vocab_size
+
+    def padded_vocab_size(self, tensor_parallel: int) -> int:
+        """Rows of the embedding, padding included, on all of ``tensor_parallel`` ranks together.
+
+        As in Megatron-LM, a multiple of ``make_vocab_size_divisible_by`` for each rank.
+        """
+        multiple = self.make_vocab_size_divisible_by * tensor_parallel
+        return -(-self.vocabulary // multiple) * multiple

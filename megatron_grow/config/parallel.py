@@ -147,7 +147,6 @@ class ParallelConfig:
             "num_attention_heads": model.num_attention_heads,
             "num_query_groups": model.query_groups,
             "ffn_hidden_size": model.ffn_size,
-            "padded vocabulary": model.padded_vocab_size,
         }
         for name, size in cut.items():
             if size % tp:

@@ -291,6 +291,7 @@ _CHANGING = (
     "kv_channels",
     "ffn_hidden_size",
     "vocab_size",
+    "make_vocab_size_divisible_by",
     "rotary_base",
     "rotary_seq_len_interpolation_factor",
     "use_rope_scaling",

@@ -39,12 +39,6 @@ def build_parser() -> argparse.ArgumentParser:
         _add_writing(writes)
 
     imported = verb("import-hf", "from a Hugging Face model's directory", "SRC", "DST")
-    imported.add_argument(
-        "--make-vocab-size-divisible-by",
-        type=_positive,
-        metavar="N",
-        help="pad the vocabulary (default: up to 128, as far as no padding is needed)",
-    )
     _add_layout(imported)
     _add_writing(imported)
 

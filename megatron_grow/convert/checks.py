@@ -41,7 +41,6 @@ def check_layout(model: ModelConfig, layout: ParallelConfig) -> None:
     for name, size in (
         ("num_query_groups", model.query_groups),
         ("ffn_hidden_size", model.ffn_size),
-        ("the padded vocabulary", model.padded_vocab_size),
     ):
         if size % ranks:
             raise UserError(f"--tensor-model-parallel-size {ranks} does not divide {name} = {size}")

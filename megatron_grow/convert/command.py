@@ -24,7 +24,6 @@ from megatron_grow.checkpoint.source import Source
 from megatron_grow.checkpoint.torch_dist.sink import TorchDistSink
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.stages import GrowSection
 from megatron_grow.convert.arguments import build_parser
 from megatron_grow.convert.checks import check_layout, check_precision
 from megatron_grow.convert.compare import compare, same_shape
@@ -36,8 +35,6 @@ from megatron_grow.convert.preview import preview
 from megatron_grow.convert.progress import Progress
 from megatron_grow.convert.selection import open_weights
 from megatron_grow.convert.side_files import imported_with, of_source
-from megatron_grow.growth.offline import GrownSource
-from megatron_grow.growth.plan import without_padding
 from megatron_grow.parallel.agreement import place, together
 from megatron_grow.parallel.malloc import keep_freed_memory
 from megatron_grow.parallel.parent import end_with_agent
@@ -142,8 +139,7 @@ def _reshard(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    multiple = args.make_vocab_size_divisible_by
-    return _to_megatron(together(lambda: HuggingFaceSource(args.src, multiple)), args)
+    return _to_megatron(together(lambda: HuggingFaceSource(args.src)), args)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -152,7 +148,6 @@ def _export(args: argparse.Namespace) -> int:
     precision = args.precision or source.record.precision
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
     check_precision(source, precision, args.allow_rounding or _rounded(source, precision))
-    bare = replace(model, make_vocab_size_divisible_by=1)
     named = args.side_files
     beside = together(lambda: side_files(named) if named else of_source(source))
     if trains or getattr(source, "left_behind", None):
@@ -163,15 +158,14 @@ def _export(args: argparse.Namespace) -> int:
     def make(directory: Path) -> Sink:
         return HuggingFaceSink(
             directory,
-            bare,
+            model,
             dict.fromkeys(source.tensors, DTYPES[precision]),
             family=args.family,
             side_files=beside,
             max_shard_size=int(args.max_shard_size * 1e9),
         )
 
-    unpadded = GrownSource(source, without_padding(model), bare, GrowSection())
-    return _write(unpadded, args.dst, args.dst, make, None, {}, args)
+    return _write(source, args.dst, args.dst, make, None, {}, args)
 
 
 def _rounded(source: Source, precision: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -11,8 +11,8 @@ from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
 from megatron_grow.checkpoint.source import Source
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.progress import Progress
-from megatron_grow.state.axes import LogicalTensor, logical_tensors
-from megatron_grow.state.boxes import Box, full, intersect, split, volume
+from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.state.boxes import Box, full, split, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import as_bits, cast, contiguous
 
@@ -50,7 +50,7 @@ def compare(a: Source, b: Source, *, weights_only: bool, progress: Progress) -> 
     total = sum(volume(full(a.tensors[key].shape)) * len(a.kinds(key)) for key in keys)
     with progress.task("comparing", total) as advance:
         for key in keys:
-            box = _common(a.tensors[key], b.tensors[key], found)
+            box = _whole(a.tensors[key], b.tensors[key], found)
             kinds = (MAIN_PARAM,) if weights_only else tuple(a.kinds(key))
             for kind in sorted({*kinds, *(() if weights_only else b.kinds(key))}):
                 if kind not in a.kinds(key) or kind not in b.kinds(key):
@@ -63,12 +63,9 @@ def compare(a: Source, b: Source, *, weights_only: bool, progress: Progress) -> 
 
 
 def same_shape(a: Source, b: Source) -> bool:
-    """Whether two models have the same tensors, but for the padding of the vocabulary."""
-    bare = [
-        replace(source.record.model_config, make_vocab_size_divisible_by=1) for source in (a, b)
-    ]
-    x, y = (logical_tensors(model) for model in bare)
-    return {k: t.shape for k, t in x.items()} == {k: t.shape for k, t in y.items()}
+    """Whether two models have the same tensors."""
+    x, y = ({key: t.shape for key, t in source.tensors.items()} for source in (a, b))
+    return x == y
 
 
 def _compare_models(a: ModelConfig, b: ModelConfig, found: Comparison) -> None:
@@ -105,14 +102,10 @@ def _compare_progress(a: Source, b: Source, found: Comparison) -> None:
             found.differences.append(f"{name}: {x} and {y}")
 
 
-def _common(a: LogicalTensor, b: LogicalTensor, found: Comparison) -> Box | None:
-    """What both have: all, but for the padding of the vocabulary."""
+def _whole(a: LogicalTensor, b: LogicalTensor, found: Comparison) -> Box | None:
+    """The box of all values; None where the shapes differ, which is told."""
     if a.shape == b.shape:
         return full(a.shape)
-    different = [x.name for x, y in zip(a.axes, b.axes, strict=True) if x.size != y.size]
-    if different == ["vocab"]:
-        found.notes.append(f"{a.key}: compared without the vocabulary's padding")
-        return intersect(full(a.shape), full(b.shape))
     found.differences.append(f"{a.key}: shape {a.checkpoint_shape} and {b.checkpoint_shape}")
     return None
 

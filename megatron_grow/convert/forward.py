@@ -12,7 +12,6 @@ from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.convert.side_files import of_source
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
-from megatron_grow.state.boxes import shape_of
 from megatron_grow.state.kinds import MAIN_PARAM
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2}
@@ -85,7 +84,7 @@ def _by_engine(source: Source, tokens: torch.Tensor) -> torch.Tensor:
     # The converter starts without megatron-core, which takes seconds to import.
     from megatron_grow.model.builder import build_gpt
     from megatron_grow.parallel import cpu, process_groups
-    from megatron_grow.state.live import placement
+    from megatron_grow.state.live import placement, without_padding
 
     layout = ParallelConfig()
     train = TrainSection(precision="bf16" if source.record.precision == "bf16" else "fp32")
@@ -93,7 +92,7 @@ def _by_engine(source: Source, tokens: torch.Tensor) -> torch.Tensor:
     process_groups.set_up(layout, seed=1)
     (chunk,) = build_gpt(source.record.model_config, layout, train)
     for parameter, (key, box, _) in placement(chunk, source.tensors):
-        parameter.data.view(shape_of(box)).copy_(source.read(key, MAIN_PARAM, box))
+        without_padding(parameter.data, box).copy_(source.read(key, MAIN_PARAM, box))
     tokens = tokens.to(cpu.device())
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     logits = chunk.eval()(tokens, positions, None).float().cpu()

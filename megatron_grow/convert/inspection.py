@@ -27,8 +27,7 @@ def inspect(source: Source) -> Iterator[str]:
         f"step {record.step:,}, stage {record.stage}, {record.consumed_tokens:,} tokens, "
         f"{record.precision}"
     )
-    padded = record.model_config.padded_vocab_size
-    yield f"{parameters:,} parameters (the vocabulary padded to {padded:,})"
+    yield f"{parameters:,} parameters"
     yield "model: " + ", ".join(_shape(record.model_config))
     kinds = sorted({kind for key in source.tensors for kind in source.kinds(key)} - {MAIN_PARAM})
     if kinds:

@@ -62,6 +62,6 @@ def model_flops_per_token(model: ModelConfig, seq_length: int, *, causal: bool =
         for tensor in logical_tensors(model).values()
         if tensor.stacked and tensor.is_matrix
     )
-    head_matrix = model.padded_vocab_size * model.hidden_size
+    head_matrix = model.vocabulary * model.hidden_size
     attention = 12 * model.num_layers * model.num_attention_heads * model.head_dim * seq_length
     return 6 * (layer_matrices + head_matrix) + (attention // 2 if causal else attention)

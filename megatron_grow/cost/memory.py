@@ -12,6 +12,7 @@ from megatron_grow.config.pipeline import chunk_layers
 from megatron_grow.cost.parameters import part_of
 from megatron_grow.optim.moments import moments
 from megatron_grow.state.axes import LogicalTensor, logical_tensors
+from megatron_grow.state.sharding import shape_on_rank
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ def _on_pipeline_rank(
     numel = state = 0
     for tensor in logical_tensors(model).values():
         copies = _copies_on(rank, layers, tensor, model, parallel)
-        cut = parallel.tensor_model_parallel_size if tensor.cut else 1
-        here = prod(tensor.shape[tensor.stacked :]) * copies // cut
+        here = prod(shape_on_rank(tensor.axes, parallel.tensor_model_parallel_size)) * copies
         numel += here
         kept = moments(optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)
         state += here * len(kept)

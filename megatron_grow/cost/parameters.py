@@ -28,7 +28,7 @@ def part_of(tensor: LogicalTensor) -> Part:
 def count_parameters(model: ModelConfig, *, part: Part = "total", biases: bool = True) -> int:
     """Exact number of parameters of ``model``, or of one part of it.
 
-    The vocabulary counts padded, and a tied head counts once (as the embedding).
+    Padding of the vocabulary is left out, and a tied head counts once (as the embedding).
 
     Args:
         model: the shape; ``vocab_size`` must be set.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 
 from megatron_grow.config.errors import UserError
@@ -76,22 +76,6 @@ def resharding(model: ModelConfig) -> Plan:
     return Plan(tensors, same, same, "carry", 0, "the same model")
 
 
-def without_padding(model: ModelConfig) -> Plan:
-    """The plan that keeps a state but for the rows which pad its vocabulary."""
-    bare = replace(model, make_vocab_size_divisible_by=1)
-    rows = Gather(tuple(range(bare.padded_vocab_size)))
-    tensors = logical_tensors(bare)
-    kept = {
-        key: TensorMap(
-            tensor,
-            (Term(key, tuple(rows if a.name == "vocab" else Identity() for a in tensor.axes)),),
-            tensor.init,
-        )
-        for key, tensor in tensors.items()
-    }
-    return Plan(tensors, kept, kept, "carry", 0, "the same model without padding")
-
-
 def growth(
     source: ModelConfig,
     target: ModelConfig,
@@ -120,8 +104,6 @@ def growth(
     grown = _grown_axes(before, tensors)
     if source.num_layers != target.num_layers:
         grown["layer"] = (source.num_layers, target.num_layers)
-    if source.vocab_size != target.vocab_size:
-        grown["vocab"] = (source.padded_vocab_size, target.padded_vocab_size)
     working = {}
     for key, chosen in operators.items():
         if chosen.axes(source, target) & set(grown):
@@ -165,7 +147,7 @@ _AXES = {
     "qkv_head": ("heads", "num_attention_heads / num_query_groups"),
     "head_dim": ("heads", "kv_channels (hidden_size / num_attention_heads)"),
     "ffn": ("ffn", "ffn_hidden_size"),
-    "vocab": ("vocab", "padded vocab_size"),
+    "vocab": ("vocab", "vocab_size"),
     "position": ("positions", "max_position_embeddings"),
 }
 

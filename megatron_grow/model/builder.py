@@ -54,7 +54,7 @@ def build_gpt(
 
     An interleaved pipeline has several on each rank, every other layout one. Weights are *not*
     initialised: whoever builds a model fills it, by a map of fresh values or by a growth, so that
-    values do not depend on the layout.
+    values do not depend on the layout. Padding of the vocabulary alone is zero.
     """
     config = transformer_config(model, parallel, train)
     return [_build_chunk(model, config, train, number) for number in range(parallel.model_chunks)]
@@ -66,7 +66,8 @@ def _build_chunk(
     gpt = GPT(
         config,
         _block_spec(model, config, train, number),
-        vocab_size=model.padded_vocab_size,
+        vocab_size=model.vocabulary,
+        padded_vocab_size=model.padded_vocab_size(config.tensor_model_parallel_size),
         max_sequence_length=model.max_position_embeddings,
         pre_process=is_first_chunk(number),
         post_process=is_last_chunk(number),

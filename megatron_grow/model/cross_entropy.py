@@ -17,34 +17,42 @@ _BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
 
 
 def vocab_parallel_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup
+    logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup, vocab_size: int
 ) -> torch.Tensor:
     """Negative log likelihood of each label; softmax in fp32 whatever the logits are.
 
     Args:
-        logits: (..., vocabulary / ranks of ``group``), contiguous, this rank's part of the
+        logits: (..., padded vocabulary / ranks of ``group``), contiguous, this rank's part of the
             vocabulary. *Overwritten*: nothing may use their values afterwards.
         labels: (...), tokens of the whole vocabulary.
         group: the tensor-parallel ranks, in the order of their parts.
+        vocab_size: tokens; logits behind them are padding, without a share in the softmax and
+            with a gradient of exactly 0.
 
     Returns:
         (...), fp32, the same on every rank of ``group``.
     """
-    return _VocabParallelCrossEntropy.apply(logits, labels, group)
+    return _VocabParallelCrossEntropy.apply(logits, labels, group, vocab_size)
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup
+        ctx: Any,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        group: dist.ProcessGroup,
+        vocab_size: int,
     ) -> torch.Tensor:
         rows = logits.detach().view(-1, logits.shape[-1])  # (tokens, part of the vocabulary)
-        index = labels.reshape(-1) - group.rank() * rows.shape[1]
+        first = group.rank() * rows.shape[1]
+        rows[:, max(vocab_size - first, 0) :] = -torch.inf
+        index = labels.reshape(-1) - first
         elsewhere = (index < 0) | (index >= rows.shape[1])
         index = index.masked_fill(elsewhere, 0).unsqueeze(1)
         predicted = rows.gather(1, index).squeeze(1).float().masked_fill(elsewhere, 0.0)
 
-        top, total = _softmax_(rows)
+        top, total = _softmax_(rows) if first < vocab_size else _nothing_(rows)
         if group.size() > 1:
             top, total, share, predicted = _over_ranks(top, total, predicted, group)
             rows.mul_(share.unsqueeze(1))
@@ -57,10 +65,10 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         return losses.view(labels.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad_losses: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad_losses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         gradient.mul_(grad_losses.reshape(-1, 1))
-        return gradient.view(*grad_losses.shape, -1), None, None
+        return gradient.view(*grad_losses.shape, -1), None, None, None
 
 
 def _softmax_(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,6 +88,13 @@ def _softmax_(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if exp is not block:
             block.copy_(exp)
     return top.squeeze(1), total.squeeze(1)
+
+
+def _nothing_(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`_softmax_`, where all columns are padding."""
+    rows.zero_()
+    top, total = torch.zeros(2, len(rows), device=rows.device)
+    return top.fill_(-torch.inf), total
 
 
 def _over_ranks(

@@ -146,6 +146,7 @@ def _build_muon(
         # Under bf16 the wrapper has put fp32 copies in the place of the model's parameters.
         main_param = getattr(param, "main_param", param)
         main_param.row_pattern = pattern  # type: ignore[union-attr]
+        main_param.rows = getattr(param, "rows", None)  # type: ignore[union-attr]
     return chained
 
 

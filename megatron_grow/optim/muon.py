@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn import functional
 
 from megatron_grow.optim.fused_rows import merge_rows, split_rows
 from megatron_grow.optim.newton_schulz import newton_schulz
@@ -42,7 +44,8 @@ class Muon(torch.optim.Optimizer):
     Args:
         params: 2-D parameters, or groups of them. megatron-core's attributes
             ``tensor_model_parallel`` and ``partition_dim`` say how a parameter is cut, our
-            ``row_pattern`` (:mod:`megatron_grow.optim.fused_rows`) how it is fused; all optional.
+            ``row_pattern`` (:mod:`megatron_grow.optim.fused_rows`) how it is fused, and our
+            ``rows`` how many rows the whole has before its padding; all optional.
         lr: learning rate.
         momentum: beta.
         nesterov: look one step ahead.
@@ -98,25 +101,37 @@ class Muon(torch.optim.Optimizer):
         return update.to(self._dtype)
 
     def _orthogonalise(
-        self, shards: torch.Tensor, partition_dim: int | None, pattern: tuple[int, ...]
+        self,
+        shards: torch.Tensor,
+        partition_dim: int | None,
+        pattern: tuple[int, ...],
+        rows: int | None,
     ) -> torch.Tensor:
         """(n, rows, cols) momenta to scaled, orthogonalised updates."""
         groups = (self._tp_group, self._dp_group)
+        function = partial(self._scaled_newton_schulz, rows)
         matrices = [
-            map_whole(self._scaled_newton_schulz, fused, partition_dim, *groups)
+            map_whole(function, fused, partition_dim, *groups)
             for fused in split_rows(shards, pattern)
         ]
         return merge_rows(matrices, pattern)
 
-    def _scaled_newton_schulz(self, matrices: torch.Tensor) -> torch.Tensor:
+    def _scaled_newton_schulz(self, rows: int | None, matrices: torch.Tensor) -> torch.Tensor:
+        """Of whole matrices; what lies behind the first ``rows`` of them is padding: zero."""
+        padding = matrices.size(1) - (rows or matrices.size(1))
+        if padding:
+            real = self._scaled_newton_schulz(None, matrices[:, :rows])
+            return functional.pad(real, (0, 0, 0, padding))
         return newton_schulz(matrices, self._num_ns_steps) * self._scale(*matrices.shape[1:])
 
 
-def _layout(param: torch.Tensor) -> tuple[int | None, tuple[int, ...]]:
-    """How a parameter is cut over tensor-parallel ranks, and how its rows are fused."""
+def _layout(param: torch.Tensor) -> tuple[int | None, tuple[int, ...], int | None]:
+    """How a parameter is cut over tensor-parallel ranks, how its rows are fused, and how many the
+    whole has before its padding (None: nobody says, so all)."""
     cut = getattr(param, "tensor_model_parallel", False)
     partition_dim = getattr(param, "partition_dim", None) if cut else None
-    return partition_dim, getattr(param, "row_pattern", (param.size(0),))
+    pattern = getattr(param, "row_pattern", (param.size(0),))
+    return partition_dim, pattern, getattr(param, "rows", None)
 
 
 def _alike(params: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

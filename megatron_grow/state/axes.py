@@ -34,6 +34,9 @@ class Axis:
     name: str
     size: int
     role: Role
+    multiple: int | None = None
+    """Tensor-parallel ranks have room for a multiple of this each: what lies behind ``size`` is
+    padding, and no part of the tensor. None: they share the entries evenly."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +123,11 @@ def logical_tensors(
         target_depth: the depth that the run ends with, which scales the initial residual outputs
             by 1 / sqrt(2 x depth) (GPT-2); the model's own if absent.
     """
-    tensors = [
-        _embedding(EMBEDDING, "vocab", model.padded_vocab_size, model),
-    ]
+    tokens = Axis("vocab", model.vocabulary, Role.INDEX, model.make_vocab_size_divisible_by)
+    tensors = [_embedding(EMBEDDING, tokens, model)]
     if model.position_embedding_type == "learned_absolute":
-        tensors.append(
-            _embedding(
-                "embedding.position_embeddings.weight",
-                "position",
-                model.max_position_embeddings,
-                model,
-            )
-        )
+        positions = Axis("position", model.max_position_embeddings, Role.INDEX)
+        tensors.append(_embedding("embedding.position_embeddings.weight", positions, model))
     if model.num_layers:
         tensors += _layer_tensors(model, target_depth or model.num_layers)
     # A tied head is the embedding, which copies must not divide among them: the last norm is.
@@ -139,7 +135,7 @@ def logical_tensors(
     last = _hidden(model, Role.CONSUMES if tied else Role.PRODUCES)
     tensors += _norm("decoder.final_layernorm.", (), last, model)
     if not model.share_embeddings_and_output_weights:
-        tensors.append(_embedding(HEAD, "vocab", model.padded_vocab_size, model))
+        tensors.append(_embedding(HEAD, tokens, model))
     return {tensor.key: tensor for tensor in tensors}
 
 
@@ -155,12 +151,12 @@ def _hidden(model: ModelConfig, role: Role = Role.PRODUCES) -> Axis:
     return Axis("hidden", model.hidden_size, role)
 
 
-def _embedding(key: str, name: str, size: int, model: ModelConfig) -> LogicalTensor:
+def _embedding(key: str, rows: Axis, model: ModelConfig) -> LogicalTensor:
     # The head reads the residual stream; embeddings write it.
     role = Role.CONSUMES if key == HEAD else Role.PRODUCES
     return LogicalTensor(
         key,
-        (Axis(name, size, Role.INDEX), _hidden(model, role)),
+        (rows, _hidden(model, role)),
         groups=(1, 1),
         init=Normal(model.init_method_std),
     )

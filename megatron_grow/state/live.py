@@ -51,16 +51,19 @@ def live_pieces(
     rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
     for number, (param, main, start, state) in enumerate(_optimizer_state(optimizer)):
         key, box, primary = placed[id(param)]
+        size = volume(box)
+        if not size:  # padding alone
+            continue
         shared_out = number % peers == rank  # replicas divide the writing among them
         for kind, storage in ((MAIN_PARAM, main), *state.items()):
             if kind == "step" or not isinstance(storage, torch.Tensor):
                 continue
             if start is None:
-                data = storage.detach().view(shape_of(box))
+                data = without_padding(storage.detach(), box)
                 pieces.append(Piece(key, kind, box, data, primary and shared_out))
                 continue
             done = 0
-            for part in from_flat_range(shape_of(box), start, start + storage.numel()):
+            for part in from_flat_range(shape_of(box), start, min(start + storage.numel(), size)):
                 data = storage.detach()[done : done + volume(part)].view(shape_of(part))
                 done += volume(part)
                 moved = tuple((a + o, b + o) for (a, b), (o, _) in zip(part, box, strict=True))
@@ -76,6 +79,11 @@ def publish(chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimi
     for chunk in chunks:
         if chunk.ddp_config.use_distributed_optimizer:
             chunk.start_param_sync(force_sync=True)
+
+
+def without_padding(values: torch.Tensor, box: Box) -> torch.Tensor:
+    """What a parameter's memory holds of a logical tensor, its ``box``; padding lies behind it."""
+    return values.view(-1)[: volume(box)].view(shape_of(box))
 
 
 def placement(

@@ -20,7 +20,8 @@ class Dealt(Enum):
     """Which ranks share the entries of an axis."""
 
     TENSOR = "tensor"
-    """Tensor-parallel ranks: each holds one of as many equal runs."""
+    """Tensor-parallel ranks: each holds one of as many equal runs. The last may end in padding, or
+    be nothing else: then the box that a rank holds is empty."""
     PIPELINE = "pipeline"
     """Pipeline ranks: each holds single entries, as megatron-core's layout says."""
 
@@ -34,6 +35,27 @@ DEALT = {
 """By the axis's name; every rank holds all of any other."""
 
 
+def run(axis: Axis, ranks: int) -> int:
+    """Entries that each of ``ranks`` tensor-parallel ranks has room for, padding included."""
+    multiple = axis.multiple or 1
+    return -(-axis.size // (multiple * ranks)) * multiple
+
+
+def _cut(axis: Axis, rank: int, ranks: int) -> tuple[int, int]:
+    size = run(axis, ranks)
+    return min(rank * size, axis.size), min((rank + 1) * size, axis.size)
+
+
+def shape_on_rank(axes: Iterable[Axis], ranks: int) -> tuple[int, ...]:
+    """The shape of one layer of a tensor in the memory of one of ``ranks``, padding included."""
+    shape = []
+    for axis in axes:
+        dealt = DEALT.get(axis.name)
+        whole = 1 if dealt is Dealt.PIPELINE else axis.size
+        shape.append(run(axis, ranks) if dealt is Dealt.TENSOR else whole)
+    return tuple(shape)
+
+
 def held(axes: Iterable[Axis], layer: int, rank: int, ranks: int) -> Box:
     """The box of a tensor that tensor-parallel ``rank`` of ``ranks`` holds of one ``layer``."""
     box = []
@@ -42,8 +64,7 @@ def held(axes: Iterable[Axis], layer: int, rank: int, ranks: int) -> Box:
         if dealt is Dealt.PIPELINE:
             box.append((layer, layer + 1))
         elif dealt is Dealt.TENSOR:
-            size = axis.size // ranks
-            box.append((rank * size, (rank + 1) * size))
+            box.append(_cut(axis, rank, ranks))
         else:
             box.append((0, axis.size))
     return tuple(box)
@@ -54,7 +75,6 @@ def shards(axes: Sequence[Axis], ranks: int) -> list[Box]:
     whole = tuple((0, axis.size) for axis in axes)
     for place, axis in enumerate(axes):
         if DEALT.get(axis.name) is Dealt.TENSOR:
-            size = axis.size // ranks
-            cuts = [(rank * size, (rank + 1) * size) for rank in range(ranks)]
+            cuts = [_cut(axis, rank, ranks) for rank in range(ranks)]
             return [(*whole[:place], cut, *whole[place + 1 :]) for cut in cuts]
     return [whole]

@@ -42,7 +42,8 @@ def check_fits(config: RunConfig, stages: list[Stage], world_size: int) -> None:
         )
         _check(memory.total, there, f"{where}: the model and its optimizer state on one rank")
         tokens = batch.micro_batch_size * batch.seq_length // stage.parallel.context_parallel_size
-        logits = tokens * model.padded_vocab_size // stage.parallel.tensor_model_parallel_size
+        ranks = stage.parallel.tensor_model_parallel_size
+        logits = tokens * model.padded_vocab_size(ranks) // ranks
         size = f"train.micro_batch_size={batch.micro_batch_size} x seq_length={batch.seq_length}"
         _check(4 * logits, there, f"{where}: the logits of one micro-batch of {size}")
 

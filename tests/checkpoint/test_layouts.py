@@ -36,6 +36,8 @@ GATED = replace(
     position_embedding_type="rope",
     qk_layernorm=True,
 )
+ODD = replace(TIED, vocab_size=100, make_vocab_size_divisible_by=48)
+"""Padded to 144 rows on one rank and to 192 on two, of which the second has 4 of its own."""
 DP, TP2, PP2 = layout(), layout(tp=2), layout(pp=2)
 REPLICATED = layout(use_distributed_optimizer=False)
 TP2_PP2 = layout(tp=2, pp=2, sequence_parallel=True)
@@ -66,6 +68,9 @@ CASES: dict[str, tuple[tuple[int, dict], tuple[int, dict], dict[str, Any]]] = {
         (2, UNEVEN),
         {"model": MODEL, "precision": "bf16"},
     ),
+    "odd, one rank to TP2": ((1, DP), (2, TP2), {"model": ODD}),
+    "odd bf16, TP2 to DP2": ((2, TP2), (2, DP), {"model": ODD, "precision": "bf16"}),
+    "odd muon, TP2 PP2 to one rank": ((4, TP2_PP2), (1, DP), {"model": ODD, "optimizer": "muon"}),
 }
 
 Side = dict[str, tuple[list[Part], list[Part]]]
@@ -143,14 +148,16 @@ def test_save_and_load(name: str, sides: tuple[dict[str, list], dict[str, list]]
 
 
 def check_weights(name: str, weights: list[Part], saved: State) -> None:
-    """A model computes with what was saved, rounded to its precision."""
+    """A model computes with what was saved, rounded to its precision, and zeros for padding."""
     tensors = tensors_of(name)
     dtype = torch.bfloat16 if "bf16" in name else torch.float32
     for part in weights:
         stored = saved[part.key, "main_param"].reshape(tensors[part.key].checkpoint_shape)
         expected = torch.from_numpy(stored[slices(part.box)]).to(dtype)
         assert part.kind == str(dtype)
-        assert torch.equal(torch.from_numpy(part.values), expected.float()), part.key
+        values, padding = part.values[: len(expected)], part.values[len(expected) :]
+        assert torch.equal(torch.from_numpy(values), expected.float()), part.key
+        assert not padding.any() and (not len(padding) or "vocab" in tensors[part.key].axes[0].name)
 
 
 def test_what_is_stored_is_megatrons(root: Path, sides: object) -> None:
@@ -170,7 +177,10 @@ def test_what_is_stored_is_megatrons(root: Path, sides: object) -> None:
     assert {".metadata", "common.pt", "metadata.json"} <= names
 
 
-MEGATRON = {1: (DP, ["TP2 to PP2"]), 2: (TP2, ["DP2 to TP2", "gated, TP2 to PP2"])}
+MEGATRON = {
+    1: (DP, ["TP2 to PP2", "odd bf16, TP2 to DP2"]),
+    2: (TP2, ["DP2 to TP2", "gated, TP2 to PP2", "odd, one rank to TP2"]),
+}
 
 
 def megatron_loads(world_size: int, root: Path) -> dict[str, tuple[dict, list[Part]]]:

@@ -67,7 +67,6 @@ def test_what_is_there_stays(
     [
         ("reshard", "--threads", "0", "at least 1"),
         ("reshard", "--threads", "two", "invalid"),
-        ("import-hf", "--make-vocab-size-divisible-by", "0", "at least 1"),
         ("export-hf", "--max-shard-size", "0", "more than 0"),
         ("export-hf", "--max-shard-size", "nan", "more than 0"),
         ("export-hf", "--side-files", "/nowhere", "/nowhere is not a directory"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,11 @@ from tests.distributed import run_ranks
 STEP = "iter_0000010"
 
 
-@pytest.mark.parametrize("model", [GPT, LLAMA], ids=["GPT", "LLaMA"])
+ODD = replace(GPT, vocab_size=61, make_vocab_size_divisible_by=1)
+"""Of which two ranks cannot have equal shares."""
+
+
+@pytest.mark.parametrize("model", [GPT, LLAMA, ODD], ids=["GPT", "LLaMA", "odd"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adam", "muon", None])
 def test_there_and_back(
@@ -35,6 +40,34 @@ def test_there_and_back(
     for name in ("megatron_grow.json", "metadata.json"):
         assert (tmp_path / "c" / STEP / name).read_bytes() == (source / name).read_bytes()
     assert latest(tmp_path / "c") == tmp_path / "c" / STEP
+
+
+def test_an_odd_vocabulary_in_the_legacy_format(tmp_path: Path) -> None:
+    source = write(tmp_path / "a", SyntheticSource(ODD, optimizer=None))
+    layout = ("--tensor-model-parallel-size", 4, "--format", "torch")
+    assert command("reshard", source, tmp_path / "b", *layout) == 0
+    assert command("reshard", tmp_path / "b", tmp_path / "c") == 0
+    assert equal(by_torch(tmp_path / "c" / STEP), by_torch(source))
+    shares = [
+        torch.load(path, weights_only=False)["model"]["embedding.word_embeddings.weight"].shape
+        for path in sorted((tmp_path / "b" / STEP).glob("*/*.pt"))
+    ]
+    assert shares == [(16, 16)] * 4
+
+
+def test_a_checkpoint_that_stores_its_padding(tmp_path: Path) -> None:
+    """As Megatron-LM writes it, and as versions before this one did."""
+    path = write(tmp_path / "a", SyntheticSource(replace(GPT, vocab_size=64)))
+    truth = by_torch(path)
+    text = (path / "megatron_grow.json").read_text()
+    assert text.count('"vocab_size": 64') == 2
+    (path / "megatron_grow.json").write_text(text.replace('"vocab_size": 64', '"vocab_size": 61'))
+    (path / "manifest.json").unlink()
+    assert command("reshard", path, tmp_path / "b") == 0
+    found = by_torch(tmp_path / "b" / STEP)
+    assert {len(values) for name, values in found.items() if "word_embeddings" in name} == {61}
+    assert all(torch.equal(values, truth[name][: len(values)]) for name, values in found.items())
+    assert command("verify", path, tmp_path / "b") == 0
 
 
 def test_what_is_read_is_what_is_stored(tmp_path: Path) -> None:
@@ -60,7 +93,7 @@ def test_chunks_are_those_of_the_layout(tmp_path: Path) -> None:
     def chunks(key: str) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
         return {(tuple(c.offsets), tuple(c.sizes)) for c in metadata[key].chunks}
 
-    assert chunks("embedding.word_embeddings.weight") == {((0, 0), (32, 16)), ((32, 0), (32, 16))}
+    assert chunks("embedding.word_embeddings.weight") == {((0, 0), (32, 16)), ((32, 0), (28, 16))}
     by_gate_and_rank = {((0, row, 0), (1, 12, 16)) for row in (0, 12, 24, 36)}
     found = chunks("decoder.layers.mlp.linear_fc1.weight")
     assert {((0, *offset[1:]), (1, *size[1:])) for offset, size in found} == by_gate_and_rank

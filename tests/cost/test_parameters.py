@@ -82,6 +82,6 @@ def test_parts_add_up():
     assert sizes[1:] == [96 * 48, 0, 48, 96 * 48]
 
 
-def test_vocabulary_counts_padded():
+def test_padding_of_the_vocabulary_does_not_count():
     model = ModelConfig(num_layers=0, hidden_size=8, num_attention_heads=1, vocab_size=130)
-    assert count_parameters(model, part="embedding") == 256 * 8
+    assert count_parameters(model, part="embedding") == 130 * 8

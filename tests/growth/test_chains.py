@@ -90,7 +90,7 @@ def test_a_chain_learns_through_its_growths(name: str, found: Losses) -> None:
     depths, _ = CHAINS[name]
     assert len(curve) == 3 * len(depths)
     # Better than when it began, which was as good as a guess.
-    assert curve[0] == pytest.approx(np.log(MODEL.padded_vocab_size), rel=0.02)
+    assert curve[0] == pytest.approx(np.log(MODEL.vocab_size), rel=0.02)
     assert curve[-1] < curve[0] - 0.1
 
 

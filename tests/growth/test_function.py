@@ -121,7 +121,7 @@ def found() -> Logits:
 
 def test_there_are_logits_to_compare(found: Logits) -> None:
     for before, after in found.values():
-        assert before.shape == (BATCH, MODEL.max_position_embeddings, MODEL.padded_vocab_size)
+        assert before.shape == (BATCH, MODEL.max_position_embeddings, MODEL.vocab_size)
         assert after.shape == before.shape
         assert before.std() > 0.01
 

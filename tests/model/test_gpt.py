@@ -105,6 +105,34 @@ def test_layouts(model: str, where: tuple[int, dict]) -> None:
     _check(_run(MODELS[model], parallel), world_size, loss_error=1e-6, gradient_error=1e-5)
 
 
+ODD = {
+    "wide padding": replace(GPT2, vocab_size=64, make_vocab_size_divisible_by=48),
+    "an empty rank": replace(
+        LLAMA, num_query_groups=4, vocab_size=41, make_vocab_size_divisible_by=16
+    ),
+    "bytes": replace(LLAMA, vocab_size=257, make_vocab_size_divisible_by=128),
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [
+        ("wide padding", (1, layout())),
+        ("wide padding", TP2),
+        ("wide padding", PP2),
+        ("wide padding", (4, layout(tp=2))),
+        ("an empty rank", (4, layout(tp=4))),
+        ("an empty rank", (4, layout(tp=2, pp=2))),
+        ("bytes", SP2),
+    ],
+    ids=str,
+)
+def test_padding_of_the_vocabulary(model: str, where: tuple[int, dict]) -> None:
+    """The reference knows no padding: it has no share in loss, logits and gradients."""
+    world_size, parallel = where
+    _check(_run(ODD[model], parallel), world_size, loss_error=1e-6, gradient_error=1e-5)
+
+
 @pytest.mark.parametrize("granularity", ["full", "selective"])
 def test_recomputed_activations(granularity: str) -> None:
     config = _run(GPT2, layout(tp=2, sequence_parallel=True), recompute_granularity=granularity)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from megatron.core import parallel_state
 
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import OptimizerSection
 from tests.distributed import run_ranks
-from tests.optim.toy import train, whole
+from tests.optim.toy import build, train, whole
 
 RULES = {
     "adam": OptimizerSection(optimizer="adam", lr=1e-3),
@@ -53,3 +55,34 @@ def test_same_run_on_every_layout(rule: str, layout: str) -> None:
             # The softmax does not see a key's bias: its gradient is rounding, which Adam amplifies.
             difference[:, :, 2] = 0.0
         assert difference.max() <= 1e-5 * np.abs(tensor).max(), key
+
+
+def _padding(rule: str, precision: str) -> list[float]:
+    """On a rank: the largest value in rows of padding, of weights and of all optimizer state."""
+    section = replace(RULES[rule], weight_decay=0.1)
+    layout = ParallelConfig(tensor_model_parallel_size=2, use_distributed_optimizer=False)
+    toy = build(section, layout, precision=precision)
+    for number in range(3):
+        toy.step(number)
+    rows = 24 if parallel_state.get_tensor_model_parallel_rank() else 96
+    found = []
+    for name, param in toy.chunk.named_parameters():
+        if name.endswith("word_embeddings.weight"):
+            assert param.shape[0] == 96
+            found.append(param.detach()[rows:].abs().sum().item())
+    for wrapper in toy.optimizer.chained_optimizers:
+        for main, state in wrapper.optimizer.state.items():
+            if main.shape == (96, 32):
+                moments = [value for name, value in state.items() if name != "step"]
+                found += [value.detach()[rows:].abs().sum().item() for value in (main, *moments)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rule", "precision", "tensors"),
+    [("adam", "fp32", 4), ("muon", "bf16", 4), ("muon_nsgd", "fp32", 3), ("sgd", "bf16", 3)],
+)
+def test_padding_of_the_vocabulary_stays_zero(rule: str, precision: str, tensors: int) -> None:
+    """Weight decay, momentum and Newton-Schulz find nothing in it."""
+    for found in run_ranks(2, _padding, rule, precision):
+        assert found == [0.0] * tensors

@@ -195,7 +195,7 @@ def test_every_evaluation_reads_the_same_tokens(workplace: Path, done, samples: 
 def test_rows_count_the_tokens_of_each_stage(workplace: Path, done) -> None:
     training = [row for row in rows(workplace, "whole") if "loss" in row]
     assert [row["consumed_tokens"] for row in training] == TOKENS
-    width, vocabulary = 32, 384
+    width, vocabulary = 32, 257
     outside = (vocabulary + 2 * LENGTH) * width + 2 * width
     layer = 12 * width**2 + 13 * width
     total = block = 0

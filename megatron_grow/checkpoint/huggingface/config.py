@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import gcd
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -84,16 +83,12 @@ def family_of(values: Mapping[str, Any], path: Path) -> Family:
     return FAMILIES[name]
 
 
-def to_model(
-    values: Mapping[str, Any], path: Path, make_vocab_size_divisible_by: int | None = None
-) -> ModelConfig:
+def to_model(values: Mapping[str, Any], path: Path) -> ModelConfig:
     """The model that ``config.json``, read from ``path``, describes.
 
     Args:
         values: what is in it.
         path: for messages.
-        make_vocab_size_divisible_by: as in ``ModelConfig``; absent: the largest power of two up to
-            128 that pads nothing, since padding takes part in the softmax.
 
     Raises:
         UserError: a field that is missing, malformed, or says what cannot be computed here.
@@ -118,8 +113,7 @@ def to_model(
         fields["activation"] = family.activations[activation]
         if family.rotary:
             fields |= rope.from_config(said)
-        multiple = make_vocab_size_divisible_by or gcd(fields["vocab_size"], 128)
-        model = ModelConfig(**fields, make_vocab_size_divisible_by=multiple)
+        model = ModelConfig(**fields)
         if reason := _obstacle(model, family):
             raise UserError(f"{reason} does not fit a model of type {family.model_type}")
         # Said in full: what is left out would change when the model grows.

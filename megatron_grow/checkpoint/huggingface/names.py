@@ -15,7 +15,7 @@ Rows = dict[str, tuple[str, str]]
 
 ``{layer}`` stands for each layer in turn. Axes are those of ``state/axes.py``, outermost first, and
 brackets put several into one dimension. ``query``, ``key`` and ``value`` are parts of the axis
-``qkv_head``; ``gate`` and ``up`` of ``gate_up``; ``token`` is ``vocab`` without its padding.
+``qkv_head``; ``gate`` and ``up`` of ``gate_up``.
 """
 
 _ATTENTION = "decoder.layers.self_attention."
@@ -25,7 +25,7 @@ _KEYS = "(kv_group key head_dim)"
 _VALUES = "(kv_group value head_dim)"
 
 GPT2: Rows = {
-    "transformer.wte.weight": ("embedding.word_embeddings.weight", "token hidden"),
+    "transformer.wte.weight": ("embedding.word_embeddings.weight", "vocab hidden"),
     "transformer.wpe.weight": ("embedding.position_embeddings.weight", "position hidden"),
     "transformer.h.{layer}.ln_1.weight": (f"{_ATTENTION}linear_qkv.layer_norm_weight", "hidden"),
     "transformer.h.{layer}.ln_1.bias": (f"{_ATTENTION}linear_qkv.layer_norm_bias", "hidden"),
@@ -51,11 +51,11 @@ GPT2: Rows = {
     "transformer.h.{layer}.mlp.c_proj.bias": (f"{_MLP}linear_fc2.bias", "hidden"),
     "transformer.ln_f.weight": ("decoder.final_layernorm.weight", "hidden"),
     "transformer.ln_f.bias": ("decoder.final_layernorm.bias", "hidden"),
-    "lm_head.weight": ("output_layer.weight", "token hidden"),
+    "lm_head.weight": ("output_layer.weight", "vocab hidden"),
 }
 
 LLAMA: Rows = {
-    "model.embed_tokens.weight": ("embedding.word_embeddings.weight", "token hidden"),
+    "model.embed_tokens.weight": ("embedding.word_embeddings.weight", "vocab hidden"),
     "model.layers.{layer}.input_layernorm.weight": (
         f"{_ATTENTION}linear_qkv.layer_norm_weight",
         "hidden",
@@ -84,7 +84,7 @@ LLAMA: Rows = {
     "model.layers.{layer}.mlp.up_proj.weight": (f"{_MLP}linear_fc1.weight", "(up ffn) hidden"),
     "model.layers.{layer}.mlp.down_proj.weight": (f"{_MLP}linear_fc2.weight", "hidden ffn"),
     "model.norm.weight": ("decoder.final_layernorm.weight", "hidden"),
-    "lm_head.weight": ("output_layer.weight", "token hidden"),
+    "lm_head.weight": ("output_layer.weight", "vocab hidden"),
 }
 QWEN2: Rows = {
     **LLAMA,
@@ -133,8 +133,6 @@ def _parts_of_axes(model: ModelConfig) -> Parts:
         "value": ("qkv_head", (queries + 1, queries + 2)),
         "gate": ("gate_up", (0, 1)),
         "up": ("gate_up", (1, 2)),
-        # Padding is in no region: it reads as zeros, and is not written.
-        "token": ("vocab", (0, model.vocab_size or 0)),
     }
 
 

@@ -62,7 +62,7 @@ class HuggingFaceSink:
         original = self._side_files.pop(files.CONFIG, None)
         said = files.parse_object(original, Path(files.CONFIG)) if original else {}
         chosen = choose_family(model, family, said)
-        self._dtypes, self._divisible_by = dict(dtypes), model.make_vocab_size_divisible_by
+        self._dtypes = dict(dtypes)
         self._regions = Regions(regions(chosen.rows, model))
         widest = reduce(torch.promote_types, self._dtypes.values())
         self._config = to_config(model, chosen, widest, said)
@@ -93,7 +93,7 @@ class HuggingFaceSink:
                 file.truncate(len(shard.header) + shard.nbytes)
 
     def write(self, part: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> int:
-        """Write blocks to where they belong; the rows that pad the vocabulary are left out.
+        """Write blocks to where they belong.
 
         Returns:
             How many bytes were written.
@@ -124,7 +124,7 @@ class HuggingFaceSink:
 
     def reopen(self) -> Callable[[str, Block], torch.Tensor]:
         """What a reader now finds of a block."""
-        written = HuggingFaceSource(self.directory, self._divisible_by)
+        written = HuggingFaceSource(self.directory)
         return lambda name, block: written.read(block.key, block.kind, block.box)
 
     def _write_region(

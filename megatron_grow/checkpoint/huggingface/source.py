@@ -32,13 +32,11 @@ class HuggingFaceSource:
 
     format = "Hugging Face"
 
-    def __init__(self, path: Path, make_vocab_size_divisible_by: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         """Read what the directory says of itself; no tensor is read.
 
         Args:
             path: the directory.
-            make_vocab_size_divisible_by: pads the vocabulary, with rows of zeros; absent: the
-                largest power of two up to 128 that needs no padding.
 
         Raises:
             UserError: a model that cannot be expressed here, or is not whole.
@@ -46,7 +44,7 @@ class HuggingFaceSource:
         self.path = path
         values = files.read_object(path / files.CONFIG)
         family = family_of(values, path / files.CONFIG)
-        model = to_model(values, path / files.CONFIG, make_vocab_size_divisible_by)
+        model = to_model(values, path / files.CONFIG)
         self._file_of: dict[str, Path] = {}
         stored = files.weight_files(path)
         for file, names in stored.items():
@@ -69,12 +67,12 @@ class HuggingFaceSource:
         return self._dtypes[key]
 
     def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
-        """The values in ``box``, in fine axes; zeros where the vocabulary is padded.
+        """The values in ``box``, in fine axes.
 
         Raises:
             UserError: a file that cannot be read.
         """
-        out = empty(shape_of(box), self._dtypes[key]).zero_()
+        out = empty(shape_of(box), self._dtypes[key])
         for region in self._regions.overlapping(key, box):
             with files.opened(self._file_of[region.name]) as file:
                 stored = file.get_slice(region.name)

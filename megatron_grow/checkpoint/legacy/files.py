@@ -11,7 +11,8 @@ from megatron_grow.checkpoint.regions import Region
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.pipeline import chunk_layers
 from megatron_grow.state.axes import LAYERS, LogicalTensor
-from megatron_grow.state.sharding import held
+from megatron_grow.state.boxes import shape_of
+from megatron_grow.state.sharding import held, shape_on_rank
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 _HEAD = "output_layer.weight"
@@ -110,7 +111,9 @@ def regions(
             first, *others = first + others[0], *others[1:]
         box = held(tensor.axes, layer, rank, tensor_parallel)
         order = tuple(range(len(tensor.axes)))
-        return Region(chunk.region_name(name), tensor.key, box, order, (first, *others))
+        padding = shape_on_rank(tensor.axes, tensor_parallel)[0] - shape_of(box)[0]
+        name = chunk.region_name(name)
+        return Region(name, tensor.key, box, order, (first, *others), padding)
 
     for key, tensor in tensors.items():
         if tensor.stacked:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import torch
@@ -71,7 +72,8 @@ class LegacySink:
         self._dtype = DTYPES[record.precision]
         tp = parallel.tensor_model_parallel_size
         for axis in (axis for tensor in tensors.values() for axis in tensor.axes):
-            if DEALT.get(axis.name) is Dealt.TENSOR and axis.size % tp:
+            evenly = DEALT.get(axis.name) is Dealt.TENSOR and axis.multiple is None
+            if evenly and axis.size % tp:
                 raise UserError(
                     f"tensor_model_parallel_size={tp} does not divide the {axis.size} entries of "
                     f"the axis {axis.name}"
@@ -130,6 +132,9 @@ class LegacySink:
         members: dict[Path, dict[str, int]] = defaultdict(dict)
         for name, (path, _, member) in self._places.items():
             in_order = [(checksum, length) for _, length, checksum in sorted(pieces[name])]
+            region = self._regions.by_name[name]
+            padding = region.padding * prod(region.shape[1:]) * self._dtype.itemsize
+            in_order.append((crc32(bytes(padding)), padding))
             members[path][f"data/{member}"] = combine(in_order)
         for path, checksums in members.items():
             set_checksums(path, checksums)

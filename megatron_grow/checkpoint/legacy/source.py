@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from megatron_grow.checkpoint.pickles import StoredTensor
 from megatron_grow.checkpoint.record import read_record, record_of_megatron
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.config.errors import UserError
-from megatron_grow.state.axes import logical_tensors
+from megatron_grow.state.axes import LogicalTensor, logical_tensors
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import empty
@@ -55,6 +56,9 @@ class LegacySource:
         self.tensors = logical_tensors(model)
         parallel = parallel_from_args(args)
         tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+        # The padding is that of who wrote the files.
+        rows = max(getattr(args, "padded_vocab_size", 0) // tp, 1)
+        shares = logical_tensors(replace(model, make_vocab_size_divisible_by=rows))
         virtual = f" VPP{parallel.model_chunks}" if parallel.model_chunks > 1 else ""
         self.layout = f"TP{tp} PP{pp}{virtual}"
         self._dtypes: dict[str, torch.dtype] = {}
@@ -68,7 +72,7 @@ class LegacySource:
             archive = Archive(path / file)
             self._check_version(archive)
             for chunk in parts:
-                found += self._open(chunk, archive, tp)
+                found += self._open(chunk, archive, shares, tp)
             self._note_optimizer(archive)
             archive.content = None  # all that is needed of it is kept
         self._regions = Regions(originals(found))
@@ -135,12 +139,18 @@ class LegacySource:
                 f"keys and values; {VERSION} is read: load and save it once in Megatron-LM"
             )
 
-    def _open(self, chunk: Chunk, archive: Archive, tensor_parallel: int) -> list[Region]:
+    def _open(
+        self,
+        chunk: Chunk,
+        archive: Archive,
+        tensors: dict[str, LogicalTensor],
+        tensor_parallel: int,
+    ) -> list[Region]:
         weights = archive.content.get(chunk.entry)
         if not isinstance(weights, dict):
             raise UserError(f"{archive.path} has no {chunk.entry}; its arguments say {self.layout}")
         fused = not any(".input_layernorm." in name for name in weights)
-        found = list(regions(chunk, self.tensors, tensor_parallel, fused=fused))
+        found = list(regions(chunk, tensors, tensor_parallel, fused=fused))
         self._check_names(chunk, archive, weights, found)
         for region in found:
             stored = weights[chunk.name_within(region)]

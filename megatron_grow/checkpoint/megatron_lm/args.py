@@ -142,19 +142,15 @@ def _activation(args: Namespace) -> Literal["swiglu", "squared_relu", "gelu_tanh
 
 
 def _vocabulary(args: Namespace, where: str) -> dict[str, int]:
-    """Sizes that give the rows which the tables have, padding of Megatron-LM's included.
-
-    It pads to a multiple that depends on the tensor-parallel size, and need not know from how many.
-    """
-    padded = getattr(args, "padded_vocab_size", None)
+    """How many tokens there are; where nobody says, rows that pad the tables count as tokens."""
+    padded, size = getattr(args, "padded_vocab_size", None), getattr(args, "vocab_size", None)
     if type(padded) is not int:
         raise UserError(f"{where}: its arguments give padded_vocab_size={padded}, not a number")
-    size = getattr(args, "vocab_size", None) or padded
-    multiple = getattr(args, "make_vocab_size_divisible_by", None) or 128
-    for divisor in (multiple, multiple * getattr(args, "tensor_model_parallel_size", 1)):
-        if -(-size // divisor) * divisor == padded:
-            return {"vocab_size": size, "make_vocab_size_divisible_by": divisor}
-    return {"vocab_size": size, "make_vocab_size_divisible_by": padded}
+    if size is None:
+        return {"vocab_size": padded}
+    # The end of document of a NullTokenizer comes on top.
+    null = str(getattr(args, "tokenizer_type", None)).startswith("Null")
+    return {"vocab_size": min(size + null, padded)}
 
 
 def parallel_from_args(args: Namespace) -> ParallelConfig:
@@ -203,8 +199,8 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def model_to_args(model: ModelConfig) -> dict[str, Any]:
-    """Megatron-LM's arguments for a model."""
+def model_to_args(model: ModelConfig, tensor_parallel: int) -> dict[str, Any]:
+    """Megatron-LM's arguments for a model on ``tensor_parallel`` ranks."""
     grouped = model.query_groups != model.num_attention_heads
     return {
         **{name: getattr(model, name) for name in _MODEL},
@@ -218,7 +214,7 @@ def model_to_args(model: ModelConfig) -> dict[str, Any]:
         "bias_gelu_fusion": model.activation == "gelu_tanh",
         "untie_embeddings_and_output_weights": not model.share_embeddings_and_output_weights,
         "vocab_size": model.vocab_size,
-        "padded_vocab_size": model.padded_vocab_size,
+        "padded_vocab_size": model.padded_vocab_size(tensor_parallel),
         "add_position_embedding": True,
     }
 

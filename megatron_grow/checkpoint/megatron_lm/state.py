@@ -22,8 +22,10 @@ VERSION = 3.0
 _TOKENIZERS = {"gpt2": "GPT2BPETokenizer", "bytes": "NullTokenizer"}
 
 
-def megatron_args(record: Record, *, ckpt_format: str, with_optimizer: bool) -> dict[str, Any]:
-    """All arguments that a checkpoint can answer for."""
+def megatron_args(
+    record: Record, parallel: ParallelConfig, *, ckpt_format: str, with_optimizer: bool
+) -> dict[str, Any]:
+    """All arguments that a checkpoint for the layout ``parallel`` can answer for."""
     config = record.config
     data = config.get("data", {})
     tokenizer = data.get("tokenizer")
@@ -35,8 +37,8 @@ def megatron_args(record: Record, *, ckpt_format: str, with_optimizer: bool) -> 
         }
     return {
         **args,
-        **parallel_to_args(ParallelConfig(**record.parallel)),
-        **model_to_args(record.model_config),
+        **parallel_to_args(parallel),
+        **model_to_args(record.model_config, parallel.tensor_model_parallel_size),
         "iteration": record.step,
         "consumed_train_samples": record.consumed_samples,
         "skipped_train_samples": 0,
@@ -60,7 +62,8 @@ def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
     # A schedule is made from the whole run file; not every writer of records has one.
     known = record.config.keys() >= {"train", "schedule"} and "lr" in section
     with_optimizer = with_optimizer and known and section.get("optimizer") == "adam"
-    args = megatron_args(record, ckpt_format="torch_dist", with_optimizer=with_optimizer)
+    parallel = ParallelConfig(**record.parallel)
+    args = megatron_args(record, parallel, ckpt_format="torch_dist", with_optimizer=with_optimizer)
     # What it finds its state of fp32 main parameters by.
     args["use_distributed_optimizer"] = mixed = record.precision == "bf16"
     content: dict[str, Any] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
@@ -82,8 +85,7 @@ def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
 
 def legacy_state(record: Record, parallel: ParallelConfig) -> dict[str, Any]:
     """What each file of a legacy checkpoint of weights holds beside them."""
-    args = megatron_args(record, ckpt_format="torch", with_optimizer=False)
-    args |= parallel_to_args(parallel)
+    args = megatron_args(record, parallel, ckpt_format="torch", with_optimizer=False)
     return {
         "args": Namespace(**args),
         "checkpoint_version": VERSION,

@@ -10,7 +10,7 @@ from megatron_grow.checkpoint.layout import MAIN_NAMES, STATE_PREFIX, tensor_key
 from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
 from megatron_grow.config.errors import UserError
-from megatron_grow.state.axes import logical_tensors
+from megatron_grow.state.axes import LogicalTensor, logical_tensors
 from megatron_grow.state.boxes import Box, fold, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import empty
@@ -93,16 +93,16 @@ class TorchDistSource:
 
     def _check(self) -> None:
         """That the tensors are those of the model, and no others."""
-        expected: dict[str, tuple[int, ...]] = {}
+        expected: dict[str, LogicalTensor] = {}
         for key, tensor in self.tensors.items():
-            expected |= dict.fromkeys(self.names(key), tensor.checkpoint_shape)
-        for name, shape in expected.items():
+            expected |= dict.fromkeys(self.names(key), tensor)
+        for name, tensor in expected.items():
             if name not in self._reader:
                 raise UserError(f"{self.path} has no {name}")
-            if self._reader.shape(name) != shape:
+            if not _holds(self._reader.shape(name), tensor):
                 raise UserError(
                     f"{self.path}: {name} has shape {self._reader.shape(name)}, "
-                    f"the model needs {shape}"
+                    f"the model needs {tensor.checkpoint_shape}"
                 )
         if unknown := sorted(set(self._reader.names()) - set(expected)):
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
@@ -110,3 +110,11 @@ class TorchDistSource:
                 f"{self.path} holds {unknown[0]}{more}, which the model that its record describes "
                 "does not have"
             )
+
+
+def _holds(shape: tuple[int, ...], tensor: LogicalTensor) -> bool:
+    """Whether ``shape`` is the tensor's, or adds the rows that pad a vocabulary in Megatron-LM."""
+    expected = tensor.checkpoint_shape
+    if tensor.axes[0].name != "vocab":
+        return shape == expected
+    return shape[:1] >= expected[:1] and shape[1:] == expected[1:]

@@ -13,11 +13,6 @@ from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.maps import FRESH, AxisMap, Gather, MeanPadding
 
 
-def _tokens(model: ModelConfig) -> int:
-    assert model.vocab_size is not None, "the tokenizer supplies it"
-    return model.vocab_size
-
-
 @dataclass(frozen=True)
 class VocabRandom(Operator):
     """Keep the rows of known tokens and draw new ones.
@@ -33,15 +28,15 @@ class VocabRandom(Operator):
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """No token is lost."""
-        if _tokens(target) < _tokens(source):
+        if target.vocabulary < source.vocabulary:
             raise UserError(
-                f"{where}: vocab_size goes from {_tokens(source)} to {_tokens(target)}; it only "
-                "grows, unless a mapping names the rows to keep"
+                f"{where}: vocab_size goes from {source.vocabulary} to {target.vocabulary}; it "
+                "only grows, unless a mapping names the rows to keep"
             )
 
     def rows(self, source: ModelConfig, target: ModelConfig) -> AxisMap:
-        """Known tokens in place; padding is made anew."""
-        return Gather(padded(_tokens(source), target.padded_vocab_size))
+        """Known tokens in place."""
+        return Gather(padded(source.vocabulary, target.vocabulary))
 
     def weights(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
@@ -55,7 +50,7 @@ class VocabRandom(Operator):
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
     ) -> list[Draw]:
         """Only of known tokens."""
-        known = Gather(padded(_tokens(source), target.padded_vocab_size))
+        known = Gather(padded(source.vocabulary, target.vocabulary))
         return [{axis.name: known for axis in tensor.axes if axis.name == "vocab"}]
 
     def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
@@ -71,8 +66,8 @@ class VocabMean(VocabRandom):
 
     def rows(self, source: ModelConfig, target: ModelConfig) -> AxisMap:
         """Known tokens in place, then their mean."""
-        kept = Gather(tuple(range(_tokens(source))))
-        return MeanPadding(kept, target.padded_vocab_size, _tokens(source))
+        kept = Gather(tuple(range(source.vocabulary)))
+        return MeanPadding(kept, target.vocabulary, source.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -86,22 +81,21 @@ class VocabMapping(VocabRandom):
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """One known token for each."""
-        if len(self.tokens) != _tokens(target):
+        if len(self.tokens) != target.vocabulary:
             raise UserError(
                 f"{where}.tokens names {len(self.tokens)} tokens; the target has "
-                f"vocab_size={_tokens(target)}"
+                f"vocab_size={target.vocabulary}"
             )
         for token in self.tokens:
-            if not FRESH <= token < _tokens(source):
+            if not FRESH <= token < source.vocabulary:
                 raise UserError(
                     f"{where}.tokens names token {token}; the source has 0 to "
-                    f"{_tokens(source) - 1}, and -1 is fresh"
+                    f"{source.vocabulary - 1}, and -1 is fresh"
                 )
 
     def rows(self, source: ModelConfig, target: ModelConfig) -> AxisMap:
-        """As named, then fresh padding."""
-        padding = target.padded_vocab_size - len(self.tokens)
-        return Gather((*self.tokens, *[FRESH] * padding))
+        """As named."""
+        return Gather(tuple(self.tokens))
 
     def gradients(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig

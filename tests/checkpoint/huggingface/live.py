@@ -17,7 +17,7 @@ from tests.toy import run_config
 
 
 def logits_of(path: Path, tokens: torch.Tensor, parallel: dict[str, Any]) -> np.ndarray | None:
-    """(batch, sequence, padded vocabulary); None where the last pipeline stage is not."""
+    """(batch, sequence, vocabulary); None where the last pipeline stage is not."""
     source = HuggingFaceSource(path)
     config = run_config(
         StageSection(parallel=parallel),

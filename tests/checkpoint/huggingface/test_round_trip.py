@@ -15,7 +15,6 @@ from megatron_grow.checkpoint.huggingface.files import side_files
 from megatron_grow.checkpoint.huggingface.sink import HuggingFaceSink
 from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
 from megatron_grow.config.errors import UserError
-from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.checkpoint.huggingface import models
 from tests.checkpoint.huggingface.convert import blocks, export, values
@@ -40,7 +39,7 @@ def assert_same_bits(found: Path, expected: Path) -> None:
 def test_same_bits_and_same_function(name: str, tmp_path: Path) -> None:
     model = models.build(name)
     path = models.save(model, tmp_path / "theirs", max_shard_size="20KB")
-    source = HuggingFaceSource(path, make_vocab_size_divisible_by=64)
+    source = HuggingFaceSource(path)
     assert source.layout != "1 file"
     export(source, tmp_path / "ours", side_files=side_files(path), max_shard_size=15_000)
     assert_same_bits(tmp_path / "ours", path)
@@ -48,7 +47,7 @@ def test_same_bits_and_same_function(name: str, tmp_path: Path) -> None:
     assert type(again) is type(model)
     # Bit-equal: whatever config.json says of the function came back.
     assert torch.equal(models.logits(again), models.logits(model))
-    returned = HuggingFaceSource(tmp_path / "ours", make_vocab_size_divisible_by=64)
+    returned = HuggingFaceSource(tmp_path / "ours")
     assert returned.record.model == source.record.model
 
 
@@ -132,16 +131,6 @@ def test_no_layers(tmp_path: Path) -> None:
     assert_same_bits(tmp_path / "ours", path)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert torch.equal(models.logits(again), models.logits(model))
-
-
-def test_padding_reads_as_zeros(tmp_path: Path) -> None:
-    model = models.build("gpt2")
-    source = HuggingFaceSource(models.save(model, tmp_path), make_vocab_size_divisible_by=64)
-    key = "embedding.word_embeddings.weight"
-    found = source.read(key, MAIN_PARAM, full(source.tensors[key].shape))
-    assert found.shape == (128, 32)
-    assert torch.equal(found[:90], model.transformer.wte.weight)
-    assert not found[90:].any()
 
 
 def test_files_of_a_base_model(tmp_path: Path) -> None:

@@ -21,11 +21,17 @@ def rank_file(root: Path) -> Path:
     return root / name / "model_optim_rng.pt"
 
 
-def save(model: ModelConfig, parallel: ParallelConfig, root: Path, **more: Any) -> Path:
+def save(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    root: Path,
+    vocab_size: int | None = None,
+    **more: Any,
+) -> Path:
     """On a rank: build the model and save it as the legacy format has it."""
     chunks = build(model, parallel)
     state: dict[str, Any] = {
-        "args": stock_args(model, parallel, ckpt_format="torch"),
+        "args": stock_args(model, parallel, ckpt_format="torch", vocab_size=vocab_size),
         "checkpoint_version": 3.0,
         "iteration": STEP,
     }

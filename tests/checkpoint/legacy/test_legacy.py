@@ -21,7 +21,7 @@ from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.state.boxes import full, split
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.checkpoint.legacy.files import loads, save
-from tests.checkpoint.stock.models import BATCH, LENGTH, MODELS, STEP, layout, painted
+from tests.checkpoint.stock.models import BATCH, LENGTH, MODELS, PADDED, STEP, layout, painted
 from tests.distributed import run_ranks
 
 LAYOUTS = {
@@ -144,6 +144,33 @@ def test_megatron_core_takes_what_is_written_and_the_way_back_is_bit_identical(
             for name, value in theirs[entry].items():
                 same = value is None and ours[entry][name] is None
                 assert same or torch.equal(value, ours[entry][name]), name
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_padding_of_the_vocabulary(tensor_parallel: int, tmp_path: Path) -> None:
+    """Stock's files have 128 rows for 100 tokens; what is written has zeros there."""
+    here, there = layout(tp=2), layout(tp=tensor_parallel)
+    run_ranks(2, save, PADDED, here, tmp_path / "stock", 100, timeout=120)
+    source = LegacySource(tmp_path / "stock")
+    for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        values = source.read(key, MAIN_PARAM, full(source.tensors[key].shape))
+        assert torch.equal(values, painted(key, (128, 32))[:100])
+    sinks = [LegacySink(tmp_path / "ours", source.record, source.tensors, there) for _ in "ab"]
+    copy(source, *sinks)
+    found = []
+    for path in sorted((tmp_path / "ours").glob("mp_rank_*/*.pt")):
+        assert zipfile.ZipFile(path).testzip() is None
+        state = torch.load(path, weights_only=False)
+        assert state["args"].padded_vocab_size == 128
+        found.append(state["model"]["output_layer.weight"])
+    rows = torch.cat(found)
+    assert len(found) == tensor_parallel and rows.shape == (128, 32)
+    assert torch.equal(rows[:100], painted("output_layer.weight", (128, 32))[:100])
+    assert not rows[100:].any()
+    again = LegacySource(tmp_path / "ours")
+    for key, tensor in source.tensors.items():
+        box = full(tensor.shape)
+        assert torch.equal(again.read(key, MAIN_PARAM, box), source.read(key, MAIN_PARAM, box))
 
 
 def test_norms_are_found_under_the_names_of_transformer_engine(stock: Path, tmp_path: Path) -> None:

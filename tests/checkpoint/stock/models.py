@@ -33,6 +33,8 @@ LLAMA = replace(
 )
 QWEN3 = replace(LLAMA, qk_layernorm=True, share_embeddings_and_output_weights=True)
 QWEN2 = replace(LLAMA, add_qkv_bias=True)
+PADDED = replace(LLAMA, vocab_size=100, make_vocab_size_divisible_by=64)
+"""To 128 rows, on one rank as on two."""
 MODELS = {"gpt2": GPT2, "llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
 
 STEP, BATCH, LENGTH = 7, 8, 16
@@ -87,8 +89,8 @@ def stock_args(model: ModelConfig, parallel: ParallelConfig, **more: Any) -> Nam
         is_hybrid_model=False,
         spec=None,
         vocab_size=None,
-        padded_vocab_size=model.padded_vocab_size,
-        make_vocab_size_divisible_by=128,
+        padded_vocab_size=model.padded_vocab_size(parallel.tensor_model_parallel_size),
+        make_vocab_size_divisible_by=model.make_vocab_size_divisible_by,
         tokenizer_type="GPT2BPETokenizer",
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
@@ -139,7 +141,7 @@ def build(model: ModelConfig, parallel: ParallelConfig) -> list[GPTModel]:
         GPTModel(
             config=config,
             transformer_layer_spec=spec,
-            vocab_size=model.padded_vocab_size,
+            vocab_size=model.padded_vocab_size(parallel.tensor_model_parallel_size),
             max_sequence_length=model.max_position_embeddings,
             pre_process=is_first_chunk(number),
             post_process=is_last_chunk(number),

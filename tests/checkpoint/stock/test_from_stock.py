@@ -25,6 +25,7 @@ from tests.checkpoint.stock.models import (
     GPT2,
     LENGTH,
     LLAMA,
+    PADDED,
     QWEN3,
     STEP,
     layout,
@@ -49,6 +50,7 @@ def save_all(world_size: int, root: Path) -> None:
             save(model, parallel, optimizer, root / name)
     if world_size == 2:
         save(GPT2, layout(), "dp_reshardable", root / "dp_reshardable")
+        save(PADDED, layout(tp=2), "bf16", root / "padded", vocab_size=100)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,19 @@ def test_progress_and_recipe(name: str, root: Path) -> None:
     assert record.config["schedule"]["lr_warmup_fraction"] == 2 / 20
     assert record.config["megatron_args"]["tokenizer_type"] == "GPT2BPETokenizer"
     assert Record(**{**vars(record)}).to_json()
+
+
+def test_rows_that_pad_the_vocabulary_are_left_out(root: Path) -> None:
+    """Stock stores all 128 rows of two ranks; its tokens are 100."""
+    source = TorchDistSource(root / "padded")
+    assert source.record.model_config.vocab_size == 100
+    for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        for kind in source.kinds(key):
+            begins = (
+                "optimizer.state.fp32_param" if kind == MAIN_PARAM else f"optimizer.state.{kind}"
+            )
+            expected = painted(f"{begins}.{key}", (128, 32))[:100]
+            assert torch.equal(source.read(key, kind, ((0, 100), (0, 32))), expected), kind
 
 
 def test_an_optimizer_stored_by_rank_is_refused(root: Path) -> None:
@@ -136,18 +151,21 @@ def test_what_cannot_be_built_is_refused_by_name(name: str, value: Any, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "tensor_parallel", "padded"),
-    [(None, 1, 50304), (50257, 1, 50304), (50257, 2, 50432), (None, 8, 51200), (50257, 1, 50260)],
+    ("vocab_size", "tokenizer", "padded", "tokens"),
+    [
+        (50257, "GPT2BPETokenizer", 50304, 50257),
+        (50257, "GPT2BPETokenizer", 50432, 50257),
+        (None, "HuggingFaceTokenizer", 50304, 50304),  # padding is not told from tokens
+        (50256, "NullTokenizer", 50304, 50257),  # which adds an end of document
+        (50304, "NullTokenizer", 50304, 50304),
+    ],
 )
-def test_tables_have_the_rows_that_megatron_gave_them(
-    vocab_size: int | None, tensor_parallel: int, padded: int, tmp_path: Path
+def test_how_many_tokens_megatron_knows(
+    vocab_size: int | None, tokenizer: str, padded: int, tokens: int, tmp_path: Path
 ) -> None:
-    args = stock_args(
-        GPT2, layout(tp=tensor_parallel), vocab_size=vocab_size, padded_vocab_size=padded
-    )
-    model = read_record(common(tmp_path, args)).model_config
-    assert model.padded_vocab_size == padded
-    assert model.vocab_size == (vocab_size or padded)
+    more = {"vocab_size": vocab_size, "padded_vocab_size": padded, "tokenizer_type": tokenizer}
+    args = stock_args(GPT2, layout(), **more)
+    assert read_record(common(tmp_path, args)).model_config.vocab_size == tokens
 
 
 @pytest.mark.parametrize("kind", bombs(Path()))

@@ -29,6 +29,7 @@ from tests.checkpoint.stock.models import (
     GPT2,
     LENGTH,
     LLAMA,
+    PADDED,
     QWEN3,
     STEP,
     layout,
@@ -94,6 +95,7 @@ def write_all(root: Path) -> None:
     for name, (model, precision, *_) in CASES.items():
         write(root / name, model, precision)
     write(root / "muon", GPT2, "fp32", "muon")
+    write(root / "padded", PADDED, "bf16")
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,28 @@ def _check_tensors(state: dict[str, Any], wrapped: list) -> set[str]:
         assert torch.equal(shard.data, whole[within(shard)].view_as(shard.data)), key
         seen.add(key)
     return seen
+
+
+def load_padded(root: Path) -> int:
+    """On a rank of two: loads 100 rows into megatron-core's 128; how many tensors have them."""
+    wrapped, optimizer, _ = build_optimizer(PADDED, layout(tp=2), "distributed")
+    template = state_of(wrapped, optimizer, "distributed", is_loading=True)
+    shards = [s for s in sharded(template) if "embedding" in s.key or "output_layer" in s.key]
+    for shard in shards:
+        shard.data.detach().fill_(torch.nan)
+    dist_checkpointing.load(template, str(root / "padded" / f"iter_{STEP:07d}"))
+    for shard in shards:
+        name = shard.key
+        name = name if name.startswith("optimizer.") else tensor_key(name, MAIN_PARAM)
+        whole = torch.zeros(128, 32)
+        whole[:100] = painted(name, (100, 32))
+        expected = whole.to(shard.data.dtype)[within(shard)]
+        assert torch.equal(shard.data, expected.view_as(shard.data)), shard.key
+    return len(shards)
+
+
+def test_megatron_core_pads_the_vocabulary_with_zeros(root: Path) -> None:
+    assert run_ranks(2, load_padded, root, timeout=120) == [8, 8]
 
 
 def _keys(model: ModelConfig, precision: str) -> set[str]:
