@@ -35,7 +35,7 @@ def test_metrics_rows(workplace: Path, whole: dict[int, float]) -> None:
         assert row["grad_norm"] > 0
     # 6 N for each token; N of the blocks is 0 before the growth
     assert training[9]["flops_block"] == 0
-    embedding = (384 + 32) * 32 + 2 * 32
+    embedding = (257 + 32) * 32 + 2 * 32  # tokens without padding, positions, final norm
     assert training[9]["flops_total"] == 10 * 128 * 6 * embedding
     validations = [row["step"] for row in rows(workplace, "whole") if "val_loss" in row]
     assert validations == [10, 20]
