@@ -89,6 +89,13 @@ def saved_steps(root: Path) -> list[int]:
     )
 
 
+def listed(steps: list[int]) -> str:
+    """Steps for people: all of a few, the last of many."""
+    if len(steps) > 8:
+        return f"{len(steps)}, the last of them {', '.join(map(str, steps[-5:]))}"
+    return ", ".join(map(str, steps)) or "none"
+
+
 def latest(root: Path) -> Path | None:
     """The checkpoint that the tracker file names; None where there is neither.
 
@@ -97,7 +104,7 @@ def latest(root: Path) -> Path | None:
     """
     tracker, text = root / TRACKER, _text(root / TRACKER)
     steps = saved_steps(root)
-    complete = f"complete ones: {', '.join(map(str, steps)) or 'none'}"
+    complete = f"complete ones: {listed(steps)}"
     choices = f"{complete}; write one of these steps into the file"
     if text is None:
         pending = _text(root / PENDING) or ""

@@ -14,6 +14,7 @@ from megatron_grow.checkpoint.layout import (
     identity,
     is_complete,
     latest,
+    listed,
     locate,
     replaced,
     saved_steps,
@@ -211,9 +212,9 @@ def _go_back(named: Path, root: Path, known: Identity | None, *, again: bool) ->
         return _go_on(found, record, root, known)
     path = root / named.resolve().name
     if not is_complete(path):
-        steps = ", ".join(map(str, saved_steps(root))) or "none"
         raise UserError(
-            f"checkpoint.load={named} is no complete checkpoint; complete ones: {steps}"
+            f"checkpoint.load={named} is no complete checkpoint; complete ones: "
+            f"{listed(saved_steps(root))}"
         )
     beginning = Beginning(str(path.resolve()), identity(path))
     newest = latest_or_none(root)
@@ -252,7 +253,7 @@ def _holds(config: RunConfig) -> str | None:
     """What a run has left in the directories; None where there is nothing."""
     steps = saved_steps(config.checkpoint_dir)
     if steps:
-        return f"checkpoints of steps {', '.join(map(str, steps))}"
+        return f"checkpoints up to step {steps[-1]}"
     rows = metrics.rows_of(config.run.output_dir)
     return f"metrics up to step {rows[-1]['step']}" if rows else None
 

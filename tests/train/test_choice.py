@@ -103,7 +103,7 @@ def test_a_beginning_is_refused_where_a_run_is(place: Place) -> None:
     for initial in (None, place.other):
         place.refuses(
             place.output,
-            "steps 10, 20",
+            "checkpoints up to step 20",
             "--checkpoint.load auto",
             "--run.output_dir",
             "--run.overwrite true",
