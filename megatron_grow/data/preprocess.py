@@ -165,8 +165,14 @@ def preprocess(config: PreprocessConfig, console: Console) -> dict[str, str]:
         with claimed(config.staging):
             _make(config, settings, inputs, console)
     except OSError as error:
-        raise UserError(f"{error.filename or config.staging}: {error.strerror}") from error
+        raise UserError(_one_line(error, config)) from error
     return config.prefixes
+
+
+def _one_line(error: UserError | OSError, config: PreprocessConfig) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{error.filename or config.staging}: {error.strerror}"
 
 
 def _refuse_existing(config: PreprocessConfig) -> None:
@@ -190,8 +196,9 @@ def _make(
         encoder = _prepare_encoder(config, inputs.files, journal, made, console)
         _write_parts(config, inputs, encoder, journal, made, console)
         done = True
-    except UserError as error:
-        raise UserError(f"{error}; {config.kept}" if journal.marked else str(error)) from error
+    except (UserError, OSError) as error:
+        kept = f"; {config.kept}" if journal.marked else ""
+        raise UserError(f"{_one_line(error, config)}{kept}") from error
     finally:
         if done or not journal.marked:
             shutil.rmtree(config.staging)

@@ -27,6 +27,7 @@ def stdlib_texts(count: int) -> list[str]:
 
 
 def write_json_lines(path: Path, texts: Sequence[str]) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path
 
@@ -57,6 +58,14 @@ def write_ids(
         begin, sequence = begin + sum(sizes), sequence + count
     builder.finalize(f"{prefix}.idx")
     return str(prefix)
+
+
+def assert_same(one: dict[str, str], other: dict[str, str]) -> None:
+    """Two outputs of preprocessing are equal to the bit."""
+    assert one.keys() == other.keys()
+    for part in one:
+        for suffix in (".bin", ".idx", ".json"):
+            assert Path(one[part] + suffix).read_bytes() == Path(other[part] + suffix).read_bytes()
 
 
 def write_corpus(prefix: Path, lengths: Sequence[int], *, first_token: int = 0) -> str:

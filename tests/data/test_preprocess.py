@@ -26,7 +26,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.data import parts_writer
 from megatron_grow.data.indexed import Sidecar, open_corpus
 from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest
-from tests.data.corpora import run, stdlib_files, stdlib_texts, write_json_lines
+from tests.data.corpora import assert_same, run, stdlib_files, stdlib_texts, write_json_lines
 
 TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"
 
@@ -219,13 +219,6 @@ def test_a_killed_run_leaves_nothing_that_looks_whole_and_is_gone_on_with(tmp_pa
 def _preprocess_marking(source: Path, output_prefix: Path) -> None:
     parts_writer.MARK_SECONDS = 0
     run(input=[source], output_prefix=output_prefix, valid_fraction=0.1)
-
-
-def assert_same(one: dict[str, str], other: dict[str, str]) -> None:
-    assert one.keys() == other.keys()
-    for part in one:
-        for suffix in (".bin", ".idx", ".json"):
-            assert Path(one[part] + suffix).read_bytes() == Path(other[part] + suffix).read_bytes()
 
 
 def test_command_line(tmp_path):

@@ -1,0 +1,217 @@
+"""An interrupted preprocessing goes on, and its output is that of an uninterrupted one."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.data import parts_writer, preprocess, sentences
+from megatron_grow.data.parts_writer import PartsWriter
+from tests.data.corpora import assert_same, run, write_json_lines
+
+TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Three files of four chunks each."""
+    for number in range(3):
+        texts = [f"{number} {line} One. Two. " * 600 for line in range(8)]
+        write_json_lines(tmp_path / f"in/{number}.jsonl", texts)
+    read = partial(preprocess.read_chunks, chunk_bytes=16_000)
+    monkeypatch.setattr(preprocess, "read_chunks", read)
+    monkeypatch.setattr(sentences, "_TRAINING_CHARACTERS", 9_999)
+    return tmp_path
+
+
+@pytest.fixture
+def interrupt(monkeypatch) -> Callable[..., None]:
+    """Run until some chunks are written, then as if Ctrl-C were pressed."""
+
+    def interrupted(chunks: int, **fields: object) -> None:
+        write, left = PartsWriter.write, [chunks]
+
+        def stop(writer, chunk):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            write(writer, chunk)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(PartsWriter, "write", stop)
+            run(**fields)
+
+    return interrupted
+
+
+def resume(**fields: object) -> tuple[dict[str, str], str]:
+    """Run again; the output prefixes, and what was printed."""
+    console = Console(record=True, file=io.StringIO(), width=999)
+    return run(console, **fields), console.export_text()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"valid_fraction": 0.2, "append_eod": True},
+        {"train_tokenizer": 300},
+        {"split_sentences": True},
+    ],
+    ids=str,
+)
+def test_any_run_goes_on(folder, interrupt, fields):
+    fields = {"input": [folder / "in"], "workers": 2, **fields}
+    whole = run(output_prefix=folder / "whole", **fields)
+    interrupt(3, output_prefix=folder / "c", **fields)
+    interrupt(2, output_prefix=folder / "c", **fields)
+    assert not list(folder.glob("c*_text_*.idx")) and not (folder / "c-tokenizer.json").exists()
+    prefixes, printed = resume(output_prefix=folder / "c", **fields)
+    assert "goes on after 10 documents" in printed
+    assert ("Training a BPE" in printed) is False
+    assert "read 24 documents (24 of JSON lines) in 3 files: 3 .jsonl" in printed
+    for part, prefix in prefixes.items():
+        for suffix in (".bin", ".idx"):
+            assert Path(prefix + suffix).read_bytes() == Path(whole[part] + suffix).read_bytes()
+    assert not list(folder.glob("*.partial"))
+
+
+def test_what_was_made_of_changed_files_is_made_again(folder, interrupt, monkeypatch):
+    monkeypatch.setattr(parts_writer, "MARK_SECONDS", 0)
+    fields = {"input": [folder / "in"], "output_prefix": folder / "c"}
+    interrupt(5, **fields)  # in the second file
+    write_json_lines(folder / "in/1.jsonl", ["changed"])
+    prefixes, printed = resume(**fields)
+    assert "goes on after 8 documents" in printed  # the first file's
+    assert_same(prefixes, run(**{**fields, "output_prefix": folder / "d"}))
+
+
+def test_other_settings_are_refused(folder, interrupt):
+    fields = {"input": [folder / "in"], "output_prefix": folder / "c"}
+    interrupt(2, append_eod=True, **fields)
+    message = r"c_text_document\.partial holds an interrupted run with append_eod=True"
+    with pytest.raises(UserError, match=message):
+        run(**fields)
+    prefixes, printed = resume(overwrite=True, **fields)
+    assert "goes on" not in printed
+    assert_same(prefixes, run(**{**fields, "output_prefix": folder / "d"}))
+
+
+def test_a_bad_line_is_named_and_can_be_passed(folder):
+    """After hours, too: what was done until then is kept."""
+    with (folder / "in/2.jsonl").open("a") as file:
+        file.write("{}\n" * 9 + '{"text": "end"}\n{"text": ["x"]}\nx\n{}\n')
+    fields = {"input": [folder / "in"], "output_prefix": folder / "c"}
+    with pytest.raises(UserError) as error:
+        run(**fields)
+    message = str(error.value)
+    assert message.startswith(f"{folder}/in/2.jsonl, line 9: no key 'text'; its keys are none; ")
+    assert "--on-bad-line skip" in message and "c_text_document.partial" in message
+    prefixes, printed = resume(on_bad_line="skip", **fields)
+    assert "goes on after" in printed
+    assert "12 bad documents left out, first:" in printed
+    places = [line for line in printed.splitlines() if line.startswith("  ")]
+    assert len(places) == 10
+    assert places[-1].endswith("2.jsonl, line 19: the value of 'text' must be a string, not list")
+    sidecar = json.loads(Path(prefixes["train"] + ".json").read_text())
+    assert sidecar["documents"] == 25
+
+
+def test_a_damaged_file_is_read_as_far_as_it_is_whole(folder):
+    data = gzip.compress(
+        os.urandom(100_000).hex().join(['{"text": "a"}\n{"text": "', '"}']).encode()
+    )
+    (folder / "in/0.jsonl.gz").write_bytes(data[:-50_000])
+    fields = {"input": [folder / "in"], "output_prefix": folder / "c"}
+    with pytest.raises(UserError, match=r"0\.jsonl\.gz, line 2: cannot be read: "):
+        run(**fields)
+    prefixes, printed = resume(on_bad_line="skip", **fields)
+    assert "1 bad documents left out, first:" in printed
+    assert json.loads(Path(prefixes["train"] + ".json").read_text())["documents"] == 25
+
+
+def test_a_killed_worker_is_one_line(folder, monkeypatch):
+    fields = {"input": [folder / "in"], "output_prefix": folder / "c", "workers": 2}
+    write = PartsWriter.write
+
+    def kill_worker(writer, chunk):
+        write(writer, chunk)
+        for child in psutil.Process().children():
+            with suppress(psutil.ZombieProcess):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartsWriter, "write", kill_worker)
+        with pytest.raises(
+            UserError, match="one of the 2 processes that encode was killed"
+        ) as error:
+            run(**fields)
+    assert "\n" not in str(error.value)
+    assert "goes on after" in resume(**fields)[1]
+
+
+def test_a_full_disk_loses_only_what_was_not_marked(folder, monkeypatch):
+    fields = {"input": [folder / "in"], "output_prefix": folder / "c"}
+    monkeypatch.setattr(parts_writer, "MARK_SECONDS", 0)
+    write, chunks = PartsWriter.write, []
+
+    def fill(writer, chunk):
+        chunks.append(chunk)
+        if len(chunks) > 2:
+            raise OSError(28, "No space left on device")
+        write(writer, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartsWriter, "write", fill)
+        with pytest.raises(UserError, match="No space left on device; what was done is kept in"):
+            run(**fields)
+    assert "goes on after 4 documents" in resume(**fields)[1]
+
+
+def test_one_process_makes_a_corpus(folder):
+    staging = folder / "c_text_document.partial"
+    staging.mkdir()
+    with (staging / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=f"{staging} is in use: another process"):
+            run(input=[folder / "in"], output_prefix=folder / "c")
+    assert run(input=[folder / "in"], output_prefix=folder / "c")
+
+
+def test_ctrl_c_is_one_line(folder):
+    """It goes to the whole process group, the workers among it."""
+    write_json_lines(folder / "in/3.jsonl", ["x" * 1_000_000] * 80)
+    command = [sys.executable, TOOL, "--input", "in", "--output-prefix", "c", "--workers", "2"]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not any(file.stat().st_size for file in folder.glob("c_text_document.partial/*.bin")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.decode() == (
+        "interrupted; what was done is kept in c_text_document.partial: "
+        "the same command goes on from there\n"
+    )
+    fields = {"input": [folder / "in"], "output_prefix": folder / "c", "valid_fraction": 0.5}
+    with pytest.raises(UserError, match=r"an interrupted run with valid_fraction=0\.0;"):
+        run(**fields)
