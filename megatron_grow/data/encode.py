@@ -1,17 +1,11 @@
-"""Encoding: chunks of records to token ids, in worker processes, in order.
+"""Encoding: chunks of records to token ids.
 
 Worker processes import this module and not torch, so that they start quickly.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +14,6 @@ import numpy as np
 from megatron_grow.config.errors import UserError
 from megatron_grow.data.corpora import Chunk, Position, Record
 from megatron_grow.data.findings import Findings
-from megatron_grow.data.signals import signals_blocked
 from megatron_grow.data.tokenizers import Tokenizer, load_tokenizer
 
 # The indexed dataset counts the tokens of a sequence, and Megatron those of a sample, in int32.
@@ -150,59 +143,3 @@ def _tell(
         findings.unknown.add(unknown, f"in {record}")
     for character, count in tokenizer.dropped("".join(texts)).items():
         findings.dropped.add(count, f"{character!r} (U+{ord(character):04X}) in {record}")
-
-
-def encode_in_order(
-    chunks: Iterable[Chunk], encoder: Encoder, workers: int
-) -> Generator[EncodedChunk, None, None]:
-    """Encode ``chunks`` in ``workers`` processes; results come in the order of the chunks.
-
-    A few chunks for each worker are in memory at a time.
-
-    Raises:
-        UserError: a worker was killed.
-    """
-    # Spawned, since the tokenizers library has threads that would not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pending: deque[Future[EncodedChunk]] = deque()
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(encoder,)
-    ) as pool:
-        try:
-            for chunk in chunks:
-                with signals_blocked():  # for ever in the workers: they end with this process
-                    pending.append(pool.submit(_encode, chunk))
-                if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"one of the {workers} processes that encode was killed, perhaps for want of "
-                "memory, of which fewer --workers need less"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_encode_chunk: Callable[[Chunk], EncodedChunk]
-
-
-def _start_worker(encoder: Encoder) -> None:
-    global _encode_chunk
-    # One process is one worker: the tokenizers library adds no threads of its own.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encode_chunk = encoder.load()
-
-
-def _end_with_parent() -> None:
-    """Exit when the parent has gone: a worker of a killed run would wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _encode(chunk: Chunk) -> EncodedChunk:
-    return _encode_chunk(chunk)

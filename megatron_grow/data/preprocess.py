@@ -18,11 +18,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from megatron_grow import __version__
 from megatron_grow.config.errors import UserError
 from megatron_grow.data.corpora import Position, read_chunks, read_texts
-from megatron_grow.data.encode import Encoder, encode_in_order
+from megatron_grow.data.encode import Encoder
 from megatron_grow.data.inputs import InputFile, InputOptions, Inputs, find_inputs
 from megatron_grow.data.journal import Journal, Made, claimed
 from megatron_grow.data.summary import by_kind, closing_lines
 from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest, train_bpe
+from megatron_grow.data.workers import map_in_order
 
 _SUFFIXES = (".bin", ".idx", ".json")
 
@@ -259,7 +260,7 @@ def _write_parts(
     chunks = read_chunks(inputs.files, config.json_key, made.position)
     with (
         _progress_bar(console) as progress,
-        closing(encode_in_order(chunks, encoder, config.workers)) as encoded,
+        closing(map_in_order(encoder.load, chunks, config.workers)) as encoded,
         writer,
     ):
         bar = progress.add_task("Encoding", total=inputs.size, rate="")

@@ -158,9 +158,7 @@ def test_a_killed_worker_is_one_line(folder, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(PartsWriter, "write", kill_worker)
-        with pytest.raises(
-            UserError, match="one of the 2 processes that encode was killed"
-        ) as error:
+        with pytest.raises(UserError, match="one of the 2 worker processes was killed") as error:
             run(**fields)
     assert "\n" not in str(error.value)
     assert "goes on after" in resume(**fields)[1]

@@ -221,9 +221,71 @@ def _preprocess_marking(source: Path, output_prefix: Path) -> None:
     run(input=[source], output_prefix=output_prefix, valid_fraction=0.1)
 
 
+def test_what_the_tokenizer_lacks_is_told(tmp_path):
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    unknown = tokenizers.models.BPE({"a": 0, "b": 1, "</s>": 2, "?": 3}, [], unk_token="?")
+    tokenizers.Tokenizer(unknown).save(str(tmp_path / "unknown.json"))
+    source = write_json_lines(tmp_path / "in.jsonl", ["ab", "aéb数é", "é"])
+    for name, expected, line in (
+        ("tokenizer", [[0, 1], [0, 1]], "4 characters left out, for which the tokenizer has no "),
+        ("unknown", [[0, 1], [0, 3, 1, 3, 3], [3]], "4 unknown tokens: the first is in "),
+    ):
+        console = Console(record=True, file=io.StringIO(), width=999)
+        tokenizer = str(tmp_path / f"{name}.json")
+        fields = {"input": [source], "output_prefix": tmp_path / name, "tokenizer": tokenizer}
+        assert documents(run(console, **fields)["train"]) == expected
+        printed = console.export_text()
+        assert line in printed and f"{source}, line 2\n" in printed
+        assert ("the first is 'é' (U+00E9)" in printed) == (name == "tokenizer")
+        assert ("1 documents without text" in printed) == (name == "tokenizer")
+
+
+def test_a_text_that_cannot_be_encoded_is_a_bad_document(tmp_path):
+    """A closed vocabulary without an unknown token."""
+    words = tokenizers.models.WordLevel({"a": 0, "</s>": 1}, unk_token="none")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
+    source = write_json_lines(tmp_path / "in.jsonl", ["a", "b", "a"])
+    fields = {"input": [source], "tokenizer": str(tmp_path / "tokenizer.json")}
+    with pytest.raises(UserError, match=r"in\.jsonl, line 2: tokenizer=.* cannot encode this"):
+        run(output_prefix=tmp_path / "c", **fields)
+    prefix = run(output_prefix=tmp_path / "c", on_bad_line="skip", **fields)["train"]
+    assert documents(prefix) == [[0], [0]]
+
+
+def test_what_is_checked_is_what_is_written(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"a/b": "x", "../c": "y"}')
+    prefix = run(input=[source], output_prefix=tmp_path / "c", json_key="a/b")["train"]
+    assert prefix == str(tmp_path / "c_a_b_document")
+    assert documents(prefix) == [[120]]
+    with pytest.raises(UserError, match=r"c_a_b_document\.bin exists"):
+        run(input=[source], output_prefix=tmp_path / "c", json_key="a/b")
+    prefix = run(input=[source], output_prefix=tmp_path / "c", json_key="../c")["train"]
+    assert prefix == str(tmp_path / "c_.._c_document")
+    for directory in ("data/", "", ".", "data/.."):
+        with pytest.raises(UserError, match="must end in the beginning of a file name, such as"):
+            run(input=[source], output_prefix=directory)
+    (tmp_path / "d_text_document.idx").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"d_text_document\.idx exists"):
+            run(input=[source], output_prefix=tmp_path / "d", overwrite=overwrite)
+    with pytest.raises(UserError, match=r"in\.jsonl/d_a_b_document\.partial: Not a directory"):
+        run(input=[source], output_prefix=source / "d", json_key="a/b")
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [
+            *(f"c_{k}_document.{s}" for k in ("a_b", ".._c") for s in ("bin", "idx", "json")),
+            "d_text_document.idx",
+            "in.jsonl",
+        ]
+    )
+
+
 def test_command_line(tmp_path):
     write_json_lines(tmp_path / "books.jsonl", ["Call me Ishmael."])
-    arguments = "--input books.jsonl --output-prefix data/books --tokenizer bytes --append-eod"
+    os.mkdir(os.fsencode(tmp_path) + b"/more")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/more/\xff.png")).write_bytes(b"\x89PNG\0\0")
+    arguments = "--input books.jsonl more books.jsonl --output-prefix data/[red]books --append-eod"
     done, refused = (
         subprocess.run(
             [sys.executable, TOOL, *arguments.split()],
@@ -235,9 +297,13 @@ def test_command_line(tmp_path):
         for _ in range(2)
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "data/books_text_document: 1 documents, 17 tokens" in done.stdout
-    prefix = str(tmp_path / "data/books_text_document")
+    assert "data/[red]books_text_document: 1 documents, 17 tokens" in done.stdout
+    assert (
+        "read 1 documents (1 of JSON lines) in 1 files: 1 .jsonl (JSON lines), 29 bytes\n"
+        "left out 2 files: 1 .jsonl (named twice), 29 bytes; 1 .png (binary), 6 bytes\n"
+    ) in done.stdout
+    prefix = str(tmp_path / "data/[red]books_text_document")
     assert documents(prefix) == [[*b"Call me Ishmael.", 256]]
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: data/books_text_document.bin exists")
+    assert refused.stderr.startswith("error: data/[red]books_text_document.bin exists")
     assert refused.stderr.count("\n") == 1
