@@ -151,18 +151,21 @@ def record_of_megatron(args: Namespace, step: Any, optimizer_step: int, where: s
 
     Args:
         args: its arguments, as a checkpoint holds them.
-        step: its iteration.
+        step: its iteration; None or ``release`` for weights without a place in a run.
         optimizer_step: updates that the moments have seen.
         where: begins the message of an error.
 
     Raises:
         UserError: damaged, or of what cannot be built here; the message names the argument.
     """
+    placed = step not in (None, "release")
+    if placed and not (isinstance(step, int) and step >= 0):
+        raise UserError(f"{where}: iteration={step!r} must be a step, from 0 on, or 'release'")
     try:
         model, config = model_from_args(args, where), run_from_args(args)
-        samples = int(getattr(args, "consumed_train_samples", 0))
+        samples = int(getattr(args, "consumed_train_samples", 0)) if placed else 0
         return Record(
-            step=int(step),
+            step=step if placed else 0,
             stage=0,
             consumed_samples=samples,
             consumed_tokens=samples * config["train"]["seq_length"],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
+import numpy as np
 import torch
 
 from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
@@ -26,12 +28,15 @@ class Comparison:
     differences: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What is no difference, yet worth knowing."""
+    types: Counter[tuple[torch.dtype, torch.dtype]] = field(default_factory=Counter)
+    """How many of the equal tensors the two store in different types."""
 
 
 def compare(a: Source, b: Source, *, weights_only: bool, progress: Progress) -> Comparison:
     """Compare two checkpoints of any formats and layouts, tensor by tensor.
 
-    Weights that one of them has only in a less precise type are compared in that type.
+    Values are equal in whatever types they are stored. Of ``weights_only``, those that one of the
+    two has only in a less precise type are compared in that type.
 
     Args:
         a: one.
@@ -59,6 +64,8 @@ def compare(a: Source, b: Source, *, weights_only: bool, progress: Progress) -> 
                 elif box is not None:
                     _compare_values(a, b, key, kind, box, weights_only, found)
                     advance(volume(box))
+    for (x, y), count in found.types.items():
+        found.notes.append(f"{count} equal tensors are stored as {_name(x)} and as {_name(y)}")
     return found
 
 
@@ -114,24 +121,34 @@ def _compare_values(
     a: Source, b: Source, key: str, kind: str, box: Box, weights_only: bool, found: Comparison
 ) -> None:
     types = a.dtype(key, kind), b.dtype(key, kind)
-    less = min(types, key=lambda dtype: torch.finfo(dtype).bits)
-    if types[0] != types[1] and not weights_only:
-        found.differences.append(f"{kind} of {key}: {types[0]} and {types[1]}")
-        return
+    common = less_precise(*types) if weights_only else torch.promote_types(*types)
     count, largest = 0, 0.0
     for x, y in _pairs(a, b, key, kind, box):
-        x, y = contiguous(cast(x, less)), contiguous(cast(y, less))
+        x, y = contiguous(cast(x, common)), contiguous(cast(y, common))
         # Bits: a NaN is equal to itself, and -0.0 is not 0.0.
         if torch.equal(as_bits(x), as_bits(y)):
             continue
-        count += int((as_bits(x) != as_bits(y)).sum())
-        largest = max(largest, float((x.float() - y.float()).abs().max()))
+        differ = as_bits(x) != as_bits(y)
+        count += int(differ.sum())
+        apart = (x[differ].double() - y[differ].double()).abs().max()
+        largest = float(np.maximum(largest, float(apart)))  # a NaN stays one
     if count:
         found.differences.append(
             f"{kind} of {key}: {count:,} of {volume(box):,} values differ, by at most {largest:.3g}"
         )
-    else:
-        found.same += 1
+        return
+    found.same += 1
+    if types[0] != types[1]:
+        found.types[types] += 1
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def less_precise(x: torch.dtype, y: torch.dtype) -> torch.dtype:
+    """That of two types of weights which keeps fewer digits."""
+    return max(x, y, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _pairs(

@@ -105,6 +105,8 @@ def convert(
             write_manifest(
                 partial(final), sink.companions, digests, copy.ELEMENTS_PER_BLOCK, sink.shards
             )
+            if final.exists():
+                final.rmdir()  # empty, as it was found
             publish(partial(final), final, step)
 
         together(lambda: _io(finish) if leads else None)
@@ -115,13 +117,19 @@ def check_destination(root: Path, final: Path, source: Path) -> None:
     """Raise :class:`UserError` if something is where a checkpoint is to be written."""
     if final.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{root} lies in {source}, which is read; name another destination")
-    if final.exists():
+    if os.path.ismount(final):
+        raise UserError(f"{final} is a mount point, and is not replaced; name a directory in it")
+    if os.path.lexists(final) and not _is_empty(final):
         raise UserError(f"{final} exists; name another destination, or remove it")
     if root != final and (root / TRACKER).exists():
         raise UserError(f"{root} holds checkpoints of another run; name another destination")
     parent = next(path for path in [final, *final.parents] if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"{final} cannot be made: {parent} is not a directory to write to")
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def _keep(side_files: Mapping[str, bytes], directory: Path) -> None:
@@ -143,30 +151,50 @@ def _staged(final: Path, total: int) -> Iterator[None]:
             f"{final.parent} has {free / 1e9:.1f} GB free; the checkpoint needs {total / 1e9:.1f}"
         )
     final.parent.mkdir(parents=True, exist_ok=True)
-    written.mkdir(exist_ok=True)
-    with _locked(written, f"another conversion is writing {final}"):
-        try:
-            for left_over in written.iterdir():
-                shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-            yield
-        finally:
-            if not final.exists():
-                shutil.rmtree(written, ignore_errors=True)
-                for path in made:
-                    with contextlib.suppress(OSError):
-                        path.rmdir()
+    try:
+        with _locked(written.with_suffix(".lock"), f"another conversion is writing {final}"):
+            try:
+                written.mkdir(exist_ok=True)
+                for left_over in written.iterdir():
+                    shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+                yield
+            finally:
+                shutil.rmtree(written, ignore_errors=True)  # gone already if all went well
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 @contextlib.contextmanager
-def _locked(directory: Path, taken: str) -> Iterator[None]:
+def _locked(path: Path, taken: str) -> Iterator[None]:
     """Hold a lock, which ends with the process, however that ends; ``taken`` is said if it is."""
-    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        descriptor = _lock(path)
     except BlockingIOError:
         raise UserError(taken) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be locked: {error.strerror}") from None
+    try:
+        yield
     finally:
+        path.unlink()
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    while True:
+        # For writing: NFS gives no exclusive lock on what was opened for reading.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass  # whoever held it has just removed it
+        except OSError:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 

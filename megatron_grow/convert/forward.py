@@ -10,12 +10,15 @@ from megatron_grow.checkpoint.source import Source
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.convert.compare import less_precise
 from megatron_grow.convert.side_files import of_source
+from megatron_grow.data.tokenizer_files import library_errors
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 from megatron_grow.state.kinds import MAIN_PARAM
 
-TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2}
-"""Largest difference of two logits, as a share of the largest logit, that is rounding alone."""
+TOLERANCE = 1e-5
+"""Largest difference of two logits, as a share of the largest logit, that is rounding alone: in
+fp32, in which both are computed whatever their weights are stored in."""
 
 TEXT = """\
 A small model learns most of what a large one does in its first steps, and at a fraction of their \
@@ -24,7 +27,9 @@ goes on as if it had been large from the start."""
 
 
 def compare_logits(a: Source, b: Source, text: Path | None) -> tuple[float, float, str]:
-    """Logits of two checkpoints on one text.
+    """Logits of two checkpoints on one text, in fp32.
+
+    Where one has its weights only in a less precise type, those of the other are rounded to it.
 
     Args:
         a: one; Hugging Face models run in ``transformers``, all others in megatron-core.
@@ -32,14 +37,20 @@ def compare_logits(a: Source, b: Source, text: Path | None) -> tuple[float, floa
         text: a file to read; None: a sentence.
 
     Returns:
-        The largest difference as a share of the largest logit, the tolerance for it, and what was
-        read, for people.
+        The largest difference as a share of the largest logit, NaN where there is one among them,
+        the tolerance for it, and what was read, for people.
     """
-    tokens, told = _tokens(a, b, TEXT if text is None else text.read_text())
+    tokens, told = _tokens(a, b, TEXT if text is None else _read(text))
     vocabulary = min(source.record.model_config.vocab_size or 0 for source in (a, b))
-    x, y = (_logits(source, tokens)[..., :vocabulary] for source in (a, b))
-    precision = "bf16" if "bf16" in (a.record.precision, b.record.precision) else "fp32"
-    return float((x - y).abs().max() / x.abs().max()), TOLERANCE[precision], told
+    dtype = less_precise(_most_precise(a), _most_precise(b))
+    x, y = (_logits(source, tokens, dtype)[..., :vocabulary] for source in (a, b))
+    apart, scale = (x - y).abs().max(), torch.maximum(x.abs().max(), y.abs().max())
+    return float(apart / scale) if apart else 0.0, TOLERANCE, told
+
+
+def _most_precise(source: Source) -> torch.dtype:
+    found = {source.dtype(key, MAIN_PARAM) for key in source.tensors}
+    return min(found, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _tokens(a: Source, b: Source, text: str) -> tuple[torch.Tensor, str]:
@@ -47,25 +58,36 @@ def _tokens(a: Source, b: Source, text: str) -> tuple[torch.Tensor, str]:
     models = [source.record.model_config for source in (a, b)]
     length = min(model.max_position_embeddings for model in models)
     vocabulary = min(model.vocab_size or 0 for model in models)
+    ids, unit = list(text.encode()), "bytes as tokens"
     for source in (a, b):
         if stored := of_source(source).get("tokenizer.json"):
             from tokenizers import Tokenizer
 
-            ids = Tokenizer.from_buffer(stored).encode(text).ids
-            return torch.tensor([ids[:length]]), f"{len(ids[:length])} tokens"
-    ids = [byte % vocabulary for byte in text.encode()]
-    return torch.tensor([ids[:length]]), f"{len(ids[:length])} bytes as tokens"
+            with library_errors(f"the tokenizer.json of {source.path} cannot be used"):
+                ids, unit = Tokenizer.from_buffer(stored).encode(text).ids, "tokens"
+            break
+    if not ids:
+        raise UserError("--text holds no token")
+    ids = [token % vocabulary for token in ids[:length]]  # a tokenizer may know more than a model
+    return torch.tensor([ids]), f"{len(ids)} {unit}"
+
+
+def _read(text: Path) -> str:
+    try:
+        return text.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--text {text} cannot be read: {error}") from None
 
 
 @torch.no_grad()
-def _logits(source: Source, tokens: torch.Tensor) -> torch.Tensor:
-    """(1, length, vocabulary), fp32."""
+def _logits(source: Source, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(1, length, vocabulary), fp32, of the weights rounded to ``dtype``."""
     if source.format == "Hugging Face":
-        return _by_transformers(source, tokens)
-    return _by_engine(source, tokens)
+        return _by_transformers(source, tokens, dtype)
+    return _by_engine(source, tokens, dtype)
 
 
-def _by_transformers(source: Source, tokens: torch.Tensor) -> torch.Tensor:
+def _by_transformers(source: Source, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     try:
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
@@ -74,12 +96,13 @@ def _by_transformers(source: Source, tokens: torch.Tensor) -> torch.Tensor:
             "--forward runs a Hugging Face model in transformers: pip install 'megatron_grow[hf]'"
         ) from None
     disable_progress_bar()
-    dtype = torch.bfloat16 if source.record.precision == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype).eval()
-    return model(tokens).logits.float()
+    model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+    return model(tokens).logits
 
 
-def _by_engine(source: Source, tokens: torch.Tensor) -> torch.Tensor:
+def _by_engine(source: Source, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     ignore_expected_warnings()
     # The converter starts without megatron-core, which takes seconds to import.
     from megatron_grow.model.builder import build_gpt
@@ -87,14 +110,14 @@ def _by_engine(source: Source, tokens: torch.Tensor) -> torch.Tensor:
     from megatron_grow.state.live import placement, without_padding
 
     layout = ParallelConfig()
-    train = TrainSection(precision="bf16" if source.record.precision == "bf16" else "fp32")
     process_groups.start()
     process_groups.set_up(layout, seed=1)
-    (chunk,) = build_gpt(source.record.model_config, layout, train)
+    (chunk,) = build_gpt(source.record.model_config, layout, TrainSection(precision="fp32"))
     for parameter, (key, box, _) in placement(chunk, source.tensors):
-        without_padding(parameter.data, box).copy_(source.read(key, MAIN_PARAM, box))
+        values = source.read(key, MAIN_PARAM, box).to(dtype)
+        without_padding(parameter.data, box).copy_(values)
     tokens = tokens.to(cpu.device())
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    logits = chunk.eval()(tokens, positions, None).float().cpu()
+    logits = chunk.eval()(tokens, positions, None).cpu()
     process_groups.tear_down()
     return logits

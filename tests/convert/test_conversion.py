@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from megatron_grow.checkpoint import copy
 from megatron_grow.checkpoint.layout import COMPLETE, TRACKER, saved_steps
 from megatron_grow.checkpoint.staging import partial
 from megatron_grow.checkpoint.torch_dist.sink import TorchDistSink
+from megatron_grow.config.errors import UserError
 from megatron_grow.convert import conversion
 from megatron_grow.convert.synthetic import SyntheticSource, write
 from tests.checkpoint.test_crash import kill_before_change
@@ -188,6 +190,76 @@ def test_killed_before_each_change_of_the_file_system(source: Path, tmp_path: Pa
         assert not partial(target / STEP).exists()
     assert number > 8
     assert whole == sorted(whole)
+
+
+def test_an_empty_directory_is_a_destination(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb, final in (("export-hf", tmp_path / "a"), ("reshard", tmp_path / "b" / STEP)):
+        final.mkdir(parents=True)
+        target = tmp_path / final.relative_to(tmp_path).parts[0]
+        assert command(verb, source, target) == 0
+        assert any(final.iterdir())
+        assert [path.name for path in target.glob(".*")] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    (tmp_path / "link").symlink_to(tmp_path / "c")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "file").touch()
+    for name in ("a", "link", "file"):
+        refused(capsys, "export-hf", source, tmp_path / name, says=(tmp_path / name, "exists"))
+    refused(capsys, "export-hf", source, "/proc", says=("/proc is a mount point",))
+
+
+def test_an_empty_destination_stays_when_the_conversion_fails(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(conversion, "write_manifest", lambda *arguments: _raise())
+    refused(capsys, "export-hf", source, tmp_path / "a", says=("a file of rank 1",))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_the_lock_can_be_had_on_nfs(tmp_path: Path, monkeypatch) -> None:
+    """Which locks for writing only what is open for writing, as POSIX record locks do."""
+    descriptors = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if operation & fcntl.LOCK_EX and flags == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        descriptors.append(descriptor)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with conversion._staged(tmp_path / "a" / "final", 0):
+        assert len(descriptors) == 1
+    assert list(tmp_path.iterdir()) == []
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"\.final\.lock cannot be locked: No locks available"):
+        conversion._staged(tmp_path / "final", 0).__enter__()
+
+
+def test_a_lock_that_its_holder_removes_meanwhile(tmp_path: Path, monkeypatch) -> None:
+    """The file that was opened is no longer the one that others find; so it is opened again."""
+    path, flock = tmp_path / "lock", fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with (
+        conversion._locked(path, "first"),
+        pytest.raises(UserError, match="taken"),
+        conversion._locked(path, "taken"),
+    ):
+        pass
+    assert not path.exists()
 
 
 def test_two_conversions_into_one_place(

@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_grow.checkpoint.open import open_source
+from megatron_grow.convert.compare import less_precise
+from megatron_grow.convert.forward import compare_logits
 from megatron_grow.convert.synthetic import SyntheticSource, write
 from tests.convert.toy import GPT, LLAMA, by_torch, command, equal
+from tests.distributed import run_ranks
 
 STEP = "iter_0000010"
 
@@ -126,6 +129,106 @@ def test_a_comparison_finds_one_value(tmp_path: Path, capsys: pytest.CaptureFixt
     e = write(tmp_path / "e", SyntheticSource(GPT, step=11))
     assert command("verify", a, e) == 1
     assert "step: 10 and 11" in capsys.readouterr().out
+
+
+def test_values_are_compared_across_types(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model published in fp16 is imported in fp32, which holds all its values."""
+    options = ("--precision", "fp16", "--allow-rounding")
+    write(tmp_path / "a", SyntheticSource(LLAMA, optimizer=None))
+    assert command("export-hf", tmp_path / "a", tmp_path / "hf", *options) == 0
+    assert command("import-hf", tmp_path / "hf", tmp_path / "b") == 0
+    tensors = len(by_torch(tmp_path / "b" / "iter_0000000"))
+    capsys.readouterr()
+    assert command("verify", tmp_path / "hf", tmp_path / "b") == 0
+    said = capsys.readouterr().out
+    assert f"note: {tensors} equal tensors are stored as float16 and as float32" in said
+    assert f"{tensors} tensors are equal; the same training state" in said
+    # In fp32 the source has values that fp16 has not.
+    assert command("verify", tmp_path / "a", tmp_path / "b") == 1
+    assert "values differ, by at most" in capsys.readouterr().out
+    assert command("verify", tmp_path / "a", tmp_path / "hf", "--weights-only") == 0
+
+
+def test_less_precise_is_of_fewer_digits() -> None:
+    fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
+    assert less_precise(fp32, fp16) == less_precise(fp16, fp32) == fp16
+    assert less_precise(bf16, fp16) == less_precise(fp16, bf16) == bf16
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        ([math.nan, 0.0], [1.0, 0.0], "1 of 16 values differ, by at most nan"),
+        ([1.0, math.nan], [3.0, 0.0], "2 of 16 values differ, by at most nan"),
+        ([math.nan, 0.0], [math.nan, 2.0], "1 of 16 values differ, by at most 2"),
+        ([math.inf, 0.0], [math.inf, 2.0], "1 of 16 values differ, by at most 2"),
+        ([math.inf, 0.0], [1.0, 0.0], "1 of 16 values differ, by at most inf"),
+    ],
+)
+def test_a_difference_that_is_no_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], x: list, y: list, told: str
+) -> None:
+    class Holding(SyntheticSource):
+        values = torch.zeros(2)
+
+        def read(self, key: str, kind: str, box: tuple) -> torch.Tensor:
+            values = super().read(key, kind, box)
+            if key.endswith("final_layernorm.weight"):
+                values[:2] = self.values
+            return values
+
+    for name, two in (("a", x), ("b", y)):
+        source = Holding(GPT, optimizer=None)
+        source.values = torch.tensor(two)
+        write(tmp_path / name, source)
+    assert command("verify", tmp_path / "a", tmp_path / "b") == 1
+    assert told in capsys.readouterr().out
+
+
+def test_functions_are_compared_in_fp32(trained: Path, tmp_path: Path) -> None:
+    """Weights in bf16, in the engine and in transformers: bf16 arithmetic is 1e-3 off and more."""
+    assert command("export-hf", trained, tmp_path / "hf") == 0
+    assert command("import-hf", tmp_path / "hf", tmp_path / "again") == 0
+
+    class Other(SyntheticSource):
+        """One weight in a thousand of its own, or none."""
+
+        factor = 1.001
+
+        def read(self, key: str, kind: str, box: tuple) -> torch.Tensor:
+            values = super().read(key, kind, box)
+            return values * self.factor if key.endswith("final_layernorm.weight") else values
+
+    other, broken = Other(LLAMA, precision="bf16"), Other(LLAMA, precision="bf16")
+    broken.factor = math.nan
+    pairs = [
+        (trained, tmp_path / "hf"),
+        (tmp_path / "hf", tmp_path / "again"),
+        (trained, write(tmp_path / "other", other)),
+        (trained, write(tmp_path / "broken", broken)),
+    ]
+    ((exported, imported, scaled, nan),) = run_ranks(1, _apart, pairs)
+    assert 0 < exported < 1e-5
+    assert 0 < imported < 1e-5
+    assert scaled == pytest.approx(0.001, rel=0.02)  # the largest logit is a thousandth larger
+    assert math.isnan(nan)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", None])
+def test_a_text_that_cannot_be_read(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "text").write_bytes(content)
+    assert command("verify", trained, trained, "--forward", "--text", tmp_path / "text") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --text ") and said.count("\n") == 1
+
+
+def _apart(pairs: list[tuple[Path, Path]]) -> list[float]:
+    return [compare_logits(open_source(a), open_source(b), None)[0] for a, b in pairs]
 
 
 def test_an_inspection(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,53 +11,10 @@ import torch
 
 from megatron_grow.checkpoint.huggingface import rope
 from megatron_grow.checkpoint.huggingface.families import FAMILIES, Family
+from megatron_grow.checkpoint.huggingface.harmless import HARMLESS
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 
-# Change nothing in what a model computes, and stay as they are when it is written again.
-_KEPT = {
-    "_attn_implementation",
-    "_name_or_path",
-    "attn_implementation",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "decoder_start_token_id",
-    "do_sample",
-    "eos_token_id",
-    "finetuning_task",
-    "gradient_checkpointing",
-    "id2label",
-    "is_llama_config",
-    "keys_to_ignore_at_inference",
-    "label2id",
-    "max_length",
-    "max_new_tokens",
-    "name_or_path",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "pretraining_tp",
-    "problem_type",
-    "reorder_and_upcast_attn",
-    "repetition_penalty",
-    "return_dict",
-    "sep_token_id",
-    "summary_activation",
-    "summary_first_dropout",
-    "summary_proj_to_labels",
-    "summary_type",
-    "summary_use_proj",
-    "task_specific_params",
-    "temperature",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "transformers.js_config",
-    "transformers_version",
-    "unsloth_fixed",
-    "unsloth_version",
-    "use_cache",
-}
 # Follow from the model, or are checked by a function of their own.
 _DERIVED = {"architectures", "dtype", "layer_types", "model_type", "torch_dtype"}
 _NEVER = {
@@ -174,7 +131,7 @@ def to_config(
             without influence on the function stay; may be empty.
     """
     resolved = _resolved(model)
-    values = {name: value for name, value in original.items() if name in _KEPT}
+    values = {name: value for name, value in original.items() if name in HARMLESS}
     for name, field in family.fields.items():
         values[name] = resolved.get(field, getattr(model, field))
     values |= family.only
@@ -205,16 +162,17 @@ def _spelling(model: ModelConfig, family: Family, original: Mapping[str, Any]) -
 
 
 def _refuse_unknown(values: Mapping[str, Any], family: Family) -> None:
-    known = {*_KEPT, *_DERIVED, *family.fields, *family.defaults, *family.only}
+    known = {*HARMLESS, *_DERIVED, *family.fields, *family.defaults, *family.only}
     known |= set(rope.FIELDS) if family.rotary else set()
-    for name, value in values.items():
-        if name in known or not value:  # what is switched off changes nothing
-            continue
-        if name in _NEVER:
+    # What is switched off changes nothing.
+    unknown = {name: value for name, value in values.items() if value and name not in known}
+    for name in _NEVER:
+        if name in unknown:
             raise UserError(f"{name} is set: {_NEVER[name]}")
+    if unknown:
+        told = ", ".join(f"{name}={repr(value)[:80]}" for name, value in unknown.items())
         raise UserError(
-            f"{name}={str(value)[:80]} is not known here and may change what the model computes; "
-            "take it out if it does not"
+            f"not known here: {told}; take out what does not change what the model computes"
         )
 
 

@@ -50,7 +50,7 @@ class LegacySource:
         if (path / RECORD).exists():
             self.record = read_record(path)
         else:
-            step = archive.content.get("iteration", 0)
+            step = archive.content.get("iteration")
             self.record = record_of_megatron(args, step, 0, str(archive.path))
         model = self.record.model_config
         self.tensors = logical_tensors(model)

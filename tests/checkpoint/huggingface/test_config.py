@@ -149,7 +149,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gpt2", {"activation_function": "relu"}, "activation_function='relu' .* gelu_new"),
     ("gpt2", {"n_ctx": 32}, "n_ctx=32 differs from n_positions=64"),
     ("gpt2", {"embd_pdrop": 0.2}, "embd_pdrop=0.2 differs from resid_pdrop=0.1"),
-    ("gpt2", {"rope_theta": 1e4}, "rope_theta=10000.0 is not known"),
+    ("gpt2", {"rope_theta": 1e4}, "not known here: rope_theta=10000.0;"),
     ("gpt2", {"n_embd": None}, "n_embd is missing"),
     ("gpt2", {"n_layer": -1}, "n_layer=-1 must be a whole number"),
     ("gpt2", {"n_layer": "2"}, "n_layer='2' must be a whole number"),
@@ -159,7 +159,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama 2", {"mlp_bias": True}, "mlp_bias=True .* only False"),
     ("llama 2", {"num_attention_heads": 5, "head_dim": 8, "num_key_value_heads": 5}, "hidden_size"),
     ("llama 2", {"sliding_window": 16}, "sliding_window=16"),
-    ("llama 2", {"embedding_multiplier": 12.0}, "embedding_multiplier=12.0 is not known"),
+    ("llama 2", {"embedding_multiplier": 12.0}, "not known here: embedding_multiplier=12.0;"),
     ("llama 2", {"quantization_config": {"bits": 4}}, "quantization_config is set"),
     ("llama 2", {"num_experts": 8}, "num_experts is set: experts"),
     ("llama 2", {"auto_map": {"AutoModel": "x.Y"}}, "auto_map is set"),
@@ -227,6 +227,46 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "changes"), ACCEPTED)
 def test_what_is_switched_off_changes_nothing(name: str, changes: dict[str, Any]) -> None:
     assert to_model(config_of(name, **changes), PATH) == to_model(config_of(name), PATH)
+
+
+# As versions of transformers before 5 wrote into every config.json, some with other values.
+OLDER = """{"_attn_implementation_autoset": true, "_commit_hash": "607a30d783dfa663caf39e0",
+    "_num_labels": 1, "chunk_size_feed_forward": 0, "cross_attention_hidden_size": null,
+    "early_stopping": true, "exponential_decay_length_penalty": null, "is_decoder": true,
+    "length_penalty": 1.0, "max_sequence_length": 2048, "no_repeat_ngram_size": 3, "num_beams": 4,
+    "num_beam_groups": 1, "num_labels": 1, "num_return_sequences": 1, "output_past": true,
+    "predict_special_tokens": true, "prefix": "", "pruned_heads": {}, "torchscript": true,
+    "typical_p": 1.0, "use_bfloat16": true, "xla_device": true}"""
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_what_says_nothing_of_the_function_is_known(name: str) -> None:
+    """All that transformers has for generation and for every model, and what it had before."""
+    generation = vars(transformers.GenerationConfig()).keys() - {"_from_model_config"}
+    defaults = transformers.GenerationConfig._get_default_generation_params()
+    common = transformers.PreTrainedConfig().to_dict()
+    matters = {"model_type", "architectures", "dtype", "is_encoder_decoder"}
+    said = dict.fromkeys(generation | defaults.keys(), 7)
+    said |= dict.fromkeys(common.keys() - matters, 7)
+    said |= json.loads(OLDER)
+    original = config_of(name, **said)
+    model = to_model(original, PATH)
+    assert model == to_model(config_of(name), PATH)
+    written = to_config(model, FAMILIES[original["model_type"]], torch.float32, original)
+    assert {field: written.get(field) for field in said if said[field]} == {
+        field: value for field, value in said.items() if value
+    }
+
+
+def test_all_unknown_fields_are_listed_at_once() -> None:
+    unknown = {"logit_scale": 2.0, "is_encoder_decoder": True, "pruned_heads": {"1": [0]}}
+    changes = unknown | {"num_beams": 4, "router_aux_loss_coef": 0.0}
+    with pytest.raises(UserError) as caught:
+        to_model(config_of("gpt2", **changes), PATH)
+    assert str(caught.value) == (
+        f"{PATH}: not known here: logit_scale=2.0, is_encoder_decoder=True, "
+        "pruned_heads={'1': [0]}; take out what does not change what the model computes"
+    )
 
 
 GPT2 = ModelConfig(vocab_size=96, activation="gelu_tanh")

@@ -130,6 +130,28 @@ EMBEDDING = "embedding.word_embeddings.weight"
 POSITIONS = "embedding.position_embeddings.weight"
 
 
+@pytest.mark.parametrize("step", ["release", None])
+def test_weights_without_a_place_in_a_run(checkpoint: Path, step: str | None) -> None:
+    """Their step is not known, and so the tokens are not either, whatever the arguments say."""
+
+    def release(state: dict[str, Any]) -> None:
+        assert state["args"].consumed_train_samples > 0
+        state["iteration"] = step
+        if step is None:
+            del state["iteration"]
+
+    assert LegacySource(checkpoint).record.consumed_tokens > 0
+    change(checkpoint, release)
+    record = LegacySource(checkpoint).record
+    assert (record.step, record.consumed_samples, record.consumed_tokens) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("step", ["latest", "7", -1, 7.5, [7]])
+def test_a_step_that_is_none(checkpoint: Path, step: Any) -> None:
+    change(checkpoint, lambda state: state.update(iteration=step))
+    refused(checkpoint, re.escape(f"iteration={step!r} must be a step, from 0 on, or 'release'"))
+
+
 def replace_weight(state: dict[str, Any], name: str, dtype: torch.dtype) -> None:
     state["model"][name] = state["model"][name].to(dtype)
 
