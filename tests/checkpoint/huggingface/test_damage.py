@@ -95,7 +95,11 @@ SINGLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "fp64": (_edit(lambda t: t.update({NORM: t[NORM].double()})), f"{NORM} is stored as F64"),
     "another vocabulary": (_say(vocab_size=97), r"has shape \(96, 32\).* asks for \(97, 32\)"),
     "another depth": (_say(num_hidden_layers=3), r"layers\.2\..* is missing, and 8 more"),
-    "a billion layers": (_say(num_hidden_layers=10**9), "1000000000 layers, but there are 21"),
+    "a hundred thousand layers": (
+        _say(num_hidden_layers=10**5),
+        "100000 layers, but there are 21",
+    ),
+    "a billion layers": (_say(num_hidden_layers=10**9), "num_layers=1000000000 must be"),
 }
 
 
