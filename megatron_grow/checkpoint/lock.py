@@ -26,6 +26,8 @@ BEAT_SECONDS = 10.0
 """A holder touches its lock so often: that is seen on other hosts, which cannot see processes."""
 SILENT_SECONDS = 60.0
 """A lock that nobody touches for so long is of a host that died."""
+_LOOKS = 60
+"""How often that is looked at."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +153,11 @@ def _refuse_if_alive(path: Path, holder: Holder | None, me: Holder) -> None:
 
 def _touched(path: Path) -> bool:
     """Whether somebody touches a lock within :data:`SILENT_SECONDS`."""
-    first, deadline = _beat(path), time.monotonic() + SILENT_SECONDS
-    while first is not None and time.monotonic() < deadline:
-        time.sleep(min(1.0, SILENT_SECONDS / 10))
+    first = _beat(path)
+    for _ in range(_LOOKS):  # not until a time: a file server that hangs stops both
+        time.sleep(SILENT_SECONDS / _LOOKS)
         now = _beat(path)
-        if now != first:
+        if first is None or now != first:
             return now is not None
     return False
 

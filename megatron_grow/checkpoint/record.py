@@ -71,6 +71,8 @@ class Record:
     """Steps so far without an update, because loss or gradients were not finite."""
     wandb_id: str | None = None
     """The run's name in the service of Weights & Biases."""
+    corpora: dict[str, str] = field(default_factory=dict)
+    """What tells each corpus, by its prefix, from one made anew under that name."""
     run_id: str = ""
     """Of the run, drawn when it began; those of two runs differ."""
     begun_from: list[Beginning] = field(default_factory=list)

@@ -21,13 +21,16 @@ _JUMP = 1.5
 """The rate may be so many times what it was without a word."""
 
 
-def check_changes(record: Record, where: str, config: RunConfig) -> list[str]:
+def check_changes(
+    record: Record, where: str, config: RunConfig, corpora: dict[str, str]
+) -> list[str]:
     """Refuse another training under the name of this one.
 
     Args:
         record: what is resumed.
         where: begins the message of an error, for example ``checkpoint PATH``.
         config: the run.
+        corpora: what it reads, as in the record.
 
     Returns:
         A line on what has changed and may change, or none.
@@ -36,6 +39,9 @@ def check_changes(record: Record, where: str, config: RunConfig) -> list[str]:
         UserError: another seed, corpus, blend, tokenizer or optimizer.
     """
     changes = dict(_changes(record.config, asdict(config)))
+    for prefix, was in record.corpora.items():
+        if corpora.get(prefix, was) != was:
+            changes.setdefault("data.train_data_path", (prefix, "made anew under that name"))
     refused = {
         name: change
         for name, change in changes.items()

@@ -30,6 +30,13 @@ class Checked:
     data: tuple[Part, Part | None]
     """Training and validation."""
 
+    @property
+    def corpora(self) -> dict[str, str]:
+        """As in :class:`~megatron_grow.checkpoint.record.Record`."""
+        found = [corpus for part in self.data if part for corpus in part.corpora]
+        made = {c.prefix: c.sidecar and c.sidecar.tokenizer_digest for c in found}
+        return {c.prefix: f"{c.digest} {made[c.prefix] or ''}".strip() for c in found}
+
 
 @dataclass
 class Prepared:
@@ -43,6 +50,8 @@ class Prepared:
     start: Start | None
     data: tuple[Part, Part | None]
     """Training and validation."""
+    corpora: dict[str, str]
+    """As in the record."""
 
     @property
     def resumed(self) -> Record | None:
@@ -81,8 +90,9 @@ def prepare(checked: Checked) -> Prepared:
         UserError: whatever cannot work.
     """
     config, stages = checked.config, checked.stages
-    choice, start, first = find_start(config, stages)
-    return Prepared(config, stages, [first, *checked.growths], choice, start, checked.data)
+    choice, start, first = find_start(config, stages, checked.corpora)
+    plans = [first, *checked.growths]
+    return Prepared(config, stages, plans, choice, start, checked.data, checked.corpora)
 
 
 def _growths(config: RunConfig, stages: list[Stage]) -> list[Plan]:

@@ -54,10 +54,17 @@ class Start:
             load(self.plan, self.source, target)
 
 
-def find_start(config: RunConfig, stages: list[Stage]) -> tuple[Choice, Start | None, Plan]:
+def find_start(
+    config: RunConfig, stages: list[Stage], corpora: dict[str, str] | None = None
+) -> tuple[Choice, Start | None, Plan]:
     """Where the run begins, and how its first stage began or begins; every rank takes part.
 
     Rank 0 looks; the others open what it found, and make sure that they see the same.
+
+    Args:
+        config: the run.
+        stages: what its stages resolve to.
+        corpora: what it reads, as in :class:`~.record.Record`.
 
     Raises:
         UserError: as :func:`~.choice.choose`, a checkpoint that is damaged, of another run, or
@@ -67,19 +74,21 @@ def find_start(config: RunConfig, stages: list[Stage]) -> tuple[Choice, Start | 
     chosen = together(lambda: choose(config, grows=grows) if place()[0] == 0 else None)
     choice = gather(chosen)[0]
     assert choice is not None
-    start, plan = together(lambda: _open(choice, config, stages))
+    start, plan = together(lambda: _open(choice, config, stages, corpora or {}))
     _agree(choice, start, config)
     return choice, start, plan
 
 
-def _open(choice: Choice, config: RunConfig, stages: list[Stage]) -> tuple[Start | None, Plan]:
+def _open(
+    choice: Choice, config: RunConfig, stages: list[Stage], corpora: dict[str, str]
+) -> tuple[Start | None, Plan]:
     first = stages[0]
     if choice.path is None:
         return None, initialisation(first.model, config.model.num_layers, config.run.seed)
     if choice.grows:
         start = _grow(open_source(choice.path), config, first)
         return start, start.plan
-    start = _resume(choice, config, stages)
+    start = _resume(choice, config, stages, corpora)
     if first.grow is None and config.checkpoint.initial is None:
         return start, initialisation(first.model, config.model.num_layers, config.run.seed)
     begun = next((event for event in reversed(start.growths) if event.stage == 0), None)
@@ -109,7 +118,9 @@ def _agree(choice: Choice, start: Start | None, config: RunConfig) -> None:
             )
 
 
-def _resume(choice: Choice, config: RunConfig, stages: list[Stage]) -> Start:
+def _resume(
+    choice: Choice, config: RunConfig, stages: list[Stage], corpora: dict[str, str]
+) -> Start:
     path = choice.path
     assert path is not None
     root = config.checkpoint_dir if choice.own else None
@@ -119,7 +130,7 @@ def _resume(choice: Choice, config: RunConfig, stages: list[Stage]) -> Start:
         source.check_shards(*place())
     where = f"checkpoint {path}"
     _check_record(record, where, config, stages)
-    notes = [*choice.notes, *check_changes(record, where, config)]
+    notes = [*choice.notes, *check_changes(record, where, config, corpora)]
     stage = stages[record.stage]
     if jump := rate_jump(record, config, stage, saved_steps(config.checkpoint_dir)):
         notes.append(jump)

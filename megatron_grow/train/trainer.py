@@ -44,6 +44,7 @@ class Trainer:
         """Take a run that has passed its checks; ``metrics`` on rank 0 alone."""
         self.config, self.stages = prepared.config, prepared.stages
         self.plans, self.start, self.choice = prepared.plans, prepared.start, prepared.choice
+        self.corpora = prepared.corpora
         self.console, self.metrics = console, metrics
         train = self.config.train
         self.schedule = LearningRateSchedule(
@@ -329,6 +330,7 @@ class Trainer:
             parallel=asdict(live.stage.parallel),
             skipped_iters=self.guard.skipped,
             wandb_id=self.metrics.wandb_id if self.metrics else None,
+            corpora=self.corpora,
             run_id=self.choice.run_id,
             begun_from=list(self.choice.begun_from),
         )

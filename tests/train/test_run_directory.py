@@ -11,6 +11,7 @@ import pytest
 
 from megatron_grow.checkpoint.layout import TRACKER, saved_steps
 from megatron_grow.checkpoint.lock import held
+from tests.corpus import write_corpus
 from tests.distributed import run_ranks
 from tests.train.command import command, launch, losses, rows, steps_saved
 
@@ -124,6 +125,20 @@ def test_what_is_not_resumed(workplace: Path, copied: Path) -> None:
         assert text in output
     # The decay of a WSD run has brought its rate to nothing.
     assert "the learning rate rises from 0.00e+00" in output and "step 15" in output
+
+
+def test_a_corpus_that_was_made_anew(workplace: Path, tmp_path: Path) -> None:
+    """Under its old name, which is all that the run file has of it."""
+    prefix = write_corpus(tmp_path)
+    options = [*FLAT, "--data.train_data_path", f"[{prefix}]", "--checkpoint.load", "auto"]
+    assert launch(workplace, "anew", *options, "--train.train_iters", "2")[0] == 0
+    write_corpus(tmp_path, ("argparse", "ast", "socket"))
+    code, _, errors = launch(workplace, "anew", *options)
+    assert code == 2 and errors.count("\n") == 1
+    assert prefix in errors and "made anew" in errors
+    allowed = ["--checkpoint.allow_changes", "[data.train_data_path]"]
+    code, output, errors = launch(workplace, "anew", *options, *allowed)
+    assert code == 0 and "made anew" in output, errors
 
 
 def test_a_damaged_newest(workplace: Path, copied: Path) -> None:
