@@ -5,6 +5,7 @@
   python tools/benchmark.py growth-step           a step after growth against a fixed-size run's
   python tools/benchmark.py growth-pause          the pause of a growth against a checkpoint save
   python tools/benchmark.py conversion            conversions of a checkpoint against cp
+  python tools/benchmark.py symmetry              what makes copies of units learn apart, how fast
 
 Each takes a few minutes at most, and little if nothing else keeps the machine busy.
 """
@@ -33,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "benchmark",
-        choices=("throughput", "seam", "growth-step", "growth-pause", "conversion"),
+        choices=("throughput", "seam", "growth-step", "growth-pause", "conversion", "symmetry"),
     )
     add = parser.add_argument
     add("--num-layers", type=int, metavar="N", help="default 6; growth-pause, conversion 12")
@@ -89,7 +90,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     from rich.console import Console
 
-    from megatron_grow.benchmark import conversion, growth_pause, growth_step, seam, throughput
+    from megatron_grow.benchmark import (
+        conversion,
+        growth_pause,
+        growth_step,
+        seam,
+        symmetry,
+        throughput,
+    )
     from megatron_grow.config.model import ModelConfig
 
     large = args.benchmark in ("growth-pause", "conversion")
@@ -110,6 +118,8 @@ def main(argv: list[str] | None = None) -> None:
         report = growth_step.measure(model, args.batch, (args.precision or ["fp32"])[0], *turns)
     elif args.benchmark == "conversion":
         report = conversion.measure(model, (args.precision or ["bf16"])[0], args.directory)
+    elif args.benchmark == "symmetry":
+        report = symmetry.measure()
     else:
         report = growth_pause.measure(model, args.repetitions)
     console = Console(highlight=False)

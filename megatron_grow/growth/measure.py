@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 
 from megatron_grow.checkpoint.source import Source
-from megatron_grow.parallel.agreement import gather, place
+from megatron_grow.parallel.agreement import gather, place, together
 from megatron_grow.state.boxes import full, split
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.live import Piece
@@ -29,20 +30,29 @@ def of_pieces(pieces: Iterable[Piece], keys: frozenset[str]) -> Rms:
                 for layer, values in enumerate(piece.data, piece.box[0][0]):
                     yield (piece.key, layer), values
 
-    return root_mean_squares(parts, gather)
+    return root_mean_squares(parts, _everyone)
 
 
 def of_checkpoint(source: Source, keys: frozenset[str]) -> Rms:
-    """Of a checkpoint, whose layers the ranks read in turn; every rank takes part."""
+    """Of a checkpoint, whose layers the ranks read in turn; every rank takes part.
+
+    Raises:
+        UserError: on every rank, if it is damaged where one of them reads.
+    """
     rank, ranks = place()
     layers = [(key, layer) for key in sorted(keys) for layer in range(source.tensors[key].shape[0])]
-    return root_mean_squares(lambda: _read(source, layers[rank::ranks]), gather)
+    return root_mean_squares(lambda: _read(source, layers[rank::ranks]), _everyone)
 
 
 def of_tensor(source: Source, key: str) -> tuple[float, ...]:
     """Of one tensor of a checkpoint, by this process alone."""
     layers = [(key, layer) for layer in range(source.tensors[key].shape[0])]
-    return root_mean_squares(lambda: _read(source, layers), lambda mine: [mine])[key]
+    return root_mean_squares(lambda: _read(source, layers), lambda measure: [measure()])[key]
+
+
+def _everyone(measure: Callable[[], Any]) -> list[Any]:
+    """What every rank measures; a mistake of one is that of all."""
+    return gather(together(measure))
 
 
 def _read(source: Source, layers: Iterable[Layer]) -> Iterator[tuple[Layer, torch.Tensor]]:

@@ -18,7 +18,7 @@ _PART = 1 << 20
 
 
 def root_mean_squares(
-    parts: Callable[[], Parts], gather: Callable[[Any], list[Any]]
+    parts: Callable[[], Parts], everyone: Callable[[Callable[[], Any]], list[Any]]
 ) -> dict[str, tuple[float, ...]]:
     """Of each layer of some tensors, by key.
 
@@ -26,35 +26,45 @@ def root_mean_squares(
     alike in any order. The grid depends on the largest value, so that all are looked at twice.
 
     Args:
-        parts: on each of two calls, what is at hand here of the layers; over all who gather, every
-            value is there once.
-        gather: gives to each what all of them have.
+        parts: on each of two calls, what is at hand here of the layers; over all who take part,
+            every value is there once.
+        everyone: calls what it is given on all who take part; what each of them found.
 
     Returns:
         Not a number where a value is not finite.
     """
-    mine: dict[Layer, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
-    for layer, values in parts():
-        largest, count = mine[layer]
-        here = float(values.abs().max())
-        mine[layer] = (max(largest, here) if isfinite(here) else inf, count + values.numel())
-    sizes: dict[Layer, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
-    for held in gather(dict(mine)):
-        for layer, (largest, count) in held.items():
-            sizes[layer] = (max(largest, sizes[layer][0]), count + sizes[layer][1])
-    sums: dict[Layer, int] = defaultdict(int)
-    for layer, values in parts():
-        sums[layer] += _sum_of_squares(values, _grid(*sizes[layer]))
+    sizes: dict[Layer, tuple[float, int]] = {}
+    for found in everyone(lambda: _sizes(parts())):
+        for layer, (largest, count) in found.items():
+            so_far = sizes.get(layer, (0.0, 0))
+            sizes[layer] = (max(largest, so_far[0]), count + so_far[1])
+    grids = {layer: _grid(largest, count) for layer, (largest, count) in sizes.items()}
     totals: dict[Layer, int] = defaultdict(int)
-    for held in gather(dict(sums)):
-        for layer, total in held.items():
+    for found in everyone(lambda: _sums_of_squares(parts(), grids)):
+        for layer, total in found.items():
             totals[layer] += total
-    found: dict[str, list[float]] = defaultdict(list)
-    for layer, (largest, count) in sorted(sizes.items()):
-        scale = _grid(largest, count)
-        mean = nan if scale is None else totals[layer] / count / scale
-        found[layer[0]].append(sqrt(mean))
-    return {key: tuple(layers) for key, layers in found.items()}
+    by_key: dict[str, list[float]] = defaultdict(list)
+    for layer, (_, count) in sorted(sizes.items()):
+        scale = grids[layer]
+        by_key[layer[0]].append(nan if scale is None else sqrt(totals[layer] / count / scale))
+    return {key: tuple(layers) for key, layers in by_key.items()}
+
+
+def _sizes(parts: Parts) -> dict[Layer, tuple[float, int]]:
+    """The largest value, and how many."""
+    found: dict[Layer, tuple[float, int]] = {}
+    for layer, values in parts:
+        largest, count = found.get(layer, (0.0, 0))
+        here = float(values.abs().max())
+        found[layer] = (max(largest, here) if isfinite(here) else inf, count + values.numel())
+    return found
+
+
+def _sums_of_squares(parts: Parts, grids: dict[Layer, float | None]) -> dict[Layer, int]:
+    found: dict[Layer, int] = defaultdict(int)
+    for layer, values in parts:
+        found[layer] += _sum_of_squares(values, grids[layer])
+    return dict(found)
 
 
 def _grid(largest: float, count: int) -> float | None:

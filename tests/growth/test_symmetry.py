@@ -48,10 +48,13 @@ def halves(optimizer: str, policy: str, **options: Any) -> tuple[float, float]:
     """How far the copies of feed-forward units are apart, as rows and as columns; relative."""
     section = {"optimizer_state": policy}
     section |= {"ffn": {"operator": "hypercloning", **options}} if options else TILED
+    index = np.arange(128) % 64
+    if options.get("map") == "random":
+        index[64:] = np.random.default_rng(0).integers(0, 64, 64)
     (found,) = run_ranks(1, trained, optimizer, section, SMALL)
     rows, columns = torch.from_numpy(found[FC1]), torch.from_numpy(found[FC2])
-    difference = (rows[:, :64] - rows[:, 64:]).abs().max() / rows.abs().max()
-    of_columns = (columns[..., :64] - columns[..., 64:]).abs().max() / columns.abs().max()
+    difference = (rows - rows[:, index]).abs().max() / rows.abs().max()
+    of_columns = (columns - columns[..., index]).abs().max() / columns.abs().max()
     return difference.item(), of_columns.item()
 
 
@@ -66,6 +69,14 @@ def test_copies_with_copied_state_stay_equal(optimizer: str) -> None:
 def test_carry_old_separates_them(optimizer: str) -> None:
     """The asymmetric reset [S, 0] of arXiv 2602.02472."""
     assert min(halves(optimizer, "carry_old")) > 1e-2
+
+
+def test_a_random_map_separates_nothing() -> None:
+    assert max(halves("adam", "carry", operator="fpi", map="random")) == 0.0
+
+
+def test_a_random_split_separates_them() -> None:
+    assert min(halves("adam", "carry", operator="lemon", split="random")) > 1e-2
 
 
 def test_noise_separates_them() -> None:

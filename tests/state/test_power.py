@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from threading import Barrier
@@ -28,14 +29,14 @@ def by_ranks(layers: np.ndarray, cuts: list[int], ranks: int) -> list[float]:
     barrier, board = Barrier(ranks), [None] * ranks
 
     def found(rank: int) -> list[float]:
-        def gather(mine: Any) -> list[Any]:
-            board[rank] = mine
+        def everyone(measure: Callable[[], Any]) -> list[Any]:
+            board[rank] = measure()
             barrier.wait()
-            everyone = list(board)
+            answers = list(board)
             barrier.wait()
-            return everyone
+            return answers
 
-        return list(root_mean_squares(lambda: parts[rank::ranks], gather)["w"])
+        return list(root_mean_squares(lambda: parts[rank::ranks], everyone)["w"])
 
     with ThreadPoolExecutor(ranks) as pool:
         answers = list(pool.map(found, range(ranks)))
