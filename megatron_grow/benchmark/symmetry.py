@@ -64,6 +64,7 @@ VARIANTS = {
     "even shares": Variant(_EVEN),
     "a random map": Variant({"operator": "fpi", "map": "random"}),
     "reset": Variant(_EVEN, "reset"),
+    "carry_old": Variant(_EVEN, "carry_old"),
     "weight decay of 1": Variant(_EVEN, optimizer={"weight_decay": 1.0}),
     "Muon": Variant(_EVEN, optimizer={"optimizer": "muon"}),
     "dropout of 0.1": Variant(_EVEN, model={"hidden_dropout": 0.1, "attention_dropout": 0.1}),
@@ -72,7 +73,6 @@ VARIANTS = {
     "lemon, split random": Variant({"operator": "lemon", "split": "random"}),
     "hypercloning, 20 dB": Variant({"operator": "hypercloning", "snr_db": 20}),
     "hypercloning, 10 dB": Variant({"operator": "hypercloning", "snr_db": 10}),
-    "carry_old": Variant(_EVEN, "carry_old"),
 }
 
 
