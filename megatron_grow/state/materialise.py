@@ -14,11 +14,14 @@ import numpy as np
 import torch
 
 from megatron_grow.state.axes import Constant, Init
-from megatron_grow.state.boxes import Box, shape_of, slices, subtract, union
+from megatron_grow.state.boxes import Box, shape_of, slices, split, subtract, union
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import AxisMap, Segment, TensorMap, Term
 from megatron_grow.state.memory import as_bits, cast, empty
 from megatron_grow.state.noise import noise
+
+# Values made in fp64: rows of tiles, of the widest matrices.
+_NOISE_AT_A_TIME = 1 << 22
 
 
 class Read(Protocol):
@@ -66,11 +69,8 @@ def materialise(
     """
     blocks = [(term, block) for term in tensor_map.terms for block in _blocks(term.axes, box)]
     if out is None:
-        if len(blocks) == 1 and _is_drawn(blocks[0][1]):
-            values = _draw(*blocks[0], read)
-            if tensor_map.noise is None:
-                return values
-            return _wide(values) + noise(tensor_map, box, seed).to(_wide(values))
+        if len(blocks) == 1 and _is_drawn(blocks[0][1]) and tensor_map.noise is None:
+            return _draw(*blocks[0], read)
         out = empty(shape_of(box))
     one_term = len(tensor_map.terms) == 1
     if not one_term:
@@ -83,7 +83,8 @@ def materialise(
         fresh(tensor_map.target, rest, rule, seed, out[slices(rest, box)])
     if tensor_map.noise is not None:
         for drawn in union(_target(block) for _, block in blocks if _is_drawn(block)):
-            out[slices(drawn, box)].add_(noise(tensor_map, drawn, seed).to(out))
+            for few in split(drawn, _NOISE_AT_A_TIME):
+                out[slices(few, box)].add_(noise(tensor_map, few, seed).to(out))
     return out
 
 
