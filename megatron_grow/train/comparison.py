@@ -7,6 +7,7 @@ says so. Nothing here imports torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +41,7 @@ class Run:
     steps: NDArray[np.int64]
     """(evaluations,); a growth has two, before and after."""
     val_loss: NDArray[np.float64]
-    """(evaluations,)"""
+    """(evaluations,); NaN where it was not finite, and last of all where the run diverged."""
     flops: dict[Cost, NDArray[np.float64]]
     """(evaluations,) each; since the start of the run."""
     tokens: int
@@ -48,6 +49,10 @@ class Run:
     growths: list[Growth]
     wall_seconds: float
     """Training steps and growths; evaluation, checkpoints and restarts are not in it."""
+    diverged_at: int | None
+    """The step from which on its numbers were not finite; None for a sound run."""
+    skipped_iters: int
+    """Steps without an update, because loss or gradients were not finite."""
 
 
 def load_run(output_dir: Path) -> Run:
@@ -64,9 +69,13 @@ def load_run(output_dir: Path) -> Run:
     rows = read_rows(path)
     train = [row for row in rows if "loss" in row]
     growth = [row for row in rows if row.get("event") == "growth"]
+    diverged_at = _diverged_at(rows)
     if not train:
-        raise UserError(f"{path} has no training rows")
-    steps, losses = _evaluations(rows, growth)
+        how = (
+            "" if diverged_at is None else f": it diverged at step {diverged_at}, before the first"
+        )
+        raise UserError(f"{path} has no training rows{how}")
+    steps, losses = _evaluations(rows, growth, diverged_at)
     if not len(steps):
         raise UserError(f"{path} has no evaluation rows; train with train.eval_iters above 0")
     try:
@@ -78,6 +87,8 @@ def load_run(output_dir: Path) -> Run:
             tokens=round(_spent_at(steps, rows, "consumed_tokens")[-1]),
             growths=_growths(train, growth),
             wall_seconds=_wall_seconds(train, growth),
+            diverged_at=diverged_at,
+            skipped_iters=len(_skipped(rows)),
         )
     except KeyError as error:
         raise UserError(f"{path} has a row without the field {error}") from error
@@ -86,16 +97,19 @@ def load_run(output_dir: Path) -> Run:
 def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[str, Any]:
     """The numbers of ``summary.json``; percentages are relative to the fixed-size run.
 
+    Of a run that diverged there is no final loss, and nothing that it saved.
+
     Args:
         progressive: the run that grew.
         fixed_size: its twin.
         tolerance: relative difference of validation losses at which the runs count as mixed.
 
     Raises:
-        UserError: the last evaluations are at different steps.
+        UserError: the last evaluations are at different steps, and neither run diverged.
     """
     last_steps = [int(run.steps[-1]) for run in (progressive, fixed_size)]
-    if last_steps[0] != last_steps[1]:
+    sound = progressive.diverged_at is None and fixed_size.diverged_at is None
+    if sound and last_steps[0] != last_steps[1]:
         raise UserError(
             f"{progressive.output_dir} was last evaluated at step {last_steps[0]}, "
             f"{fixed_size.output_dir} at step {last_steps[1]}; compare runs of as many steps"
@@ -103,13 +117,15 @@ def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[
     return {
         "progressive": _final(progressive),
         "fixed_size": _final(fixed_size),
-        "final_step": last_steps[0],
+        "final_step": max(last_steps),
         "final_gap_percent": _percent_above(progressive.val_loss[-1], fixed_size.val_loss[-1]),
         "savings_percent": {
             cost: _percent_below(progressive.flops[cost][-1], fixed_size.flops[cost][-1])
+            if sound
+            else None
             for cost in COSTS
         },
-        "wall_time_ratio": progressive.wall_seconds / fixed_size.wall_seconds,
+        "wall_time_ratio": progressive.wall_seconds / fixed_size.wall_seconds if sound else None,
         "growths": [vars(growth) for growth in progressive.growths],
         "tolerance": tolerance,
         "mixing_time_steps": mixing_time(progressive, fixed_size, tolerance),
@@ -143,7 +159,7 @@ def equal_flops(progressive: Run, fixed_size: Run, cost: Cost) -> dict[str, floa
     spent = {"progressive": progressive.flops[cost][-1], "fixed_size": fixed_size.flops[cost][-1]}
     budget = min(spent.values())
     ours, theirs = (
-        float(np.interp(budget, run.flops[cost], run.val_loss))
+        _number(np.interp(budget, run.flops[cost], run.val_loss))
         if run.flops[cost][0] <= budget
         else None
         for run in (progressive, fixed_size)
@@ -158,23 +174,46 @@ def equal_flops(progressive: Run, fixed_size: Run, cost: Cost) -> dict[str, floa
 
 
 def _evaluations(
-    rows: list[dict[str, Any]], growth: list[dict[str, Any]]
+    rows: list[dict[str, Any]], growth: list[dict[str, Any]], diverged_at: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Steps and losses of all evaluations; at a growth, those of its own row."""
+    """Steps and losses of all evaluations; at a growth, those of its own row if it has both."""
     measured = {
         row["step"]: (row["val_loss_before"], row["val_loss_after"])
         for row in growth
         if row.get("val_loss_before") is not None and row.get("val_loss_after") is not None
     }
     points = [
-        (row["step"], row["val_loss"])
+        (row["step"], math.nan if row["val_loss"] is None else row["val_loss"])
         for row in rows
-        if row.get("val_loss") is not None and row["step"] not in measured
+        if "val_loss" in row and row["step"] not in measured
     ]
     points += [(step, loss) for step, pair in measured.items() for loss in pair]
+    if diverged_at is not None:
+        points = [point for point in points if point[0] <= diverged_at]
+        points.append((diverged_at, math.nan))
     points.sort(key=lambda point: point[0])  # stable: before stays before after
     steps = np.array([step for step, _ in points], dtype=np.int64)
     return steps, np.array([loss for _, loss in points], dtype=np.float64)
+
+
+def _skipped(rows: list[dict[str, Any]]) -> set[int]:
+    """The steps that made no update and did not end the run."""
+    skips = (row for row in rows if row.get("event") == "not_finite" and row["action"] == "skip")
+    return {row["step"] for row in skips}
+
+
+def _diverged_at(rows: list[dict[str, Any]]) -> int | None:
+    """Where the run says that it stopped, or the first loss after which none is finite."""
+    skipped, found = _skipped(rows), None
+    for row in rows:
+        stops = row.get("event") == "not_finite" and row["action"] == "stop"
+        losses = [row[name] for name in ("loss", "val_loss") if name in row]
+        sound = all(loss is not None and math.isfinite(loss) for loss in losses)
+        if stops or not (sound or row["step"] in skipped):
+            found = row["step"] if found is None else found
+        elif losses and sound:
+            found = None
+    return found
 
 
 def _spent_at(
@@ -207,15 +246,22 @@ def _wall_seconds(train: list[dict[str, Any]], growth: list[dict[str, Any]]) -> 
 def _final(run: Run) -> dict[str, Any]:
     return {
         "output_dir": str(run.output_dir),
-        "val_loss": float(run.val_loss[-1]),
+        "val_loss": _number(run.val_loss[-1]),
+        "diverged_at": run.diverged_at,
+        "skipped_iters": run.skipped_iters,
         "consumed_tokens": run.tokens,
         **{cost: float(run.flops[cost][-1]) for cost in COSTS},
         "wall_seconds": run.wall_seconds,
     }
 
 
-def _percent_above(value: float, reference: float) -> float:
-    return float(100 * (value / reference - 1))
+def _number(value: float) -> float | None:
+    """None for what JSON cannot hold."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _percent_above(value: float, reference: float) -> float | None:
+    return _number(100 * (value / reference - 1))
 
 
 def _percent_below(value: float, reference: float) -> float | None:

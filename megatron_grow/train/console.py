@@ -87,7 +87,8 @@ class Console:
             lines.insert(2, f"batch       {row['from_batch']} -> {row['to_batch']} tokens")
         if row["val_loss_before"] is not None:
             before, after = row["val_loss_before"], row["val_loss_after"]
-            lines.append(f"val loss    {before:.4f} before, {after:.4f} after")
+            told = "not measured after: asked to stop" if after is None else f"{after:.4f} after"
+            lines.append(f"val loss    {before:.4f} before, {told}")
         self.message("\n    ".join(lines))
 
     def checkpoint(self, step: int, path: object) -> None:

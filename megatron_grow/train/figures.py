@@ -24,7 +24,8 @@ PROGRESSIVE, FIXED_SIZE, GROWTH = "tab:blue", "0.35", "tab:orange"
 def loss_figure(progressive: Run, fixed_size: Run, panels: list[Against]) -> bytes:
     """A PNG of validation losses, one panel for each quantity on the horizontal axis.
 
-    Growths are vertical lines; panels of FLOPs mark what the progressive run saves.
+    Growths are vertical lines; panels of FLOPs mark what the progressive run saves. The curve of a
+    run that diverged ends in a cross, and the legend says so.
     """
     figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -43,9 +44,12 @@ def _draw(panel: Axes, progressive: Run, fixed_size: Run, against: Against) -> N
         (fixed_size, "fixed size", FIXED_SIZE),
         (progressive, "progressive", PROGRESSIVE),
     ):
-        where = _positions(run, against)
+        where, sound = _positions(run, against), np.isfinite(run.val_loss)
+        marker = "o"
+        if run.diverged_at is not None:
+            name, marker = f"{name}, diverged at step {run.diverged_at}", "x"
         panel.plot(where, run.val_loss, color=color, label=name, linewidth=1.8)
-        panel.plot(where[-1], run.val_loss[-1], "o", color=color, markersize=5)
+        panel.plot(where[sound][-1:], run.val_loss[sound][-1:], marker, color=color, markersize=5)
     for growth in progressive.growths:
         position = np.interp(growth.step, progressive.steps, _positions(progressive, against))
         panel.axvline(position, color=GROWTH, linestyle=":", linewidth=1.4)
@@ -64,6 +68,8 @@ def _draw(panel: Axes, progressive: Run, fixed_size: Run, against: Against) -> N
     panel.set_xlim(left=0)
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
+    if not np.isfinite(progressive.val_loss[-1] + fixed_size.val_loss[-1]):
+        return
     if against == "step":
         _mark_gap(panel, progressive, fixed_size)
     else:
@@ -114,7 +120,10 @@ def _loss_range(progressive: Run, fixed_size: Run) -> tuple[float, float]:
     The first steps fall so far that the rest would be a flat line under them.
     """
     losses = np.concatenate([progressive.val_loss, fixed_size.val_loss])
+    if not np.isfinite(losses).any():
+        return 0.0, 1.0
     early = np.interp(fixed_size.steps[-1] / 20, fixed_size.steps, fixed_size.val_loss)
-    bottom = losses.min()
-    height = max(early, progressive.val_loss[-1]) - bottom
+    bottom, ends = np.nanmin(losses), np.array([early, progressive.val_loss[-1]])
+    top = np.nanmax(ends if np.isfinite(ends).any() else losses)
+    height = top - bottom or 1.0
     return bottom - 0.15 * height, bottom + 1.1 * height

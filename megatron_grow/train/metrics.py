@@ -49,13 +49,11 @@ class EvaluationRow(Progress):
     val_loss: float
 
 
-class NotFiniteRow(TypedDict):
+class NotFiniteRow(Progress):
     """A step whose loss, gradients or weights are not finite."""
 
     event: str
     """``not_finite``."""
-    step: int
-    stage: int
     found: str
     """What is not finite, and on which ranks."""
     action: str

@@ -62,9 +62,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row(
         "final validation loss",
-        f"{ours['val_loss']:.4f}",
-        f"{twin['val_loss']:.4f}",
-        f"{summary['final_gap_percent']:+.2f} %",
+        _final_loss(ours),
+        _final_loss(twin),
+        _gap(summary["final_gap_percent"]),
     )
     tokens = 100 * (ours["consumed_tokens"] / twin["consumed_tokens"] - 1)
     table.add_row(
@@ -80,13 +80,14 @@ def summary_table(summary: dict[str, Any]) -> Table:
             f"FLOPs, {label}",
             f"{ours[cost]:.3g}",
             f"{twin[cost]:.3g}",
-            "-" if saved is None else _saved(saved),
+            _saved(saved),
         )
+    ratio = summary["wall_time_ratio"]
     table.add_row(
         "training time",
         f"{ours['wall_seconds']:.0f} s",
         f"{twin['wall_seconds']:.0f} s",
-        _saved(100 * (1 - summary["wall_time_ratio"])),
+        _saved(None if ratio is None else 100 * (1 - ratio)),
     )
     for cost, label in labels.items():
         equal = summary["equal_flops"][cost]
@@ -96,7 +97,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
                 _loss(equal[f"{run}_val_loss"], decayed=equal["not_decayed"] != run)
                 for run in ("progressive", "fixed_size")
             ),
-            "-" if equal["gap_percent"] is None else f"{equal['gap_percent']:+.2f} %",
+            _gap(equal["gap_percent"]),
         )
     mixing = summary["mixing_time_steps"]
     table.add_row(
@@ -105,10 +106,25 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "",
         "",
     )
+    skipped = [run["skipped_iters"] for run in (ours, twin)]
+    if any(skipped):
+        table.add_row("steps without an update", *map(str, skipped), "")
     return table
 
 
-def _saved(percent: float) -> str:
+def _final_loss(run: dict[str, Any]) -> str:
+    if run["diverged_at"] is not None:
+        return f"diverged at step {run['diverged_at']}"
+    return f"{run['val_loss']:.4f}"
+
+
+def _gap(percent: float | None) -> str:
+    return "-" if percent is None else f"{percent:+.2f} %"
+
+
+def _saved(percent: float | None) -> str:
+    if percent is None:
+        return "-"
     return f"{abs(percent):.1f} % {'saved' if percent >= 0 else 'more'}"
 
 

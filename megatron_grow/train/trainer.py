@@ -239,7 +239,7 @@ class Trainer:
     def _report(self, stage: Stage, finding: Finding) -> None:
         """Report what is not finite; raise :class:`DivergedError` where that ends the run."""
         found, action = finding.what, "stop" if finding.ends else "skip"
-        row = {"event": "not_finite", "step": self.step, "stage": stage.index}
+        row = {"event": "not_finite", **self._progress(stage)}
         self._write({**row, "found": found, "action": action})
         if not finding.ends:
             self.console.warning(f"step {self.step}: {found}; no update was made")

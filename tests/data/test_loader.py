@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Generator
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,3 +121,70 @@ def test_micro_batches_of_a_blend(tmp_path: Path):
 def test_batch_that_does_not_divide():
     with pytest.raises(ValueError, match="global_batch_size=12 is not a multiple of 5"):
         read(5, 1)
+
+
+class Readers(Dataset):
+    """Tells which process reads it."""
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        names = ("tokens", "labels", "position_ids", "loss_mask")
+        return {name: torch.tensor([os.getpid()]) for name in names}
+
+
+def reading() -> Generator:
+    """Micro-batches of two loader processes."""
+    return micro_batches(
+        Readers(),
+        first_sample=0,
+        global_batch_size=1,
+        micro_batch_size=1,
+        data_parallel_rank=0,
+        data_parallel_size=1,
+        num_workers=2,
+    )
+
+
+def pids(batches: Generator) -> set[int]:
+    return {int(next(batches)["tokens"]) for _ in range(12)}
+
+
+def test_loader_processes_do_not_heed_signals_and_end_with_the_batches() -> None:
+    """Those are for the ranks, which need their next samples until they have saved."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    batches = reading()
+    workers = pids(batches)
+    assert len(workers) == 2 and os.getpid() not in workers
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+    assert pids(batches) == workers
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    batches.close()
+    assert not any(map(alive, workers))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def read_for_ever(queue: Any) -> None:
+    batches = reading()
+    queue.put(pids(batches))
+    signal.pause()
+
+
+def test_loader_processes_end_with_their_rank() -> None:
+    context = multiprocessing.get_context("forkserver")
+    queue = context.Queue()
+    rank = context.Process(target=read_for_ever, args=(queue,))
+    rank.start()
+    workers = queue.get(timeout=60)
+    os.kill(rank.pid, signal.SIGKILL)
+    rank.join()
+    deadline = time.monotonic() + 30
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline, "they outlive it"
+        time.sleep(0.2)

@@ -49,6 +49,10 @@ def test_growth_says_what_grew_and_what_it_took(capsys):
         assert part in measured and part in unmeasured
     assert "5.0000" in measured and "6.0000" in measured
     assert "loss" not in unmeasured
+    with Console(total_steps=250) as console:
+        console.growth({**GROWTH, "val_loss_after": None})
+    interrupted = capsys.readouterr().out
+    assert "5.0000 before" in interrupted and "asked to stop" in interrupted
     assert "batch" not in measured
 
 
