@@ -15,10 +15,8 @@ import traceback
 from typing import NoReturn
 
 from megatron_grow.config.errors import AgreedError, one_line
+from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.parallel.watch import Watch
-
-MISTAKE, FAULT = 2, 1
-"""Exit codes: of what a user can mend, and of everything else."""
 
 _PATIENCE = 3.0
 """Seconds in which torchrun's agent, or another rank, makes known that somebody else has failed."""
@@ -26,7 +24,7 @@ _LOST = ("onnection closed by peer", "onnection reset by peer", "Broken pipe", "
 """In what gloo and NCCL say when another rank is gone."""
 
 
-def report(error: Exception, watch: Watch | None) -> int:
+def report(error: Exception, watch: Watch | None) -> ExitCode:
     """Say what ended this rank: on the console, to torchrun's agent and to the other ranks.
 
     What a user can mend is one line; everything else is a traceback, and a line with the rank's
@@ -37,7 +35,7 @@ def report(error: Exception, watch: Watch | None) -> int:
         watch: that of the job; None if this process has not joined it yet.
 
     Returns:
-        The exit code.
+        How the process ends.
     """
     rank, line = int(os.environ.get("RANK", "0")), one_line(error)
     lost = line is None and lost_a_rank(error)
@@ -54,7 +52,7 @@ def report(error: Exception, watch: Watch | None) -> int:
         _tell_agent(text)
     if watch is not None and not agreed:
         watch.let_others_hear()
-    return FAULT if line is None else MISTAKE
+    return ExitCode.FAILED if line is None else ExitCode.MISTAKE
 
 
 def lost_a_rank(error: Exception) -> bool:

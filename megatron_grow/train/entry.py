@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from megatron_grow.config.errors import AgreedError, one_line
+from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.config.run import RunConfig, parse_run
 from megatron_grow.data.vocabulary import with_vocabulary
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
@@ -16,21 +17,20 @@ from megatron_grow.parallel.failure import lost_a_rank, report
 from megatron_grow.parallel.launch import complete_environment
 from megatron_grow.parallel.parent import end_with_agent
 from megatron_grow.parallel.watch import Watch
-from megatron_grow.train.exit_codes import ExitCode
 
 _RANK_0_IS_GONE = timedelta(minutes=2)
 """What a rank with a mistake waits for the others to join."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> ExitCode:
     """Run a command line.
 
     A user's mistake is one line on rank 0, and all ranks exit. What ends one rank is said by that
     rank, and ends the others.
 
     Returns:
-        One of :class:`~megatron_grow.train.exit_codes.ExitCode`, or 1. The process then must
-        :func:`~megatron_grow.parallel.failure.leave`: after a failure nothing has been shut down.
+        How the process ends, with :func:`~megatron_grow.parallel.failure.leave`: after a failure
+        nothing has been shut down.
     """
     end_with_agent()
     complete_environment()
@@ -52,7 +52,7 @@ def _read(argv: list[str] | None) -> RunConfig:
     return config
 
 
-def _tell(error: Exception) -> int:
+def _tell(error: Exception) -> ExitCode:
     """Say what this rank has found before it joined the job; the exit code.
 
     Rank 0 says it at once. Another rank may be the only one that has found it, in a file of its own

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.train.exit_codes import ExitCode
+from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.train.finite import DivergedError
 from megatron_grow.train.metrics import write_atomically
 
@@ -16,8 +17,8 @@ FILE_NAME = "status.json"
 class RunStatus:
     """Keeps ``output_dir/status.json``, as a context manager around a run; for one rank only.
 
-    Its ``status`` is ``running`` until the run ends, then the name of its exit code, or ``failed``
-    for an error of program or machine. A killed run leaves ``running``.
+    Its ``status`` is ``running`` until the run ends, then the name of its exit code. A killed run
+    leaves ``running``.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
@@ -30,12 +31,12 @@ class RunStatus:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        code: ExitCode | None = self.code
         if error is not None:
             known = {DivergedError: ExitCode.DIVERGED, UserError: ExitCode.MISTAKE}
-            code = next((known[cause] for cause in known if isinstance(error, cause)), None)
-        name = code.name.lower() if code is not None else "failed"
-        self._write(name, 1 if code is None else int(code), str(error or ""))
+            causes = (known[cause] for cause in known if isinstance(error, cause))
+            self.code = next(causes, ExitCode.FAILED)
+        with contextlib.suppress(OSError):  # of a full disk; what ended the run is said elsewhere
+            self._write(self.code.name.lower(), self.code, str(error or ""))
 
     def _write(self, status: str, exit_code: int | None, message: str) -> None:
         content = {"status": status, "exit_code": exit_code, "message": message}

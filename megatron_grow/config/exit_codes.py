@@ -6,10 +6,12 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Of ``pretrain_progressive.py``; every other code is a failure of program or machine."""
+    """Of ``pretrain_progressive.py``."""
 
     DONE = 0
     """The run reached its end."""
+    FAILED = 1
+    """A failure of program or machine."""
     MISTAKE = 2
     """The user's: one line on standard error names the field or the file."""
     DIVERGED = 3
