@@ -35,10 +35,13 @@ def megatron_args(
             "tokenizer_type": _TOKENIZERS.get(tokenizer, "HuggingFaceTokenizer"),
             "tokenizer_model": None if tokenizer in _TOKENIZERS else tokenizer,
         }
+    shape = model_to_args(record.model_config, parallel.tensor_model_parallel_size)
+    if args.get("tokenizer_type") == "NullTokenizer":
+        shape["vocab_size"] -= 1  # it adds an end of document
     return {
         **args,
         **parallel_to_args(parallel),
-        **model_to_args(record.model_config, parallel.tensor_model_parallel_size),
+        **shape,
         "iteration": record.step,
         "consumed_train_samples": record.consumed_samples,
         "skipped_train_samples": 0,
