@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,8 +11,10 @@ from megatron_grow.checkpoint.source import Source
 from megatron_grow.parallel.agreement import gather, place, together
 from megatron_grow.state.boxes import full, split
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.live import Piece
 from megatron_grow.state.power import Layer, root_mean_squares
+
+if TYPE_CHECKING:  # the converter starts without megatron-core, which takes seconds to import
+    from megatron_grow.state.live import Piece
 
 # Values read at a time.
 _PART = 1 << 24
