@@ -41,7 +41,10 @@ def compare_logits(a: Source, b: Source, text: Path | None) -> tuple[float, floa
         the tolerance for it, and what was read, for people.
     """
     tokens, told = _tokens(a, b, TEXT if text is None else _read(text))
-    vocabulary = min(source.record.model_config.vocab_size or 0 for source in (a, b))
+    sizes = {source.record.model_config.vocabulary for source in (a, b)}
+    vocabulary = min(sizes)
+    if len(sizes) > 1:
+        told += f", for the {vocabulary:,} tokens that both know,"
     dtype = less_precise(_most_precise(a), _most_precise(b))
     x, y = (_logits(source, tokens, dtype)[..., :vocabulary] for source in (a, b))
     apart, scale = (x - y).abs().max(), torch.maximum(x.abs().max(), y.abs().max())
@@ -57,7 +60,7 @@ def _tokens(a: Source, b: Source, text: str) -> tuple[torch.Tensor, str]:
     """The text as (1, length) token ids: by a tokenizer that came with a model, or as bytes."""
     models = [source.record.model_config for source in (a, b)]
     length = min(model.max_position_embeddings for model in models)
-    vocabulary = min(model.vocab_size or 0 for model in models)
+    vocabulary = min(model.vocabulary for model in models)
     ids, unit = list(text.encode()), "bytes as tokens"
     for source in (a, b):
         if stored := of_source(source).get("tokenizer.json"):

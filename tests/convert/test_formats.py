@@ -227,6 +227,21 @@ def test_a_text_that_cannot_be_read(
     assert said.startswith("error: --text ") and said.count("\n") == 1
 
 
+def _more_tokens(a: Path, b: Path) -> tuple[float, str]:
+    apart, _, told = compare_logits(open_source(a), open_source(b), None)
+    return apart, told
+
+
+def test_logits_of_the_tokens_that_both_know(trained: Path, tmp_path: Path) -> None:
+    """A vocabulary that has grown; the new token is where padding was."""
+    grows = ("--grow", tmp_path / "grow.yaml", "--weights-only")
+    (tmp_path / "grow.yaml").write_text("{model: {vocab_size: 61}, grow: {vocab: mean}}")
+    assert command("grow", trained, tmp_path / "grown", *grows) == 0
+    [(apart, told)] = run_ranks(1, _more_tokens, trained, tmp_path / "grown")
+    assert apart == 0.0
+    assert told.endswith(", for the 60 tokens that both know,")
+
+
 def _apart(pairs: list[tuple[Path, Path]]) -> list[float]:
     return [compare_logits(open_source(a), open_source(b), None)[0] for a, b in pairs]
 
