@@ -92,7 +92,9 @@ def _inspect(args: argparse.Namespace) -> int:
     for line in inspect(source):
         _tell(line)
     if args.check:
-        count = check_digests(source, Progress())
+        count, broken = check_digests(source, Progress())
+        for name in broken:
+            _tell(f"note: {name} is not finite")
         _tell(f"all {count} stored tensors agree with the manifest" if count else "all is readable")
     else:
         _tell("nothing is missing (--check reads all of it)")

@@ -15,7 +15,8 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.progress import Progress
 from megatron_grow.state.boxes import Box, full, split, volume
-from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.finite import is_finite
+from megatron_grow.state.kinds import MAIN_PARAM, describe
 
 
 def inspect(source: Source) -> Iterator[str]:
@@ -46,22 +47,23 @@ def inspect(source: Source) -> Iterator[str]:
         yield f"  {key}: {shape} ({stored})"
 
 
-def check_digests(source: Source, progress: Progress) -> int:
+def check_digests(source: Source, progress: Progress) -> tuple[int, list[str]]:
     """Read a whole checkpoint and compare it with its manifest.
 
     Returns:
-        How many stored tensors agree.
+        How many stored tensors agree, and the names of those that hold NaN or infinite values.
 
     Raises:
         UserError: one does not, or there is nothing to compare with.
     """
-    manifest = read_manifest(source.path)
+    manifest, broken = read_manifest(source.path), []
     for name in manifest.files if manifest else ():
         read_checked(source.path / name)
     if manifest is None or not manifest.tensors:
-        for _ in _all_values(source, progress):
-            pass  # reading compares the checksums of chunks
-        return 0
+        for name, values in _all_values(source, progress):  # which compares chunks' checksums
+            if not is_finite(values):
+                broken.append(name)
+        return 0, list(dict.fromkeys(broken))
     tensors, elements = manifest.tensors, manifest.elements_per_block
     if elements != ELEMENTS_PER_BLOCK:
         raise UserError(f"{source.path}: its manifest has blocks of {elements} elements")
@@ -81,15 +83,18 @@ def check_digests(source: Source, progress: Progress) -> int:
         for name, key in names.items():
             blocks = []
             for box in split(full(source.tensors[key].shape), elements):
-                blocks.append(digest(read(name, key, box)))
+                values = read(name, key, box)
+                blocks.append(digest(values))
+                if not is_finite(values):
+                    broken.append(name)
                 advance(volume(box))
             same_shape = tensors[name].shape == source.tensors[key].checkpoint_shape
             if not same_shape or digest_of(blocks) != tensors[name].digest:
                 raise UserError(f"{source.path}: {name} is not what its manifest says")
-    return len(names)
+    return len(names), list(dict.fromkeys(broken))
 
 
-def _all_values(source: Source, progress: Progress) -> Iterator[torch.Tensor]:
+def _all_values(source: Source, progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:
     total = sum(
         volume(full(tensor.shape)) * len(source.kinds(key))
         for key, tensor in source.tensors.items()
@@ -98,7 +103,7 @@ def _all_values(source: Source, progress: Progress) -> Iterator[torch.Tensor]:
         for key, tensor in source.tensors.items():
             for kind in source.kinds(key):
                 for box in split(full(tensor.shape), ELEMENTS_PER_BLOCK):
-                    yield source.read(key, kind, box)
+                    yield describe(key, kind), source.read(key, kind, box)
                     advance(volume(box))
 
 

@@ -55,6 +55,10 @@ def test_so_is_one_whose_moments_diverged(
     faulty = Faulty(GPT)
     faulty.kind = "exp_avg_sq"
     source = write(tmp_path / "a", faulty)
+    assert command("inspect", source, "--check") == 0
+    said = capsys.readouterr().out
+    assert said.count("is not finite") == 1
+    assert f"note: optimizer.state.exp_avg_sq.{BAD} is not finite" in said
     assert command("reshard", source, tmp_path / "b") == 2
     assert f"exp_avg_sq of {BAD} is not finite" in capsys.readouterr().err
     assert command("reshard", source, tmp_path / "b", "--weights-only") == 0
