@@ -18,6 +18,7 @@ from isal.isal_zlib import crc32
 
 from megatron_grow.checkpoint.pickles import TRAINING, Restricted, StoredTensor
 from megatron_grow.checkpoint.positional import read_at
+from megatron_grow.checkpoint.regular import check_regular
 from megatron_grow.checkpoint.zips import data_offset
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box, full, shape_of, slices
@@ -44,6 +45,7 @@ class Archive:
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._checked: set[str] = set()
         try:
+            check_regular(path, path.stat())
             with path.open("rb") as file, zipfile.ZipFile(file) as archive:
                 members = {info.filename.split("/", 1)[-1]: info for info in archive.infolist()}
                 for info in members.values():
@@ -58,6 +60,8 @@ class Archive:
                     for name, info in members.items()
                     if name.startswith("data/")
                 }
+        except UserError:
+            raise
         except FileNotFoundError:
             raise UserError(f"{path} is missing: the checkpoint is not complete") from None
         except pickle.UnpicklingError as error:

@@ -92,6 +92,18 @@ def held(directory: Path) -> Iterator[Holder]:
             path.unlink(missing_ok=True)
 
 
+def check_held(directory: Path, me: Holder) -> None:
+    """Raise :class:`UserError` if ``directory`` is no longer held by ``me``.
+
+    A host that stood still for long, or hung, may find that another job has taken its place.
+    """
+    holders = [_holder(content) for content in _locks(directory).values()]
+    if me not in holders:
+        other = next(filter(None, holders), None)
+        who = f"process {other.pid} on {other.host} has taken it over" if other else "it is gone"
+        raise UserError(f"the lock of {directory} is not this run's any more: {who}")
+
+
 def _take(directory: Path, me: Holder) -> Path:
     while True:
         stale = _locks(directory)

@@ -19,6 +19,7 @@ from megatron.core.dist_checkpointing.strategies.checkpointable import (
 )
 
 from megatron_grow.checkpoint.layout import DTYPES, step_dir, tensor_key
+from megatron_grow.checkpoint.lock import Holder, check_held
 from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.staging import partial, prune, publish, sweep
@@ -39,6 +40,7 @@ def save(
     *,
     with_optimizer: bool = True,
     keep_last: int = 0,
+    holder: Holder | None = None,
 ) -> Path:
     """Write ``root/iter_*`` in megatron-core's ``torch_dist`` format; every rank takes part.
 
@@ -53,22 +55,28 @@ def save(
         tensors: the model's logical tensors.
         with_optimizer: save main parameters and moments too.
         keep_last: complete checkpoints to keep, this one included; 0 keeps all.
+        holder: on rank 0, as whom ``root`` is held; None: nobody else writes there.
 
     Returns:
         The checkpoint's directory.
 
     Raises:
-        UserError: rank 0 does not see what another rank has written.
+        UserError: rank 0 does not see what another rank has written, or ``root`` is another's now.
     """
     final = step_dir(root, record.step)
     written = partial(final, gather(secrets.token_hex(4))[0])
-    if dist.get_rank() == 0:
+    leads = dist.get_rank() == 0
+
+    def begin() -> None:
+        if holder is not None:
+            check_held(root, holder)
         sweep(root)
         written.mkdir(parents=True)
-    dist.barrier()
+
+    together(lambda: begin() if leads else None)
     writer = ShardWriter(written)
     state = _state_dict(pieces, tensors, DTYPES[record.precision], with_optimizer)
-    if dist.get_rank() == 0:
+    if leads:
         state |= extra_state(tensors.values())
     dcp.save(
         state,
@@ -81,11 +89,13 @@ def save(
         shards = check_seen(written, parts)
         write_companions(written, record, with_optimizer)
         write_manifest(written, COMPANIONS, shards=shards)
+        if holder is not None:
+            check_held(root, holder)
         publish(written, final, record.step)
         prune(root, record.step, keep_last)
         sweep(root)
 
-    together(lambda: finish() if dist.get_rank() == 0 else None)
+    together(lambda: finish() if leads else None)
     return final
 
 

@@ -102,8 +102,7 @@ def _train(config: RunConfig) -> ExitCode:
     checked = together(lambda: check(config))
     try:
         with ExitStack() as stack:
-            stack.enter_context(claimed(config))
-            prepared = prepare(checked)
+            prepared = prepare(checked, stack.enter_context(claimed(config)))
             speaks, start, resumed = dist.get_rank() == 0, prepared.start, prepared.resumed
 
             def open_output() -> tuple[list[str], RunStatus, MetricsLog]:

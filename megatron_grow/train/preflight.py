@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch.distributed as dist
 
+from megatron_grow.checkpoint.lock import Holder
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
@@ -52,6 +53,8 @@ class Prepared:
     """Training and validation."""
     corpora: dict[str, str]
     """As in the record."""
+    holder: Holder | None = None
+    """On rank 0, as whom it holds the directory of its checkpoints."""
 
     @property
     def resumed(self) -> Record | None:
@@ -83,8 +86,12 @@ def check(config: RunConfig) -> Checked:
     return Checked(config, stages, growths, data)
 
 
-def prepare(checked: Checked) -> Prepared:
+def prepare(checked: Checked, holder: Holder | None = None) -> Prepared:
     """Find where the run begins, in directories that it holds; every rank takes part.
+
+    Args:
+        checked: the run.
+        holder: on rank 0, as whom it holds the directory of its checkpoints.
 
     Raises:
         UserError: whatever cannot work.
@@ -92,7 +99,8 @@ def prepare(checked: Checked) -> Prepared:
     config, stages = checked.config, checked.stages
     choice, start, first = find_start(config, stages, checked.corpora)
     plans = [first, *checked.growths]
-    return Prepared(config, stages, plans, choice, start, checked.data, checked.corpora)
+    data, corpora = checked.data, checked.corpora
+    return Prepared(config, stages, plans, choice, start, data, corpora, holder)
 
 
 def _growths(config: RunConfig, stages: list[Stage]) -> list[Plan]:

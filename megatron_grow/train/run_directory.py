@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from megatron_grow.checkpoint.layout import TRACKER, step_dir
-from megatron_grow.checkpoint.lock import held
-from megatron_grow.checkpoint.staging import point
+from megatron_grow.checkpoint.lock import Holder, held
+from megatron_grow.checkpoint.staging import point, sweep
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.parallel.agreement import gather, place, together
@@ -22,13 +23,17 @@ from megatron_grow.train import metrics, status
 from megatron_grow.train.choice import Choice, latest_or_none
 from megatron_grow.train.identity import FILE_NAME, Identity, jobs
 
+Result = TypeVar("Result")
+
 _PATIENCE_SECONDS = 5.0
 """For a file that another host has just made."""
 
 
 @contextmanager
-def claimed(config: RunConfig) -> Iterator[None]:
+def claimed(config: RunConfig) -> Iterator[Holder | None]:
     """Hold a run's directories while it lasts; every rank takes part.
+
+    Gives, on rank 0, as whom the directory of checkpoints is held; elsewhere None.
 
     They are made if they do not exist, and gone again if nothing was written to them. All ranks
     write checkpoints, so all of them have seen that it is one directory.
@@ -39,15 +44,16 @@ def claimed(config: RunConfig) -> Iterator[None]:
     output, root = Path(config.run.output_dir), config.checkpoint_dir
     with ExitStack() as stack:
 
-        def enter() -> None:
+        def enter() -> Holder:
             stack.enter_context(_made(output, "run.output_dir"))
             stack.enter_context(_made(root, "checkpoint.save"))
-            for directory in sorted({output.resolve(), root.resolve()}):
-                stack.enter_context(held(directory))
+            directories = sorted({output.resolve(), root.resolve()})
+            holders = {path: stack.enter_context(held(path)) for path in directories}
+            return holders[root.resolve()]
 
-        together(lambda: _io(enter) if place()[0] == 0 else None)
+        holder = together(lambda: _io(enter) if place()[0] == 0 else None)
         _prove_shared(root, "checkpoint.save")
-        yield
+        yield holder
 
 
 def make_room(config: RunConfig, choice: Choice) -> list[str]:
@@ -57,6 +63,7 @@ def make_room(config: RunConfig, choice: Choice) -> list[str]:
         Lines that say what is now where.
     """
     root, output = config.checkpoint_dir, Path(config.run.output_dir)
+    sweep(root)  # an attempt that filled the disk may not have come to it
     lines = _make_room(root, output, choice)
     Identity(choice.run_id, jobs(os.environ)).write(output)
     return lines
@@ -137,9 +144,9 @@ def _appears(path: Path) -> bool:
     return True
 
 
-def _io(action: Callable[[], None]) -> None:
+def _io(action: Callable[[], Result]) -> Result:
     """``action``, whose failing disk is told in one line."""
     try:
-        action()
+        return action()
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written: {error.strerror}") from None

@@ -44,7 +44,7 @@ class Trainer:
         """Take a run that has passed its checks; ``metrics`` on rank 0 alone."""
         self.config, self.stages = prepared.config, prepared.stages
         self.plans, self.start, self.choice = prepared.plans, prepared.start, prepared.choice
-        self.corpora = prepared.corpora
+        self.corpora, self.holder = prepared.corpora, prepared.holder
         self.console, self.metrics = console, metrics
         train = self.config.train
         self.schedule = LearningRateSchedule(
@@ -341,6 +341,7 @@ class Trainer:
             live.tensors,
             with_optimizer=config.checkpoint.save_optimizer,
             keep_last=config.checkpoint.keep_last,
+            holder=self.holder,
         )
         self._saved = self.step, path
         self.console.checkpoint(self.step, path)

@@ -17,6 +17,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megatron_grow.checkpoint.archive import Archive
+from megatron_grow.checkpoint.huggingface.files import read_object, stored_names
 from megatron_grow.checkpoint.layout import (
     COMPLETE,
     MANIFEST,
@@ -26,6 +28,7 @@ from megatron_grow.checkpoint.layout import (
     locate,
     saved_steps,
 )
+from megatron_grow.checkpoint.lock import held
 from megatron_grow.checkpoint.record import read_record
 from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
 from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
@@ -296,6 +299,13 @@ def test_what_is_no_file_is_not_waited_for(saved: Path, tmp_path: Path, name: st
         refused(lambda: TorchDistSource(locate(root)), path, kind)
 
 
+def test_files_of_other_formats_are_not_waited_for(tmp_path: Path) -> None:
+    opens = {"common.pt": Archive, "config.json": read_object, "model.safetensors": stored_names}
+    for name, opening in opens.items():
+        os.mkfifo(tmp_path / name)
+        refused(lambda it=opening, at=tmp_path / name: it(at), tmp_path / name, "a FIFO")
+
+
 # Files of two saves.
 
 
@@ -328,6 +338,24 @@ def test_half_a_checkpoint_is_not_published(tmp_path: Path) -> None:
         assert "not the same directory on all ranks" in message and "__1_0.distcp" in message
     assert saved_steps(tmp_path / "0") == []
     assert not (tmp_path / "0" / TRACKER).exists()
+
+
+def save_without_the_lock(root: Path) -> str:
+    with held(root) as me:
+        write(root, 40, seed=1, holder=me)
+        (lock,) = root.glob(".lock.*")
+        lock.unlink()
+        try:
+            write(root, 50, seed=1, holder=me)
+        except UserError as error:
+            return str(error)
+    return "saved"
+
+
+def test_a_run_whose_directory_was_taken_over_saves_nothing(root: Path) -> None:
+    (message,) = run_ranks(1, save_without_the_lock, root)
+    assert "lock" in message
+    assert saved_steps(root) == [10, 20, 30, 40]
 
 
 # What is kept.

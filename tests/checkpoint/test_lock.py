@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from megatron_grow.checkpoint import lock
-from megatron_grow.checkpoint.lock import held
+from megatron_grow.checkpoint.lock import check_held, held
 from megatron_grow.config.errors import UserError
 
 LOCK = ".lock.1"
 HOLD = """
 import sys, time
 from pathlib import Path
-from megatron_grow.checkpoint.lock import held
+from megatron_grow.checkpoint.lock import check_held, held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -137,3 +137,18 @@ def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path: Path) -> None:
         for job in jobs:
             job.join()
         assert list(directory.iterdir()) == []
+
+
+def test_a_lock_that_was_taken_over(tmp_path: Path) -> None:
+    """By a job to which this one, which stood still, looked dead."""
+    with held(tmp_path) as me:
+        check_held(tmp_path, me)
+        content = json.loads((tmp_path / LOCK).read_text())
+        (tmp_path / LOCK).unlink()
+        with pytest.raises(UserError, match="it is gone"):
+            check_held(tmp_path, me)
+        other = {**content, "token": "x", "pid": 17, "host": "node7"}
+        (tmp_path / ".lock.2").write_text(json.dumps(other))
+        with pytest.raises(UserError, match="process 17 on node7"):
+            check_held(tmp_path, me)
+    assert (tmp_path / ".lock.2").exists()

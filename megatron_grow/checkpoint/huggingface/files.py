@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from megatron_grow.checkpoint.regular import check_regular, read_regular
 from megatron_grow.config.errors import UserError
 
 CONFIG = "config.json"
@@ -59,11 +60,9 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: not a Hugging Face model's directory") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def parse_object(content: bytes, path: Path) -> dict[str, Any]:
@@ -129,6 +128,7 @@ def opened(path: Path) -> Iterator[safe_open]:
         UserError: missing, truncated or damaged.
     """
     try:
+        check_regular(path, path.stat())
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError:
