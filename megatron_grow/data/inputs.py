@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -114,7 +115,8 @@ def _walk(
 ) -> Iterator[tuple[Path, str | None]]:
     """What lies in a folder of ``root``, and why it is left out if it is; links are followed."""
     here = root / folder
-    identity = _identity(here)
+    status = here.stat()
+    identity = (status.st_dev, status.st_ino)
     if identity in parents:
         return  # a link back to a folder above
     try:
@@ -139,11 +141,6 @@ def _walk(
             yield path, None
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
 def _add(
     inputs: Inputs,
     path: Path,
@@ -153,17 +150,22 @@ def _add(
     named: bool,
 ) -> None:
     """Take a file, or leave it out for ``reason`` or for what it holds."""
-    status = path.stat() if path.exists() else path.lstat()
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # a broken link
+        status = path.lstat()
     content = Content(Format.TEXT)
     if reason is None:
-        reason = "named twice" if _identity(path) in seen else None
-        seen.add(_identity(path))
+        identity = (status.st_dev, status.st_ino)
+        reason = "named twice" if identity in seen else None
+        seen.add(identity)
     if reason is None:
         content, reason = _look(path, options, named)
     if reason is None:
         inputs.files.append(InputFile(path, content.format, status.st_size, status.st_mtime_ns))
     else:
-        inputs.left_out.append(LeftOut(path, reason, 0 if path.is_dir() else status.st_size))
+        size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+        inputs.left_out.append(LeftOut(path, reason, size))
 
 
 def _look(path: Path, options: InputOptions, named: bool) -> tuple[Content, str | None]:
@@ -171,7 +173,7 @@ def _look(path: Path, options: InputOptions, named: bool) -> tuple[Content, str 
     try:
         content = sniff(path)
     except UnreadableError as error:
-        if named and str(error) != "empty":
+        if named:
             raise UserError(f"{path}: cannot be read: {error}") from error
         return Content(Format.TEXT), str(error)
     except DAMAGE as error:

@@ -11,7 +11,7 @@ from types import TracebackType
 from megatron_grow.data.encode import EncodedChunk
 from megatron_grow.data.indexed import Sidecar
 from megatron_grow.data.journal import Journal, Made
-from megatron_grow.data.signals import signals_blocked
+from megatron_grow.data.signals import undisturbed
 from megatron_grow.data.tokenizers import Tokenizer, tokenizer_digest
 from megatron_grow.data.writer import CorpusWriter
 
@@ -58,7 +58,7 @@ class PartsWriter:
 
     def write(self, chunk: EncodedChunk) -> None:
         """Write the documents of a chunk: all of them, whatever signal arrives."""
-        with signals_blocked():
+        with undisturbed():
             numbers = count(self.made.findings.total)
             for document in chunk.documents:
                 writer = self._writers[self._part(next(numbers))]
@@ -85,7 +85,7 @@ class PartsWriter:
         traceback: TracebackType | None,
     ) -> None:
         if self.made.sizes and not isinstance(error, OSError):
-            with signals_blocked():
+            with undisturbed():
                 self._mark()
 
     def finish(self, tokenizer_name: str, append_eod: bool) -> dict[str, tuple[int, int]]:

@@ -173,7 +173,7 @@ def preprocess(config: PreprocessConfig, console: Console) -> dict[str, str]:
 def _one_line(error: UserError | OSError, config: PreprocessConfig) -> str:
     if isinstance(error, UserError):
         return str(error)
-    return f"{error.filename or config.staging}: {error.strerror}"
+    return f"{error.filename or config.staging}: {error.strerror or error}"
 
 
 def _refuse_existing(config: PreprocessConfig) -> None:
@@ -277,9 +277,10 @@ def _write_parts(
     for part, (documents, _) in written.items():
         if not documents:
             journal.marked = False  # going on would end here again
+            bad = f", bad: {findings.bad}, first {findings.places[0]}" if findings.bad else ""
             raise UserError(
                 f"the {part} part has no document with text (valid_fraction="
-                f"{config.valid_fraction}, {findings.total} documents in the input)"
+                f"{config.valid_fraction}; documents in the input: {findings.total}{bad})"
             )
     _refuse_existing(config)  # somebody else's, by now
     target = Path(config.output_prefix).parent

@@ -15,7 +15,8 @@ _HEAD = 1 << 16
 # A first document that does not end in the head is looked at up to this size.
 _FIRST_DOCUMENT = 1 << 24
 _LINES = 100
-_JSON_SUFFIXES = {".json", ".jsonl", ".ndjson"}
+_LINES_SUFFIXES = {".jsonl", ".ndjson"}
+_JSON_SUFFIXES = {".json", *_LINES_SUFFIXES}
 _OTHER_KINDS = {
     b"PK\x03\x04": "zip archive",
     b"7z\xbc\xaf": "7z archive",
@@ -71,20 +72,19 @@ def sniff(path: Path) -> Content:
             return Content(Format.PARQUET, text_columns(path))
         _refuse_other_kinds(head)
         head = head.removeprefix(codecs.BOM_UTF8).lstrip()
-        named_json = suffix(path) in _JSON_SUFFIXES
-        content = _json_lines(head, cut=len(head) > _HEAD // 2, named=named_json)
+        named = suffix(path) in _LINES_SUFFIXES
+        content = _json_lines(head, len(head) > _HEAD // 2, named)
         if head.startswith((b"{", b"[")):
             for read in (stream.readline, stream.read):
                 if content is None:
                     head += read(_FIRST_DOCUMENT)
                     cut = len(head) > _FIRST_DOCUMENT
-                    content = _json_lines(head, cut, named_json) or _json(head)
-    return content or Content(Format.JSON_LINES if named_json else Format.TEXT)
+                    content = _json_lines(head, cut, named) or _json(head)
+    by_name = Format.JSON_LINES if suffix(path) in _JSON_SUFFIXES else Format.TEXT
+    return content or Content(by_name)
 
 
 def _refuse_other_kinds(head: bytes) -> None:
-    if not head.strip() and len(head) < _HEAD:
-        raise UnreadableError("empty")
     for magic, kind in _OTHER_KINDS.items():
         if head.startswith(magic):
             raise UnreadableError(kind)
@@ -101,13 +101,18 @@ def _refuse_other_kinds(head: bytes) -> None:
 
 
 def _json_lines(head: bytes, cut: bool, named: bool) -> Content | None:
-    """Whether at least half of the first hundred lines are objects; if so named, the first one."""
+    """Whether at least half of the first hundred lines are objects; if so named, the first one.
+
+    A single object is not lines of them, unless it is so named.
+    """
     lines = head.split(b"\n", _LINES)
     if cut or len(lines) > _LINES:
         lines.pop()
     found = [_parse(line) for line in lines if line.strip()]
     objects = [value for value in found if value is not None]
-    if objects and (2 * len(objects) >= len(found) or (named and found[0] is not None)):
+    several = len(found) > 1 or cut
+    mostly = several and 2 * len(objects) >= len(found)
+    if objects and (mostly or (named and found[0] is not None)):
         return Content(Format.JSON_LINES, list(objects[0]))
     return None
 

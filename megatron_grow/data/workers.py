@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.signals import signals_blocked
+from megatron_grow.data.signals import deaf_children
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,14 +39,6 @@ def map_in_order(
     context = multiprocessing.get_context("spawn")
     idle: SimpleQueue[Connection] = SimpleQueue()
     processes = []
-    with signals_blocked():  # for ever in the workers: they end with this process
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(load, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            idle.put(ours)
 
     def apply(item: Item) -> Result:
         connection = idle.get()
@@ -59,6 +51,14 @@ def map_in_order(
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
+            with deaf_children():
+                for _ in range(workers):
+                    ours, theirs = context.Pipe()
+                    process = context.Process(target=_work, args=(load, theirs), daemon=True)
+                    process.start()
+                    theirs.close()
+                    processes.append(process)
+                    idle.put(ours)
             for item in items:
                 pending.append(pool.submit(apply, item))
                 if len(pending) > 2 * workers:

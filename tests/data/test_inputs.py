@@ -68,6 +68,9 @@ READABLE = {
     "latex": (b"{\\bf text}", ["{\\bf text}"]),
     "notes.md": (b"[1] is a reference\n[]", ["[1] is a reference\n[]"]),
     "dict.py": (b'{"a": 1}\nx = 1\ny = 2\n', ['{"a": 1}\nx = 1\ny = 2\n']),
+    "one": (LINES[:16], ["one"]),
+    "_SUCCESS": (b"", [""]),
+    "empty.jsonl": (b"\n", []),
     "nul.txt": (b"text " * 99 + b"\0", ["text " * 99 + "\0"]),
 }
 
@@ -132,8 +135,6 @@ def test_what_is_left_out_of_a_directory_is_counted(tmp_path):
         tmp_path,
         {
             "a.txt": b"text",
-            "_SUCCESS": b"",
-            "blank.txt.gz": gzip.compress(b" \n"),
             ".git/HEAD": b"ref",
             ".a.crc": b"crc",
             "image.PNG": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
@@ -141,6 +142,7 @@ def test_what_is_left_out_of_a_directory_is_counted(tmp_path):
             "a.tar.gz": archive.getvalue(),
             "wide.txt": "\ufefftext".encode("utf-16-le"),
             "dataset_info.json": b'{\n  "features": {}\n}',
+            "package.json": b'{"name": "x"}',
             "old/a.txt": b"text",
         },
     )
@@ -151,8 +153,6 @@ def test_what_is_left_out_of_a_directory_is_counted(tmp_path):
     inputs = find(folder, exclude=["old"], globs=["*"])
     assert [file.path for file in inputs.files] == [folder / "a.txt"]
     assert {str(left.path.relative_to(folder)): left.reason for left in inputs.left_out} == {
-        "_SUCCESS": "empty",
-        "blank.txt.gz": "empty",
         ".git": "hidden",
         ".a.crc": "hidden",
         "image.PNG": "binary",
@@ -161,6 +161,7 @@ def test_what_is_left_out_of_a_directory_is_counted(tmp_path):
         "a.tar.gz": "tar archive",
         "wide.txt": "UTF-16 text",
         "dataset_info.json": "JSON without 'text'",
+        "package.json": "JSON without 'text'",
         "old": "by --exclude",
         "twin.txt": "named twice",
         "dangling": "no regular file",

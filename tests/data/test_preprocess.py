@@ -161,7 +161,7 @@ BAD_INPUT = {
     "deep.jsonl": (b'{"text": ' + b"[" * 99_999, "deep.jsonl, line 1: not JSON"),
     "long.jsonl": (b'{"text": ' + b"1" * 9_999 + b"}", "long.jsonl, line 1: not JSON"),
     "cut.json": (b'[{"text": "a"},\n{"te', "cut.json, entry 2: cannot be read: not JSON"),
-    "empty.txt": (b"", "no file to read; left out: 1 (empty)"),
+    "empty.txt": (b"", "the train part has no document with text"),
     "blank.jsonl": (b'{"text": ""}', "the train part has no document with text"),
 }
 
@@ -251,6 +251,8 @@ def test_a_text_that_cannot_be_encoded_is_a_bad_document(tmp_path):
         run(output_prefix=tmp_path / "c", **fields)
     prefix = run(output_prefix=tmp_path / "c", on_bad_line="skip", **fields)["train"]
     assert documents(prefix) == [[0], [0]]
+    with pytest.raises(UserError, match=r"bad: 3, first .*in\.jsonl, line 1: no key 'body'"):
+        run(output_prefix=tmp_path / "d", on_bad_line="skip", json_key="body", **fields)
 
 
 def test_what_is_checked_is_what_is_written(tmp_path):
