@@ -178,7 +178,8 @@ class Trainer:
             loss, grad_norm = live.train_step(self.step, batches)
             if loss is not None:
                 losses, updates = losses.to(loss.device) + loss, updates + 1
-            if self.step % config.train.log_interval == 0 or self.step == stage.last_step:
+            due = self.step % config.train.log_interval == 0 or self.step == stage.last_step
+            if due or self.stop.agreed:  # every step is in some row
                 mean = live.mean_loss(losses, updates) if updates else math.nan
                 step_time = (time.perf_counter() - began) / (self.step - logged)
                 self._log(stage, mean, grad_norm, step_time)

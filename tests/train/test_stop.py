@@ -103,3 +103,9 @@ def test_loader_processes_live_and_nothing_is_lost(
     (growth,) = [row for row in rows(workplace, name) if row.get("event") == "growth"]
     assert growth["val_loss_before"] is not None
     assert sorted(losses(workplace, name)) == list(range(1, 15))
+
+
+def test_steps_since_the_last_row_have_a_row_of_their_own(workplace: Path) -> None:
+    options = ["--stages", "[]", "--train.eval_iters", "0", "--train.log_interval", "3"]
+    assert launch(workplace, "sparse", *options, stop_at=5)[0] == 75
+    assert sorted(losses(workplace, "sparse")) == [3, 5]
