@@ -13,8 +13,10 @@ from megatron_grow.growth.optimizer_state import Policy, moment_map
 from megatron_grow.operators import operator
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import LogicalTensor, drawn_from, logical_tensors
+from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import Dense, Gather, Identity, TensorMap, Term, all_fresh, identity
+from megatron_grow.state.materialise import sources
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Plan:
         return frozenset(
             tensor_map.terms[0].source
             for tensor_map in self.weights.values()
-            if tensor_map.noise is not None and tensor_map.noise[1].of == "rms"
+            if tensor_map.noise is not None
+            and tensor_map.noise[1].of == "rms"
+            and sources(tensor_map, full(tensor_map.target.shape))
         )
 
     def with_rms(self, rms: Mapping[str, tuple[float, ...]]) -> Plan:

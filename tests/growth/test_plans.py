@@ -89,6 +89,16 @@ def test_three_copies_have_one_pair() -> None:
     assert third.abs().max() < 1e-15
 
 
+def test_noise_of_layers_that_the_source_has_not() -> None:
+    """Nothing is copied, so nothing is measured."""
+    target = replace(UNTIED, hidden_size=16)
+    grow = GrowSection(width={"operator": "hypercloning", "snr_db": 10.0}, depth="random")
+    source = replace(UNTIED, num_layers=0)
+    plan = growth(source, target, grow, target_depth=2, seed=3)
+    assert plan.measured == frozenset()
+    assert applied(plan, source, weights_of(source), MAIN_PARAM)[FC1].shape == (2, 12, 16)
+
+
 def test_a_random_split_is_that_of_lemon() -> None:
     """The authors' code: fresh weights of the large model, projected on what adds up to W."""
     spec: dict[str, Any] = {"operator": "lemon", "split": "random"}
