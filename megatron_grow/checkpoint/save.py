@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import socket
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,14 +18,16 @@ from megatron.core.dist_checkpointing.strategies.checkpointable import (
     CheckpointableShardedTensor,
     LocalShardsContainer,
 )
+from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_grow.checkpoint.layout import DTYPES, step_dir, tensor_key
+from megatron_grow.checkpoint.layout import DTYPES, latest, step_dir, tensor_key
 from megatron_grow.checkpoint.lock import Holder, check_held
 from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.staging import partial, prune, publish, sweep
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.checkpoint.torch_dist.shards import ShardWriter, Written, check_seen
+from megatron_grow.config.errors import AgreedError, UserError, one_line
 from megatron_grow.parallel.agreement import gather, together
 from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import fold, shape_of, slices
@@ -61,11 +64,38 @@ def save(
         The checkpoint's directory.
 
     Raises:
-        UserError: rank 0 does not see what another rank has written, or ``root`` is another's now.
+        AgreedError: a file system refuses, rank 0 does not see what another rank has written, or
+            ``root`` is another's now.
+            Nothing is left of the directory; older checkpoints are as they were.
     """
     final = step_dir(root, record.step)
     written = partial(final, gather(secrets.token_hex(4))[0])
-    leads = dist.get_rank() == 0
+    try:
+        _write(written, final, record, pieces, tensors, with_optimizer, holder)
+    except (UserError, CheckpointException) as error:
+        # Every rank removes what it sees: they may not share a file system.
+        shutil.rmtree(written, ignore_errors=True)
+        reason = _reason(error)
+        if reason is None:
+            raise RuntimeError(f"a rank could not write the checkpoint: {error}") from None
+        raise AgreedError(
+            f"the checkpoint of step {record.step} could not be written to {root}: {reason}; "
+            f"{_last_good(root)}"
+        ) from None
+    together(lambda: _thin_out(root, record.step, keep_last) if dist.get_rank() == 0 else None)
+    return final
+
+
+def _write(
+    written: Path,
+    final: Path,
+    record: Record,
+    pieces: Sequence[Piece],
+    tensors: dict[str, LogicalTensor],
+    with_optimizer: bool,
+    holder: Holder | None,
+) -> None:
+    root, leads = final.parent, dist.get_rank() == 0
 
     def begin() -> None:
         if holder is not None:
@@ -92,11 +122,29 @@ def save(
         if holder is not None:
             check_held(root, holder)
         publish(written, final, record.step)
-        prune(root, record.step, keep_last)
-        sweep(root)
 
     together(lambda: finish() if leads else None)
-    return final
+
+
+def _thin_out(root: Path, step: int, keep_last: int) -> None:
+    prune(root, step, keep_last)
+    sweep(root)
+
+
+def _reason(error: UserError | CheckpointException) -> str | None:
+    """Why a save failed, with the rank; None if it was no refusal. The same on every rank."""
+    if isinstance(error, UserError):
+        return str(error)
+    refusals = {rank: one_line(cause) for rank, (cause, _) in error.failures.items()}
+    return next((f"{said} (rank {rank})" for rank, said in refusals.items() if said), None)
+
+
+def _last_good(root: Path) -> str:
+    try:
+        path = latest(root)
+    except UserError as error:
+        return str(error)
+    return f"the last good one is {path}" if path else "there is none before it"
 
 
 def _state_dict(

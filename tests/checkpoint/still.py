@@ -12,6 +12,7 @@ from megatron_grow.checkpoint.layout import tensor_key
 from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.save import save
 from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
+from megatron_grow.parallel.agreement import place
 from megatron_grow.state.axes import LogicalTensor, Normal, logical_tensors
 from megatron_grow.state.boxes import full
 from megatron_grow.state.fresh import fresh
@@ -31,10 +32,17 @@ def values(tensor: LogicalTensor, kind: str, seed: int) -> torch.Tensor:
 
 
 def write(root: Path, step: int, seed: int, **options: Any) -> Path:
-    """Save the painted state ``seed`` as the checkpoint of ``step``, on the one rank of a group."""
+    """Save the painted state ``seed`` as the checkpoint of ``step``; ranks own tensors in turn."""
+    rank, world_size = place()
     pieces = [
-        Piece(key, kind, full(tensor.shape), values(tensor, kind, seed), owned=True)
-        for key, tensor in TENSORS.items()
+        Piece(
+            key,
+            kind,
+            full(tensor.shape),
+            values(tensor, kind, seed),
+            owned=number % world_size == rank,
+        )
+        for number, (key, tensor) in enumerate(TENSORS.items())
         for kind in KINDS
     ]
     record = Record(step, 0, 0, 0, seed, asdict(SMALL), "fp32", {})
