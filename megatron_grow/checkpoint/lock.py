@@ -146,10 +146,14 @@ def _create(path: Path, me: Holder) -> bool:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return False
-    with open(descriptor, "w") as file:
-        file.write(json.dumps(asdict(me)))
-        file.flush()
-        os.fsync(descriptor)
+    try:
+        with open(descriptor, "w") as file:
+            file.write(json.dumps(asdict(me)))
+            file.flush()
+            os.fsync(descriptor)
+    except OSError:  # an empty lock would keep everybody out
+        path.unlink()
+        raise
     return True
 
 

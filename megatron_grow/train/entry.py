@@ -104,6 +104,9 @@ def _train(config: RunConfig) -> ExitCode:
         with ExitStack() as stack:
             prepared = prepare(checked, stack.enter_context(claimed(config)))
             speaks, start, resumed = dist.get_rank() == 0, prepared.start, prepared.resumed
+            console = stack.enter_context(
+                Console(config.train.train_iters, speaks, config.logging.progress_bar)
+            )
 
             def open_output() -> tuple[list[str], RunStatus, MetricsLog]:
                 notes = make_room(config, prepared.choice)
@@ -118,13 +121,11 @@ def _train(config: RunConfig) -> ExitCode:
                     wandb_project=config.logging.wandb_project,
                     wandb_id=resumed.wandb_id if resumed and prepared.choice.own else None,
                     run_name=config.run.name,
+                    warn=console.warning,
                 )
                 return notes, status, stack.enter_context(metrics)
 
             notes, status, metrics = together(lambda: open_output() if speaks else ([], None, None))
-            console = stack.enter_context(
-                Console(config.train.train_iters, speaks, config.logging.progress_bar)
-            )
             for line in (*notes, *announcements(prepared)):
                 console.message(line)
             code = ExitCode.DONE

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict
@@ -105,6 +107,7 @@ class MetricsLog:
         wandb_project: str | None = None,
         wandb_id: str | None = None,
         run_name: str | None = None,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         """Open the log of a run that continues after ``resume_step`` steps.
 
@@ -123,6 +126,7 @@ class MetricsLog:
             wandb_project: mirror to this Weights & Biases project.
             wandb_id: go on with this run of it.
             run_name: what Weights & Biases calls the run.
+            warn: told, once for each, what could not be written; the run goes on.
 
         Raises:
             UserError: wandb is asked for and not installed.
@@ -134,7 +138,8 @@ class MetricsLog:
         if begins or resume_step == 0:
             _keep(path)
         self._already_written, self._evaluated = _rewind(path, resume_step, resume_stage)
-        self._file = path.open("a", buffering=1, encoding="utf-8")  # flushes at each line
+        self._warn = warn
+        self._rows = _Rows(path, warn)
         self._tensorboard: Any = None
         self._wandb: Any = None
         if tensorboard:
@@ -168,16 +173,20 @@ class MetricsLog:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
         }
-        self._file.write(json.dumps(storable, allow_nan=False) + "\n")
+        self._rows.append(json.dumps(storable, allow_nan=False).encode() + b"\n")
 
         scalars = {
             f"{_kind(row)}/{name}": value
             for name, value in row.items()
             if isinstance(value, (int, float)) and name != "step"
         }
-        if self._tensorboard is not None:
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(name, value, row["step"])
+        try:
+            if self._tensorboard is not None:
+                for name, value in scalars.items():
+                    self._tensorboard.add_scalar(name, value, row["step"])
+        except OSError as error:  # of its thread, which has ended
+            self._tensorboard = None
+            self._warn(f"TensorBoard gets no more of this run: {error}")
         if self._wandb is not None:
             self._wandb.log(scalars, step=row["step"])
 
@@ -195,11 +204,54 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flush and close everything."""
-        self._file.close()
+        self._rows.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with contextlib.suppress(OSError):
+                self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+class _Rows:
+    """Appends lines to a file; those that a full disk refuses wait until there is room."""
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self._path, self._warn = path, warn
+        self._file = path.open("ab", buffering=0)
+        self._waiting: list[bytes] = []
+
+    def append(self, line: bytes) -> None:
+        """Write ``line``, after those that wait."""
+        refused = bool(self._waiting)
+        self._waiting.append(line)
+        try:
+            while self._waiting:
+                self._write(self._waiting[0])
+                del self._waiting[0]
+        except OSError as error:
+            if not refused:
+                self._warn(
+                    f"{self._path} cannot be written: {error.strerror}; the run goes on, and its "
+                    "rows wait for room"
+                )
+        else:
+            if refused:
+                self._warn(f"{self._path} is written again, and complete")
+
+    def close(self) -> None:
+        if self._waiting:
+            self._warn(f"{self._path} lacks the last {len(self._waiting)} rows of the run")
+        self._file.close()
+
+    def _write(self, line: bytes) -> None:
+        """All of ``line`` or nothing: half a row would make the file unreadable."""
+        end, done = self._file.seek(0, os.SEEK_END), 0
+        try:
+            while done < len(line):
+                done += self._file.write(line[done:])
+        except OSError:
+            self._file.truncate(end)
+            raise
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

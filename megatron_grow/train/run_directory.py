@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,8 @@ from megatron_grow.train.identity import FILE_NAME, Identity, jobs
 
 Result = TypeVar("Result")
 
+_ROOM = 1 << 16
+"""Bytes without which there is no use in beginning."""
 _PATIENCE_SECONDS = 5.0
 """For a file that another host has just made."""
 
@@ -47,12 +50,24 @@ def claimed(config: RunConfig) -> Iterator[Holder | None]:
         def enter() -> Holder:
             stack.enter_context(_made(output, "run.output_dir"))
             stack.enter_context(_made(root, "checkpoint.save"))
-            directories = sorted({output.resolve(), root.resolve()})
-            holders = {path: stack.enter_context(held(path)) for path in directories}
+
+            def hold(directory: Path) -> Holder:
+                try:
+                    return stack.enter_context(held(directory))
+                except OSError:  # a full disk: what a failed save has left belongs to nobody now
+                    sweep(root)
+                    return _io(lambda: stack.enter_context(held(directory)), directory)
+
+            # The directory of checkpoints first: who holds it may make room there.
+            holders = {
+                path: hold(path) for path in dict.fromkeys([root.resolve(), output.resolve()])
+            }
+            sweep(root)  # a save that filled the disk may not have come to it
             return holders[root.resolve()]
 
-        holder = together(lambda: _io(enter) if place()[0] == 0 else None)
+        holder = together(lambda: _io(enter, output) if place()[0] == 0 else None)
         _prove_shared(root, "checkpoint.save")
+        together(lambda: _io(lambda: _prove_room(root), root))
         yield holder
 
 
@@ -63,7 +78,6 @@ def make_room(config: RunConfig, choice: Choice) -> list[str]:
         Lines that say what is now where.
     """
     root, output = config.checkpoint_dir, Path(config.run.output_dir)
-    sweep(root)  # an attempt that filled the disk may not have come to it
     lines = _make_room(root, output, choice)
     Identity(choice.run_id, jobs(os.environ)).write(output)
     return lines
@@ -119,7 +133,7 @@ def _prove_shared(directory: Path, field: str) -> None:
     """Raise :class:`UserError` on all ranks unless all see what rank 0 makes in ``directory``."""
     leads = place()[0] == 0
     mark = directory / gather(f".seen.{secrets.token_hex(8)}")[0]
-    together(lambda: _io(mark.touch) if leads else None)
+    together(lambda: _io(mark.touch, directory) if leads else None)
     try:
         seen = gather((socket.gethostname(), _appears(mark)))
     finally:
@@ -135,6 +149,14 @@ def _prove_shared(directory: Path, field: str) -> None:
         )
 
 
+def _prove_room(directory: Path) -> None:
+    """Write a block to a directory, and take it away again."""
+    with tempfile.NamedTemporaryFile(prefix=".room.", dir=directory) as file:
+        file.write(bytes(_ROOM))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _appears(path: Path) -> bool:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not path.exists():
@@ -144,9 +166,11 @@ def _appears(path: Path) -> bool:
     return True
 
 
-def _io(action: Callable[[], Result]) -> Result:
+def _io(action: Callable[[], Result], directory: Path) -> Result:
     """``action``, whose failing disk is told in one line."""
     try:
         return action()
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from None
+        raise UserError(
+            f"{error.filename or directory} cannot be written: {error.strerror}"
+        ) from None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,39 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_rows_that_a_full_disk_refuses_wait_for_room(tmp_path):
+    said: list[str] = []
+    log = MetricsLog(tmp_path, warn=said.append)
+    log.write(train_row(1))
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))  # half of the next row fits
+    try:
+        log.write(train_row(2))
+        log.write(train_row(3))
+        rows = read(tmp_path / "metrics.jsonl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert [row["step"] for row in rows] == [1], "no half row"
+    assert len(said) == 1 and "metrics.jsonl cannot be written" in said[0]
+    log.write(train_row(4))
+    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    log.close()
+    assert len(said) == 2 and "complete" in said[1]
+
+
+def test_a_tensorboard_that_cannot_write_does_not_end_the_run(tmp_path):
+    said: list[str] = []
+    log = MetricsLog(tmp_path, tensorboard=True, warn=said.append)
+
+    def refuse(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    log._tensorboard.add_scalar = refuse  # as it does once its thread has died of that
+    log.write(train_row(1))
+    log.write(train_row(2))
+    log.close()
+    assert len(said) == 1 and "TensorBoard" in said[0]
+    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2]
