@@ -97,7 +97,7 @@ def listed(steps: list[int]) -> str:
 
 
 def latest(root: Path) -> Path | None:
-    """The checkpoint that the tracker file names; None where there is neither.
+    """The checkpoint that was saved last, by the tracker file; None where there is neither.
 
     Raises:
         UserError: a tracker that names no complete checkpoint, or checkpoints without a tracker.
@@ -106,10 +106,9 @@ def latest(root: Path) -> Path | None:
     steps = saved_steps(root)
     complete = f"complete ones: {listed(steps)}"
     choices = f"{complete}; write one of these steps into the file"
+    if (pending := _pending(root)) in steps:  # its save was killed between two renames
+        return step_dir(root, pending)
     if text is None:
-        pending = _text(root / PENDING) or ""
-        if _is_step(pending) and int(pending) in steps:  # its save was killed between two renames
-            return step_dir(root, int(pending))
         if steps:
             raise UserError(
                 f"{tracker} is missing, which names the newest of the checkpoints beside it; "
@@ -126,6 +125,16 @@ def latest(root: Path) -> Path | None:
             f"{tracker} says {text}, but {path} is not a complete checkpoint; {choices}"
         )
     return path
+
+
+def _pending(root: Path) -> int:
+    """The step that the tracker file was about to say; -1 if it has been written since."""
+    tracker, pending = root / TRACKER, root / PENDING
+    text = _text(pending) or ""
+    if not _is_step(text):
+        return -1
+    overtaken = tracker.exists() and tracker.stat().st_mtime_ns >= pending.stat().st_mtime_ns
+    return -1 if overtaken else int(text)
 
 
 def _text(tracker: Path) -> str | None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from itertools import count
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.data.signals import deaf_children
 
 FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
 
@@ -67,22 +66,12 @@ def micro_batches(
 def _read(loader: DataLoader) -> Generator[dict[str, torch.Tensor], None, None]:
     # The scheduler's SIGTERM goes to every process of the job. Loader processes end with the
     # iterator, or with their parent; before that it needs them to finish its step and save.
-    with _blocked(signal.SIGTERM, signal.SIGINT):
+    with deaf_children():
         batches = iter(loader)
     for batch in batches:
         if isinstance(batch, UserError):
             raise batch
         yield batch
-
-
-@contextmanager
-def _blocked(*numbers: signal.Signals) -> Iterator[None]:
-    """Deliver these signals after the block; to processes that it starts, never."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Batches(Dataset):

@@ -49,7 +49,7 @@ def report(error: Exception, watch: Watch | None) -> ExitCode:
         what = f"{type(error).__name__}: {str(error).strip().partition(os.linesep)[0]}"
         text = f"error{name}: {line or ('lost another rank: ' if lost else '') + what}"
         print(text, file=sys.stderr, flush=True)
-        _tell_agent(text)
+        tell_agent(text)
     if watch is not None and not agreed:
         watch.let_others_hear()
     return ExitCode.FAILED if line is None else ExitCode.MISTAKE
@@ -68,6 +68,19 @@ def leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def tell_agent(text: str) -> None:
+    """Make torchrun's report of a job that is not done end with ``text``.
+
+    The file is that of ``torch.distributed.elastic.multiprocessing.errors``. It is written by hand
+    because a mistake in the run file is found before torch is imported.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        told = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError), open(path, "w") as file:
+            json.dump({"message": {"message": text, "extraInfo": told}}, file)
 
 
 def _is_first(rank: int, lost: bool, watch: Watch | None) -> bool:
@@ -94,16 +107,3 @@ def _name(rank: int) -> str:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return ""
     return f" on rank {rank} ({socket.gethostname()})"
-
-
-def _tell_agent(text: str) -> None:
-    """Make torchrun's report of the failed job end with ``text``.
-
-    The file is that of ``torch.distributed.elastic.multiprocessing.errors``. It is written by hand
-    because a mistake in the run file is found before torch is imported.
-    """
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        told = {"py_callstack": text, "timestamp": str(int(time.time()))}
-        with contextlib.suppress(OSError), open(path, "w") as file:
-            json.dump({"message": {"message": text, "extraInfo": told}}, file)

@@ -13,7 +13,7 @@ from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.config.run import RunConfig, parse_run
 from megatron_grow.data.vocabulary import with_vocabulary
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
-from megatron_grow.parallel.failure import lost_a_rank, report
+from megatron_grow.parallel.failure import lost_a_rank, report, tell_agent
 from megatron_grow.parallel.launch import complete_environment
 from megatron_grow.parallel.parent import end_with_agent
 from megatron_grow.parallel.watch import Watch
@@ -95,13 +95,15 @@ def _train(config: RunConfig) -> ExitCode:
     from megatron_grow.train.metrics import MetricsLog
     from megatron_grow.train.preflight import check, prepare
     from megatron_grow.train.run_directory import claimed, make_room
+    from megatron_grow.train.signals import StopRequest
     from megatron_grow.train.status import RunStatus
     from megatron_grow.train.trainer import Trainer, write_resolved_config
 
     process_groups.start()
-    checked = together(lambda: check(config))
     try:
         with ExitStack() as stack:
+            stop = stack.enter_context(StopRequest())
+            checked = together(lambda: check(config))
             prepared = prepare(checked, stack.enter_context(claimed(config)))
             speaks, start, resumed = dist.get_rank() == 0, prepared.start, prepared.resumed
             console = stack.enter_context(
@@ -128,13 +130,13 @@ def _train(config: RunConfig) -> ExitCode:
             notes, status, metrics = together(lambda: open_output() if speaks else ([], None, None))
             for line in (*notes, *announcements(prepared)):
                 console.message(line)
-            code = ExitCode.DONE
-            if not Trainer(prepared, console, metrics).run():
-                code = ExitCode.STOPPED
-                console.message(
-                    f"stopped as asked; {config.checkpoint_dir} holds everything: "
-                    "run the same command with --checkpoint.load auto to go on"
-                )
+            begun = not stop.poll()
+            done = begun and Trainer(prepared, console, metrics, stop).run()
+            code = ExitCode.DONE if done else ExitCode.STOPPED
+            if not done:
+                text = _stopped(config, begun)
+                console.message(text)
+                tell_agent(text)
             if status is not None:
                 status.code = code
     except DivergedError as error:
@@ -142,3 +144,12 @@ def _train(config: RunConfig) -> ExitCode:
         return ExitCode.DIVERGED
     process_groups.stop()
     return code
+
+
+def _stopped(config: RunConfig, begun: bool) -> str:
+    if not begun:
+        return "stopped as asked, before the first step: run the same command again"
+    return (
+        f"stopped as asked; {config.checkpoint_dir} holds everything: run the same command with "
+        "--checkpoint.load auto to go on"
+    )

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from megatron_grow.checkpoint.layout import TRACKER, step_dir
+from megatron_grow.checkpoint.layout import PENDING, TRACKER, step_dir
 from megatron_grow.checkpoint.lock import Holder, held
 from megatron_grow.checkpoint.staging import point, sweep
 from megatron_grow.config.errors import UserError
@@ -93,7 +93,7 @@ def _make_room(root: Path, output: Path, choice: Choice) -> list[str]:
         return [f"set aside: {path} holds the earlier run" for path in moved if path]
     if choice.path is None or not choice.own:
         return []
-    if latest_or_none(root) != choice.path:
+    if latest_or_none(root) != choice.path or (root / PENDING).exists():
         point(root, choice.step)  # first, so that a kill leaves a place to resume from
     path = _set_aside(root, [step_dir(root, later) for later in choice.later])
     if path is None:

@@ -40,12 +40,14 @@ from megatron_grow.train.transition import begin, grow
 class Trainer:
     """Trains a prepared run from its start, or its checkpoint, to its end."""
 
-    def __init__(self, prepared: Prepared, console: Console, metrics: MetricsLog | None) -> None:
+    def __init__(
+        self, prepared: Prepared, console: Console, metrics: MetricsLog | None, stop: StopRequest
+    ) -> None:
         """Take a run that has passed its checks; ``metrics`` on rank 0 alone."""
         self.config, self.stages = prepared.config, prepared.stages
         self.plans, self.start, self.choice = prepared.plans, prepared.start, prepared.choice
         self.corpora, self.holder = prepared.corpora, prepared.holder
-        self.console, self.metrics = console, metrics
+        self.console, self.metrics, self.stop = console, metrics, stop
         train = self.config.train
         self.schedule = LearningRateSchedule(
             self.config.schedule, self.config.optimizer, train.train_iters
@@ -60,7 +62,6 @@ class Trainer:
         )
         self.step = 0
         self.growths: list[GrowthEvent] = []
-        self.stop = StopRequest()
         self.guard = FiniteGuard(train, prepared.resumed.skipped_iters if prepared.resumed else 0)
         self._saved: tuple[int, Path] | None = None
         self._evaluated: tuple[int | None, float | None] = (None, None)
@@ -71,18 +72,17 @@ class Trainer:
         Raises:
             DivergedError: what the run has computed is not finite; it has not been saved.
         """
-        with self.stop:
-            live = self._resume() if self.start else self._begin()
-            while self._train_stage(live):
-                if live.stage is self.stages[-1]:
-                    self._save(live)
-                    return True
-                loss = self._evaluate(live)  # known already unless the run resumed right here
-                if self.stop.poll():  # a growth is not left half-way
-                    break
-                live = self._grow(live, loss)
-            self._save(live)
-            return False
+        live = self._resume() if self.start else self._begin()
+        while self._train_stage(live):
+            if live.stage is self.stages[-1]:
+                self._save(live)
+                return True
+            loss = self._evaluate(live)  # known already unless the run resumed right here
+            if self.stop.poll():  # a growth is not left half-way
+                break
+            live = self._grow(live, loss)
+        self._save(live)
+        return False
 
     # Beginnings
 

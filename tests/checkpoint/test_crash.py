@@ -68,6 +68,8 @@ def test_killed_before_each_change_of_the_file_system(name: str, tmp_path: Path)
         found = latest(root)
         assert found is not None
         outcomes.append(read(found))
+        newest = step_dir(root, max(saved_steps(root), default=0))
+        assert found in (newest, replaced(step_dir(root, step))), "no whole one is passed over"
         for saved in saved_steps(root):
             read(step_dir(root, saved))
     assert outcomes == sorted(outcomes)  # the new one from some change on, and from then for ever

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megatron_grow.checkpoint.layout import COMPLETE, RECORD, TRACKER, identity, replaced, step_dir
+from megatron_grow.checkpoint.layout import (
+    COMPLETE,
+    PENDING,
+    RECORD,
+    TRACKER,
+    identity,
+    replaced,
+    step_dir,
+)
 from megatron_grow.checkpoint.record import Beginning, Record
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
@@ -145,6 +154,20 @@ def test_the_tracker_says_what_is_newest(place: Place) -> None:
     (place.root / TRACKER).write_text("10")
     found = place.choose("auto")
     assert (found.path, found.later) == (older, (20,))
+
+
+def test_a_save_that_was_killed_before_the_tracker_moved(place: Place) -> None:
+    before, saved = place.saved(10, 20)
+    tracker, pending = place.root / TRACKER, place.root / PENDING
+    tracker.write_text("10")
+    os.utime(tracker, (1, 1))
+    pending.write_text("20")
+    os.utime(pending, (2, 2))
+    found = place.choose("auto")
+    assert (found.path, found.later) == (saved, ())
+    tracker.write_text("10")  # by a user, who wants to go on from there
+    found = place.choose("auto")
+    assert (found.path, found.later) == (before, (20,))
 
 
 def test_a_lost_tracker(place: Place) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_grow.checkpoint.layout import TRACKER, saved_steps
+from megatron_grow.checkpoint.layout import PENDING, TRACKER, saved_steps
 from megatron_grow.checkpoint.lock import held
 from tests.corpus import write_corpus
 from tests.distributed import run_ranks
@@ -87,6 +87,17 @@ def test_going_back(workplace: Path, whole: Path, copied: Path) -> None:
     assert code == 0 and "resumed" in output and "at step 12" in output, errors
     assert losses(workplace, "copied") == losses(workplace, "whole")
     assert [row["step"] for row in rows(workplace, "copied")] == list(range(1, 21))
+
+
+def test_a_save_that_was_killed_before_the_tracker_moved(workplace: Path, copied: Path) -> None:
+    root = copied / "checkpoints"
+    shutil.copy(root / TRACKER, root / PENDING)
+    (root / TRACKER).write_text("15")
+    os.utime(root / TRACKER, (1, 1))
+    code, output, errors = launch(workplace, "copied", *FLAT, "--checkpoint.load", "auto")
+    assert code == 0 and "at step 20" in output, errors
+    assert "set aside" not in output
+    assert (root / TRACKER).read_text() == "20" and not (root / PENDING).exists()
 
 
 def test_from_elsewhere_and_requeued(workplace: Path, whole: Path) -> None:

@@ -19,7 +19,7 @@ from tests.train.command import launch, losses, rows, steps_saved
 
 def stopped_in(argv: list[str], moment: str) -> tuple[int, str, str]:
     """Run the command on this rank; the whole process group of rank 1 receives SIGTERM."""
-    from megatron_grow.train import live_stage, trainer
+    from megatron_grow.train import live_stage, preflight, trainer
     from megatron_grow.train.entry import main
 
     if os.environ["RANK"] == "1":
@@ -41,6 +41,8 @@ def stopped_in(argv: list[str], moment: str) -> tuple[int, str, str]:
             live._run = signalling(  # type: ignore[method-assign]
                 live._run, lambda *_, forward_only=False: forward_only and next(batches) == 1
             )
+        elif moment == "the checks":
+            preflight.check = signalling(preflight.check, lambda *_: True)
         else:
             trainer.grow = signalling(trainer.grow, lambda *_: True)
     output, errors = io.StringIO(), io.StringIO()
@@ -109,3 +111,13 @@ def test_steps_since_the_last_row_have_a_row_of_their_own(workplace: Path) -> No
     options = ["--stages", "[]", "--train.eval_iters", "0", "--train.log_interval", "3"]
     assert launch(workplace, "sparse", *options, stop_at=5)[0] == 75
     assert sorted(losses(workplace, "sparse")) == [3, 5]
+
+
+def test_a_request_before_the_first_step(workplace: Path) -> None:
+    argv = ["--config", str(workplace / "run.yaml"), "--run.output_dir", str(workplace / "early")]
+    found = run_ranks(2, stopped_in, argv, "the checks")
+    assert [code for code, _, _ in found] == [75, 75], found
+    assert "run the same command again" in found[0][1]
+    assert json.loads((workplace / "early" / "status.json").read_text())["status"] == "stopped"
+    assert steps_saved(workplace, "early") == []
+    assert launch(workplace, "early", "--train.train_iters", "2", "--stages", "[]")[0] == 0

@@ -52,6 +52,17 @@ def test_the_report_of_a_mistake_ends_with_it(workplace: Path) -> None:
     assert set(border) == {"="} and last.endswith(said[0]), done.stderr
 
 
+def test_the_report_of_a_run_that_stopped_says_so(workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "stopped.py").write_text(KILLED_ONCE.replace("SIGKILL", "SIGTERM"))
+    done = torchrun(
+        *("--standalone", str(tmp_path / "stopped.py")),
+        *("--config", str(workplace / "run.yaml"), "--run.output_dir", str(workplace / "asked")),
+    )
+    assert done.returncode == 1, done.stderr
+    *_, last, border = done.stderr.splitlines()
+    assert set(border) == {"="} and "stopped as asked; " in last, done.stderr
+
+
 def test_a_restarted_run_goes_on_as_if_nothing_had_been(workplace: Path, tmp_path: Path) -> None:
     assert launch(workplace, "undisturbed", "--train.train_iters", "12")[0] == 0
     (tmp_path / "killed_once.py").write_text(KILLED_ONCE)
