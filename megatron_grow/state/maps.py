@@ -178,9 +178,11 @@ class Dense:
     matrix: torch.Tensor  # (target, source)
 
     def segments(self, start: int, stop: int) -> list[Segment]:
-        """What entries ``start:stop`` need: the whole source axis."""
+        """What entries ``start:stop`` need: the range of the source axis with weights in it."""
         rows = self.matrix[start:stop]
-        return [Segment((start, stop), (0, rows.shape[1]), matrix=rows)]
+        used = rows.any(0).nonzero().flatten().tolist() or [0]
+        first, end = used[0], used[-1] + 1
+        return [Segment((start, stop), (first, end), matrix=rows[:, first:end])]
 
     def after(self, first: Gather) -> Dense:
         """The map that applies ``first``, a plain gather, to the source and then this one."""

@@ -52,7 +52,13 @@ def weights_of(model: ModelConfig, seed: int = 0) -> Weights:
     }
 
 
-def applied(plan: Plan, source: ModelConfig, values: Weights, kind: str) -> Weights:
+def applied(
+    plan: Plan,
+    source: ModelConfig,
+    values: Weights,
+    kind: str,
+    dtype: torch.dtype = torch.float64,
+) -> Weights:
     """The plan, applied to whole tensors."""
     before = logical_tensors(source)
     if plan.measured and kind == MAIN_PARAM:
@@ -72,7 +78,7 @@ def applied(plan: Plan, source: ModelConfig, values: Weights, kind: str) -> Weig
             full(tensor.shape),
             read,
             plan.seed,
-            torch.empty(tensor.shape, dtype=torch.float64),
+            torch.empty(tensor.shape, dtype=dtype),
         ).view(tensor.checkpoint_shape)
         for key, tensor in plan.tensors.items()
     }

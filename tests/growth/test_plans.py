@@ -169,6 +169,19 @@ def test_regrouping_to_single_heads_and_back() -> None:
         assert torch.allclose(value, weights[key], rtol=1e-14, atol=0), key
 
 
+@pytest.mark.parametrize("copies", [2, 3, 6, 7])
+def test_the_mean_of_equal_groups_is_each_of_them(copies: int) -> None:
+    """To the bit, in fp32."""
+    few = replace(LLAMA, num_attention_heads=2 * copies)
+    many = replace(few, num_query_groups=2 * copies)
+    values = {key: value.float() for key, value in weights_of(few).items()}
+    known = values
+    for source, target in ((few, many), (many, few)):
+        plan = growth(source, target, GrowSection(heads="regroup"), target_depth=2, seed=1)
+        values = applied(plan, source, values, MAIN_PARAM, torch.float32)
+    assert all(torch.equal(values[key], known[key]) for key in known)
+
+
 def test_key_value_groups_follow_the_heads_where_they_were_as_many() -> None:
     """An imported multi-head model names both fields."""
     imported = replace(GPT2, num_query_groups=4)

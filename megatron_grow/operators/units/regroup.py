@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.state.axes import LogicalTensor
-from megatron_grow.state.maps import FRESH, Gather
+from megatron_grow.state.maps import FRESH, Dense, Gather
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Regroup(Operator):
     def weights(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
     ) -> list[Draw]:
-        """One term for each place that a group can have among those that it came from."""
+        """Keys and values are copied, or averaged."""
         return self._draws(
             tensor, source, target, min(1.0, target.query_groups / source.query_groups)
         )
@@ -50,7 +52,8 @@ class Regroup(Operator):
     def gradients(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
     ) -> list[Draw]:
-        """Copies of a key divide its gradient among them, equally on average."""
+        """Copies of a key divide its gradient among them, equally on average; those of keys that
+        become one add up."""
         return self._draws(
             tensor, source, target, min(1.0, source.query_groups / target.query_groups)
         )
@@ -64,27 +67,50 @@ class Regroup(Operator):
     def _draws(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig, factor: float
     ) -> list[Draw]:
+        """Keys and values are ``factor`` times a copy, or a sum."""
         names = {axis.name for axis in tensor.axes}
         if "kv_group" not in names:
             return [{}]
-        before, after = source.query_groups, target.query_groups
-        queries, old_queries = (m.num_attention_heads // m.query_groups for m in (target, source))
-        places = max(before, after) // min(before, after)
-        draws: list[Draw] = []
-        for place in range(places):
-            if after > before:
-                groups = tuple(g // places if g % places == place else FRESH for g in range(after))
-                heads = tuple(place * queries + i for i in range(queries))
-            else:
-                groups = tuple(g * places + place for g in range(after))
-                heads = tuple(
-                    i - place * old_queries if i // old_queries == place else FRESH
-                    for i in range(queries)
-                )
-            if "query_head" in names:
-                draws.append({"kv_group": Gather(groups), "query_head": Gather(heads)})
-                continue
-            both = (old_queries, old_queries + 1)
-            scale = (*[1.0] * queries, factor, factor)
-            draws.append({"kv_group": Gather(groups), "qkv_head": Gather((*heads, *both), scale)})
-        return draws
+        queries = _queries(source, target)
+        if "query_head" in names:
+            return [{"kv_group": g, "query_head": Gather(heads)} for g, heads in queries]
+        # Of a group's heads of QKV the last two are its key and its value.
+        draws: list[Draw] = [
+            {"kv_group": groups, "qkv_head": Gather((*heads, FRESH, FRESH))}
+            for groups, heads in queries
+        ]
+        before, after = (
+            model.num_attention_heads // model.query_groups for model in (source, target)
+        )
+        shared = Gather((*[FRESH] * after, before, before + 1))
+        groups = _shared(source.query_groups, target.query_groups, factor)
+        return [*draws, {"kv_group": groups, "qkv_head": shared}]
+
+
+def _queries(source: ModelConfig, target: ModelConfig) -> list[tuple[Gather, tuple[int, ...]]]:
+    """For each place that a group can have among those that become one, or that one becomes: the
+    group's source, and the source of each query head in it."""
+    before, after = source.query_groups, target.query_groups
+    old, new = (model.num_attention_heads // model.query_groups for model in (source, target))
+    found = []
+    for place in range(max(before, after) // min(before, after)):
+        if after > before:
+            factor = after // before
+            groups = (g // factor if g % factor == place else FRESH for g in range(after))
+            heads = tuple(range(place * new, place * new + new))
+        else:
+            groups = (g * (before // after) + place for g in range(after))
+            heads = tuple(i % old if i // old == place else FRESH for i in range(new))
+        found.append((Gather(tuple(groups)), heads))
+    return found
+
+
+def _shared(before: int, after: int, factor: float) -> Gather | Dense:
+    """0 1 -> 0 0 1 1, or 0 1 2 3 -> 0+1 2+3, times ``factor``."""
+    if after > before:
+        return Gather(tuple(g * before // after for g in range(after)), (factor,) * after)
+    # Summed before it is rounded: the mean of equal groups is each of them.
+    matrix = torch.zeros(after, before, dtype=torch.float64)
+    for group in range(before):
+        matrix[group * after // before, group] = factor
+    return Dense(matrix)
