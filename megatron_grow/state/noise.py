@@ -25,7 +25,9 @@ def noise(tensor_map: TensorMap, box: Box, seed: int) -> torch.Tensor:
     members = _members(how, *box[axis])
     first, last = int(members.min()), int(members.max())
     span = (*box[:axis], (first, last + 1), *box[axis + 1 :])
-    of_noise = replace(tensor_map.target, key=f"{tensor_map.target.key}/noise")
+    # The size is part of the name, so that each of several growths draws its own.
+    name = f"{tensor_map.target.key}/noise/{len(how.group)}"
+    of_noise = replace(tensor_map.target, key=name)
     drawn = fresh(of_noise, span, Normal(1.0), seed)
     total = torch.zeros(shape_of(box), dtype=torch.float64)
     for column in (members - first).unbind(1):

@@ -102,6 +102,10 @@ PRESERVING: dict[str, Case] = {
         },
         carries=False,
     ),
+    "sparkling, whole factors": Case(
+        {"width": "sparkling", "heads": "sparkling", "ffn": "sparkling"},
+        {"hidden_size": 16, "groups": 3.0, "ffn_hidden_size": 48},
+    ),
     "depth zero": Case({"depth": "zero"}, {"num_layers": 5}),
     "depth copying_zero": Case({"depth": "copying_zero"}, {"num_layers": 5}),
     "depth identity": Case({"depth": "identity"}, {"num_layers": 4}),

@@ -14,7 +14,8 @@ class Sparkling(UnitOperator):
     """Copy or draw new units and rescale consumers so that their outputs keep their RMS.
 
     SPARKLING (arXiv 2602.02472), for growth in mid-training; with ``optimizer_state: carry_old``
-    and a re-warm-up. Not function-preserving: it keeps statistics, not values.
+    and a re-warm-up. It keeps statistics, not values: the function stays only where all units are
+    copied as often, since the factor is then an even share.
     """
 
     name: ClassVar[str] = "sparkling"
@@ -35,5 +36,7 @@ class Sparkling(UnitOperator):
         return 1 / sqrt(1 + 3 * c) if c <= 1 else 1 / (1 + c)
 
     def caveat_along(self, axis: str, source: int, target: int, model: ModelConfig) -> str | None:
-        """By design."""
+        """By design, unless shares are even."""
+        if self.copy == "both" and target % source == 0:
+            return None
         return "outputs keep their RMS, not their values"
