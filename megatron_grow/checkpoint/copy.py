@@ -167,9 +167,10 @@ def _check_finite(
             continue
         if not is_finite(values):
             raise not_finite(source, block.key, block.kind)
+        larger = "bf16" if data.dtype == torch.float16 else "fp32"
         raise UserError(
             f"{source.path}: {describe(block.key, block.kind)} has values that {data.dtype} cannot "
-            "hold; use --precision bf16"
+            f"hold; use --precision {larger}"
         )
 
 

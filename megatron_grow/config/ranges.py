@@ -72,8 +72,8 @@ def check_fields(section: Any, prefix: str = "") -> None:
     """
     for name, hint in _hints(section.__class__).items():
         value = getattr(section, name)
-        if wrong := _wrong(value, hint):
-            raise UserError(f"{prefix}{name}={shown(value)} must be {wrong}")
+        if reason := wrong(value, hint):
+            raise UserError(f"{prefix}{name}={shown(value)} must be {reason}")
 
 
 def shown(value: Any) -> str:
@@ -89,14 +89,14 @@ def _hints(section: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(section)}
 
 
-def _wrong(value: Any, hint: Any) -> str | None:
+def wrong(value: Any, hint: Any) -> str | None:
     """What ``value`` must be to fit ``hint``; None where it fits."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         kind, *bounds = arguments
-        return _wrong(value, kind) or next(filter(None, (b.wrong(value) for b in bounds)), None)
+        return wrong(value, kind) or next(filter(None, (b.wrong(value) for b in bounds)), None)
     if origin in (Union, types.UnionType):
-        answers = [_wrong(value, kind) for kind in arguments if kind is not type(None)]
+        answers = [wrong(value, kind) for kind in arguments if kind is not type(None)]
         if (value is None and type(None) in arguments) or None in answers:
             return None
         return " or ".join(dict.fromkeys(filter(None, answers)))
@@ -105,8 +105,8 @@ def _wrong(value: Any, hint: Any) -> str | None:
     if hint is Any:
         return None
     if origin is list and isinstance(value, list):
-        answers = [_wrong(entry, *arguments) for entry in value]
-        return next((f"list of which each entry is {wrong}" for wrong in answers if wrong), None)
+        answers = [wrong(entry, *arguments) for entry in value]
+        return next((f"list of which each entry is {reason}" for reason in answers if reason), None)
     return _wrong_kind(value, origin or hint)
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from megatron_grow.config.ranges import Count, PathText, Positive, Range, Seed, shown, wrong
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,15 +25,15 @@ def build_parser() -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=told, description=told, allow_abbrev=False)
         added.set_defaults(verb=name)
         for path in paths:
-            added.add_argument(path.lower(), type=Path, metavar=path)
+            added.add_argument(path.lower(), type=_path, metavar=path)
         return added
 
     shown = verb("inspect", "what a checkpoint holds, and whether it is whole", "CKPT")
     shown.add_argument("--check", action="store_true", help="read all of it and compare digests")
 
     grown = verb("grow", "grow a model, with its optimizer state", "SRC", "DST")
-    grown.add_argument("--grow", type=Path, required=True, metavar="YAML", help="model: and grow:")
-    grown.add_argument("--seed", type=int, help="of fresh values (default: the run's)")
+    grown.add_argument("--grow", type=_path, required=True, metavar="YAML", help="model: and grow:")
+    grown.add_argument("--seed", type=_as(Seed), help="of fresh values (default: the run's)")
     resharded = verb("reshard", "change layout, format or precision", "SRC", "DST")
     for writes in (grown, resharded):
         writes.add_argument(
@@ -51,7 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="with the tokenizer, generation settings, ...",
     )
     exported.add_argument(
-        "--max-shard-size", type=_positive_float, default=1.0, metavar="GB", help="default 1"
+        "--max-shard-size",
+        type=_as(Positive),
+        default=1.0,
+        metavar="GB",
+        help="default 1",
     )
     _add_writing(exported, "fp32", "bf16", "fp16")
 
@@ -60,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--weights-only", action="store_true", help="leave out optimizer state and progress"
     )
     compared.add_argument("--forward", action="store_true", help="run both and compare logits")
-    compared.add_argument("--text", type=Path, metavar="FILE", help="what --forward reads")
+    compared.add_argument("--text", type=_path, metavar="FILE", help="what --forward reads")
     return parser
 
 
@@ -68,10 +76,17 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
     layout = parser.add_argument_group("layout")
     for name in ("tensor", "pipeline"):
         layout.add_argument(
-            f"--{name}-model-parallel-size", type=int, default=1, metavar="N", help="default 1"
+            f"--{name}-model-parallel-size",
+            type=_as(Count),
+            default=1,
+            metavar="N",
+            help="default 1",
         )
     layout.add_argument(
-        "--virtual-pipeline-model-parallel-size", type=int, metavar="N", help="of legacy files"
+        "--virtual-pipeline-model-parallel-size",
+        type=_as(Count),
+        metavar="N",
+        help="of legacy files",
     )
     layout.add_argument(
         "--format",
@@ -90,20 +105,30 @@ def _add_writing(parser: argparse.ArgumentParser, *precisions: str) -> None:
     writing.add_argument("--no-verify", action="store_true", help="do not read it again")
     writing.add_argument("--dry-run", action="store_true", help="tell what would be done")
     writing.add_argument(
-        "--threads", type=_positive, default=min(4, 1 + (os.cpu_count() or 1)), metavar="N"
+        "--threads",
+        type=_as(Annotated[int, Range(least=1, most=1024)]),
+        default=min(4, 1 + (os.cpu_count() or 1)),
+        metavar="N",
     )
 
 
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
+def _as(hint: Any) -> Callable[[str], Any]:
+    """What reads an option's text as a field of a run file of the type ``hint`` is read."""
+
+    def read(text: str) -> Any:
+        try:
+            value = get_args(hint)[0](text)
+        except ValueError:
+            value = text
+        if reason := wrong(value, hint):
+            raise argparse.ArgumentTypeError(f"{shown(value)} must be {reason}")
+        return value
+
+    return read
 
 
-def _positive_float(text: str) -> float:
-    if not (number := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{text} must be more than 0")
-    return number
+def _path(text: str) -> Path:
+    return Path(_as(PathText)(text))
 
 
 def _directory(text: str) -> Path:

@@ -8,6 +8,7 @@ from megatron_grow.checkpoint.source import Source
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.pipeline import chunk_layers
 from megatron_grow.state.kinds import MAIN_PARAM
 
 _EXACT = {
@@ -50,3 +51,4 @@ def check_layout(model: ModelConfig, layout: ParallelConfig) -> None:
             f"--pipeline-model-parallel-size {stages} does not divide num_layers = "
             f"{model.num_layers}"
         )
+    chunk_layers(layout, model.num_layers, "the layout")

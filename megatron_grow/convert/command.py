@@ -28,9 +28,9 @@ from megatron_grow.convert.arguments import build_parser
 from megatron_grow.convert.checks import check_layout, check_precision
 from megatron_grow.convert.compare import compare, same_shape
 from megatron_grow.convert.conversion import check_destination, convert
-from megatron_grow.convert.forward import compare_logits
+from megatron_grow.convert.forward import TEXT, compare_logits, read_text
 from megatron_grow.convert.growths import grow
-from megatron_grow.convert.inspection import check_digests, inspect
+from megatron_grow.convert.inspection import check_digests, check_files, inspect
 from megatron_grow.convert.preview import preview
 from megatron_grow.convert.progress import Progress
 from megatron_grow.convert.selection import open_weights
@@ -91,10 +91,11 @@ def _inspect(args: argparse.Namespace) -> int:
     source = open_source(args.ckpt, once=True)
     for line in inspect(source):
         _tell(line)
+    check_files(source)
     if args.check:
-        count, broken = check_digests(source, Progress())
-        for name in broken:
-            _tell(f"note: {name} is not finite")
+        count, notes = check_digests(source, Progress())
+        for note in notes:
+            _tell(f"note: {note}")
         _tell(f"all {count} stored tensors agree with the manifest" if count else "all is readable")
     else:
         _tell("nothing is missing (--check reads all of it)")
@@ -102,10 +103,13 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    if args.text and not args.forward:
+        raise UserError(f"--text {args.text} is what --forward reads; pass --forward as well")
+    text = read_text(args.text) if args.text else TEXT
     a, b = (open_source(path, once=not args.forward) for path in (args.a, args.b))
     if args.forward and not same_shape(a, b):
         _tell("they have other shapes: only their functions are compared")
-        return _compare_functions(a, b, args.text)
+        return _compare_functions(a, b, text)
     found = compare(a, b, weights_only=args.weights_only, progress=Progress())
     for note in found.notes:
         _tell(f"note: {note}")
@@ -115,11 +119,11 @@ def _verify(args: argparse.Namespace) -> int:
     verdict = "not the same" if found.differences else "the same"
     _tell(f"{found.same} tensors are equal; {verdict} {what}")
     if args.forward:
-        return _compare_functions(a, b, args.text)
+        return _compare_functions(a, b, text)
     return 1 if found.differences else 0
 
 
-def _compare_functions(a: Source, b: Source, text: Path | None) -> int:
+def _compare_functions(a: Source, b: Source, text: str) -> int:
     apart, tolerance, read = compare_logits(a, b, text)
     same = apart <= tolerance
     _tell(
@@ -167,7 +171,8 @@ def _export(args: argparse.Namespace) -> int:
             max_shard_size=int(args.max_shard_size * 1e9),
         )
 
-    return _write(source, args.dst, args.dst, make, None, {}, args)
+    # A link to an empty directory stays, as it does for Megatron's formats.
+    return _write(source, args.dst, args.dst.resolve(), make, None, {}, args)
 
 
 def _rounded(source: Source, precision: str) -> bool:
@@ -220,11 +225,11 @@ def _write(
 ) -> int:
     """Convert, or tell what that would be."""
     leads = _leads()
+    together(lambda: check_destination(root, final, source.path) if leads else None)
     if args.dry_run:
         for line in preview(source, make(final), threads=args.threads, verifies=not args.no_verify):
             _tell(line)
         return 0
-    together(lambda: check_destination(root, final, source.path) if leads else None)
     outcome = convert(
         source,
         final,

@@ -133,8 +133,10 @@ def _compare_values(
         apart = (x[differ].double() - y[differ].double()).abs().max()
         largest = float(np.maximum(largest, float(apart)))  # a NaN stays one
     if count:
+        # Bits that differ in equal numbers are signs of zeros.
+        by = f"by at most {largest:.3g}" if largest else "0.0 and -0.0"
         found.differences.append(
-            f"{kind} of {key}: {count:,} of {volume(box):,} values differ, by at most {largest:.3g}"
+            f"{kind} of {key}: {count:,} of {volume(box):,} values differ, {by}"
         )
         return
     found.same += 1

@@ -116,7 +116,7 @@ def convert(
 def check_destination(root: Path, final: Path, source: Path) -> None:
     """Raise :class:`UserError` if something is where a checkpoint is to be written."""
     if final.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{root} lies in {source}, which is read; name another destination")
+        raise UserError(f"{final} would lie in {source}, which is read; name another destination")
     if os.path.ismount(final):
         raise UserError(f"{final} is a mount point, and is not replaced; name a directory in it")
     if os.path.lexists(final) and not _is_empty(final):

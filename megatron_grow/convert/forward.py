@@ -26,7 +26,7 @@ cost. Grown at the right moment, with its weights and the state of its optimizer
 goes on as if it had been large from the start."""
 
 
-def compare_logits(a: Source, b: Source, text: Path | None) -> tuple[float, float, str]:
+def compare_logits(a: Source, b: Source, text: str = TEXT) -> tuple[float, float, str]:
     """Logits of two checkpoints on one text, in fp32.
 
     Where one has its weights only in a less precise type, those of the other are rounded to it.
@@ -34,13 +34,13 @@ def compare_logits(a: Source, b: Source, text: Path | None) -> tuple[float, floa
     Args:
         a: one; Hugging Face models run in ``transformers``, all others in megatron-core.
         b: the other.
-        text: a file to read; None: a sentence.
+        text: what both read.
 
     Returns:
         The largest difference as a share of the largest logit, NaN where there is one among them,
         the tolerance for it, and what was read, for people.
     """
-    tokens, told = _tokens(a, b, TEXT if text is None else _read(text))
+    tokens, told = _tokens(a, b, text)
     sizes = {source.record.model_config.vocabulary for source in (a, b)}
     vocabulary = min(sizes)
     if len(sizes) > 1:
@@ -75,11 +75,20 @@ def _tokens(a: Source, b: Source, text: str) -> tuple[torch.Tensor, str]:
     return torch.tensor([ids]), f"{len(ids)} {unit}"
 
 
-def _read(text: Path) -> str:
+def read_text(path: Path) -> str:
+    """What a file of text holds.
+
+    Raises:
+        UserError: nothing, or it cannot be read.
+    """
     try:
-        return text.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"--text {text} cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--text {path} cannot be read: {reason}") from None
+    if not text:
+        raise UserError(f"--text {path} is empty")
+    return text
 
 
 @torch.no_grad()

@@ -47,23 +47,37 @@ def inspect(source: Source) -> Iterator[str]:
         yield f"  {key}: {shape} ({stored})"
 
 
-def check_digests(source: Source, progress: Progress) -> tuple[int, list[str]]:
-    """Read a whole checkpoint and compare it with its manifest.
-
-    Returns:
-        How many stored tensors agree, and the names of those that hold NaN or infinite values.
+def check_files(source: Source) -> None:
+    """Compare the files without tensors with the manifest.
 
     Raises:
-        UserError: one does not, or there is nothing to compare with.
+        UserError: one is missing, or is not what was written.
+    """
+    manifest = read_manifest(source.path)
+    for name in manifest.files if manifest else ():
+        try:
+            read_checked(source.path / name)
+        except FileNotFoundError:
+            raise UserError(
+                f"{source.path / name} is missing: the checkpoint is not complete"
+            ) from None
+
+
+def check_digests(source: Source, progress: Progress) -> tuple[int, list[str]]:
+    """Read all tensors of a checkpoint and compare them with its manifest.
+
+    Returns:
+        How many stored tensors agree, and notes on others, for people.
+
+    Raises:
+        UserError: one differs.
     """
     manifest, broken = read_manifest(source.path), []
-    for name in manifest.files if manifest else ():
-        read_checked(source.path / name)
     if manifest is None or not manifest.tensors:
         for name, values in _all_values(source, progress):  # which compares chunks' checksums
             if not is_finite(values):
                 broken.append(name)
-        return 0, list(dict.fromkeys(broken))
+        return 0, _not_finite(broken)
     tensors, elements = manifest.tensors, manifest.elements_per_block
     if elements != ELEMENTS_PER_BLOCK:
         raise UserError(f"{source.path}: its manifest has blocks of {elements} elements")
@@ -78,6 +92,7 @@ def check_digests(source: Source, progress: Progress) -> tuple[int, list[str]]:
 
     if set(names) != set(tensors):
         raise UserError(f"{source.path} does not hold the tensors that its manifest lists")
+    padded = []
     total = sum(volume(full(source.tensors[key].shape)) for key in names.values())
     with progress.task("checking", total) as advance:
         for name, key in names.items():
@@ -88,10 +103,20 @@ def check_digests(source: Source, progress: Progress) -> tuple[int, list[str]]:
                 if not is_finite(values):
                     broken.append(name)
                 advance(volume(box))
-            same_shape = tensors[name].shape == source.tensors[key].checkpoint_shape
-            if not same_shape or digest_of(blocks) != tensors[name].digest:
+            tensor, stored = source.tensors[key], tensors[name]
+            if stored.shape != tensor.checkpoint_shape and tensor.pads_to(stored.shape):
+                padded.append(name)
+            elif (stored.shape, stored.digest) != (tensor.checkpoint_shape, digest_of(blocks)):
                 raise UserError(f"{source.path}: {name} is not what its manifest says")
-    return len(names), list(dict.fromkeys(broken))
+    told = [
+        f"{name} is readable; its digest is of an earlier version, which padded the vocabulary"
+        for name in padded
+    ]
+    return len(names) - len(padded), told + _not_finite(broken)
+
+
+def _not_finite(names: list[str]) -> list[str]:
+    return [f"{name} is not finite" for name in dict.fromkeys(names)]
 
 
 def _all_values(source: Source, progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:

@@ -87,6 +87,13 @@ class LogicalTensor:
             axis += count
         return tuple(shape)
 
+    def pads_to(self, shape: tuple[int, ...]) -> bool:
+        """Whether ``shape`` is the checkpoint's, or adds rows that pad a vocabulary."""
+        expected = self.checkpoint_shape
+        if self.axes[0].name != "vocab":
+            return shape == expected
+        return shape[:1] >= expected[:1] and shape[1:] == expected[1:]
+
     @property
     def cut(self) -> str | None:
         """The axis that tensor parallelism cuts; None: every rank holds all of it."""

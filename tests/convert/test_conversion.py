@@ -59,7 +59,8 @@ def test_what_is_there_stays(
     (tmp_path / "file").write_text("")
     refused(capsys, "reshard", source, tmp_path / "file" / "x", says=("not a directory",))
     refused(capsys, "reshard", tmp_path / "nowhere", tmp_path / "x", says=("nowhere",))
-    refused(capsys, "reshard", source.parent, source.parent, says=("which is read",))
+    inside = f"{source} would lie in {source}, which is read"
+    refused(capsys, "reshard", source.parent, source.parent, says=(inside,))
     refused(capsys, "reshard", source, source / "x", says=(source / "x", "which is read"))
     assert not (source / "x").exists()
 
@@ -68,9 +69,17 @@ def test_what_is_there_stays(
     ("verb", "option", "value", "says"),
     [
         ("reshard", "--threads", "0", "at least 1"),
-        ("reshard", "--threads", "two", "invalid"),
+        ("reshard", "--threads", "two", "two must be int"),
+        ("reshard", "--threads", "1000000000", "at most 1024"),
+        ("reshard", "--tensor-model-parallel-size", "0", "0 must be at least 1"),
+        ("import-hf", "--pipeline-model-parallel-size", "1.5", "1.5 must be int"),
+        ("grow", "--seed", "-1", "-1 must be at least 0"),
+        ("grow", "--seed", "4294967296", "at most 4294967295"),
+        ("grow", "--grow", "", "'' must be a path, not empty"),
         ("export-hf", "--max-shard-size", "0", "more than 0"),
-        ("export-hf", "--max-shard-size", "nan", "more than 0"),
+        ("export-hf", "--max-shard-size", "nan", "nan must be a finite number"),
+        ("export-hf", "--max-shard-size", "inf", "inf must be a finite number"),
+        ("export-hf", "--max-shard-size", "1e300", "at most"),
         ("export-hf", "--side-files", "/nowhere", "/nowhere is not a directory"),
     ],
 )
@@ -84,6 +93,17 @@ def test_options_that_cannot_be(
     assert f"argument {option}" in last and says in last
 
 
+def test_an_empty_path_is_not_the_working_directory(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    """As an unset variable of a shell leaves it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        command("reshard", source, "")
+    assert "argument DST: '' must be a path, not empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_layouts_that_do_not_divide(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +112,8 @@ def test_layouts_that_do_not_divide(
         ("--pipeline-model-parallel-size", 3, "num_layers"),
     ):
         refused(capsys, "reshard", source, tmp_path / "x", option, number, says=(option, says))
+    virtual = ("--pipeline-model-parallel-size", 2, "--virtual-pipeline-model-parallel-size", 3)
+    refused(capsys, "reshard", source, tmp_path / "x", *virtual, says=("virtual", "3", "2 layers"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,8 +226,10 @@ def test_an_empty_directory_is_a_destination(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     (tmp_path / "link").symlink_to(tmp_path / "c")
     (tmp_path / "c").mkdir()
+    assert command("export-hf", source, tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "c" / "config.json").exists()
     (tmp_path / "file").touch()
-    for name in ("a", "link", "file"):
+    for name in ("a", "c", "file"):
         refused(capsys, "export-hf", source, tmp_path / name, says=(tmp_path / name, "exists"))
     refused(capsys, "export-hf", source, "/proc", says=("/proc is a mount point",))
 
@@ -329,3 +353,5 @@ def test_a_dry_run_writes_nothing(
     assert f"reads {(written + layers) / 1e9:.2f} GB" in said
     assert "peak memory" in said
     assert not (tmp_path / "x").exists() and (source / COMPLETE).exists()
+    (tmp_path / "x" / STEP / "y").mkdir(parents=True)
+    refused(capsys, "grow", source, tmp_path / "x", *options, says=(tmp_path / "x", "exists"))

@@ -93,6 +93,11 @@ def test_a_value_that_the_target_cannot_hold(
     said = capsys.readouterr().err
     assert BAD in said and "float16 cannot hold" in said and "bf16" in said
     assert not (tmp_path / "b").exists()
+    faulty.value = 3.4e38  # that of bf16 after the next would be infinite
+    source = write(tmp_path / "c", faulty)
+    options = ("--precision", "bf16", "--allow-rounding")
+    assert command("export-hf", source, tmp_path / "b", *options) == 2
+    assert "bfloat16 cannot hold; use --precision fp32" in capsys.readouterr().err
 
 
 def test_a_run_does_not_begin_with_it(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file
 
 from megatron_grow.checkpoint.open import open_source
@@ -165,6 +167,7 @@ def test_less_precise_is_of_fewer_digits() -> None:
         ([math.nan, 0.0], [math.nan, 2.0], "1 of 16 values differ, by at most 2"),
         ([math.inf, 0.0], [math.inf, 2.0], "1 of 16 values differ, by at most 2"),
         ([math.inf, 0.0], [1.0, 0.0], "1 of 16 values differ, by at most inf"),
+        ([0.0, 1.0], [-0.0, 1.0], "1 of 16 values differ, 0.0 and -0.0"),
     ],
 )
 def test_a_difference_that_is_no_number(
@@ -227,8 +230,13 @@ def test_a_text_that_cannot_be_read(
     assert said.startswith("error: --text ") and said.count("\n") == 1
 
 
+def test_a_text_that_nobody_reads(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("verify", trained, trained, "--text", "a.txt") == 2
+    assert "pass --forward as well" in capsys.readouterr().err
+
+
 def _more_tokens(a: Path, b: Path) -> tuple[float, str]:
-    apart, _, told = compare_logits(open_source(a), open_source(b), None)
+    apart, _, told = compare_logits(open_source(a), open_source(b))
     return apart, told
 
 
@@ -243,7 +251,7 @@ def test_logits_of_the_tokens_that_both_know(trained: Path, tmp_path: Path) -> N
 
 
 def _apart(pairs: list[tuple[Path, Path]]) -> list[float]:
-    return [compare_logits(open_source(a), open_source(b), None)[0] for a, b in pairs]
+    return [compare_logits(open_source(a), open_source(b))[0] for a, b in pairs]
 
 
 def test_an_inspection(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,6 +278,45 @@ def test_an_inspection(trained: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert "is not what its manifest says" in capsys.readouterr().err
     finally:
         manifest.write_text(before)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_an_earlier_version_padded_the_vocabulary(
+    legacy: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables of 64 rows, their digests over all of these, for a model of 60 tokens."""
+    path = write(tmp_path / "a", SyntheticSource(replace(LLAMA, vocab_size=64), optimizer=None))
+    if legacy:
+        assert command("reshard", path, tmp_path / "b", "--format", "torch") == 0
+        path = tmp_path / "b" / STEP
+    record, manifest = path / "megatron_grow.json", json.loads((path / "manifest.json").read_text())
+    record.write_text(record.read_text().replace('"vocab_size": 64', '"vocab_size": 60'))
+    manifest["files"][record.name] = blake3(record.read_bytes()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert command("inspect", path, "--check") == 0
+    said = capsys.readouterr().out
+    for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        assert f"note: {name} is readable; its digest is of an earlier version" in said
+    assert "all 7 stored tensors agree with the manifest" in said
+    manifest["tensors"]["decoder.final_layernorm.weight"]["digest"] = "0" * 64
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert command("inspect", path, "--check") == 2
+
+
+@pytest.mark.parametrize("name", ["common.pt", "metadata.json", "megatron_grow.json"])
+def test_an_inspection_reads_all_small_files(
+    name: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a"
+    shutil.copytree(trained, path)
+    (path / name).write_bytes(bytes(100))
+    assert command("inspect", path) == 2
+    assert f"{name} is damaged" in capsys.readouterr().err
+    if name == "common.pt":  # megatron-core's own mark, and ours, say that nothing is there at all
+        (path / name).unlink()
+        assert command("inspect", path) == 2
+        assert f"{name} is missing: the checkpoint is not complete" in capsys.readouterr().err
 
 
 def test_optimizer_state_is_never_dropped_unsaid(

@@ -99,7 +99,7 @@ class TorchDistSource:
         for name, tensor in expected.items():
             if name not in self._reader:
                 raise UserError(f"{self.path} has no {name}")
-            if not _holds(self._reader.shape(name), tensor):
+            if not tensor.pads_to(self._reader.shape(name)):
                 raise UserError(
                     f"{self.path}: {name} has shape {self._reader.shape(name)}, "
                     f"the model needs {tensor.checkpoint_shape}"
@@ -110,11 +110,3 @@ class TorchDistSource:
                 f"{self.path} holds {unknown[0]}{more}, which the model that its record describes "
                 "does not have"
             )
-
-
-def _holds(shape: tuple[int, ...], tensor: LogicalTensor) -> bool:
-    """Whether ``shape`` is the tensor's, or adds the rows that pad a vocabulary in Megatron-LM."""
-    expected = tensor.checkpoint_shape
-    if tensor.axes[0].name != "vocab":
-        return shape == expected
-    return shape[:1] >= expected[:1] and shape[1:] == expected[1:]
