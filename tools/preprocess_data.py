@@ -28,6 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,  # defaults are PreprocessConfig's
     )
     add = parser.add_argument_group("input").add_argument
@@ -118,21 +119,22 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exits through the clean-up
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-    from rich.console import Console
-
-    from megatron_grow.data.preprocess import PreprocessConfig, preprocess
-
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    config = None
     try:
+        from rich.console import Console
+
+        from megatron_grow.data.preprocess import PreprocessConfig, preprocess
+
+        console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
         config = PreprocessConfig(**vars(args))
         preprocess(config, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit) as error:
-        kept = config.kept if config.staging.exists() else "nothing was written"
+        kept = config.kept if config and config.staging.exists() else "nothing unfinished is left"
         print(f"interrupted; {kept}", file=sys.stderr)
         return 143 if isinstance(error, SystemExit) else 130
     return 0

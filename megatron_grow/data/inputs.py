@@ -157,7 +157,7 @@ def _add(
     content = Content(Format.TEXT)
     if reason is None:
         identity = (status.st_dev, status.st_ino)
-        reason = "named twice" if identity in seen else None
+        reason = "named twice" if identity in seen else "empty" if not status.st_size else None
         seen.add(identity)
     if reason is None:
         content, reason = _look(path, options, named)
@@ -171,7 +171,7 @@ def _add(
 def _look(path: Path, options: InputOptions, named: bool) -> tuple[Content, str | None]:
     """What a file holds, and why it is left out if it is."""
     try:
-        content = sniff(path)
+        content = sniff(path, options.skip_bad)
     except UnreadableError as error:
         if named:
             raise UserError(f"{path}: cannot be read: {error}") from error
@@ -187,13 +187,18 @@ def _look(path: Path, options: InputOptions, named: bool) -> tuple[Content, str 
     if content.format is Format.JSON and not named:
         return content, f"JSON without {options.json_key!r}"
     if content.format is Format.PARQUET and options.skip_bad:
-        return content, f"no column {options.json_key!r}"
+        return content, f"no column of text {options.json_key!r}"
     if options.skip_bad:
         return content, None
-    raise UserError(f"{path}: {no_key(options.json_key, content.keys)}")
+    noun = ("column of text", "columns of text") if content.format is Format.PARQUET else _KEY
+    raise UserError(f"{path}: {no_key(options.json_key, content.keys, noun)}")
 
 
-def no_key(key: str, keys: Collection[str]) -> str:
-    """Says that ``key`` is not among ``keys``."""
+_KEY = ("key", "keys")
+
+
+def no_key(key: str, keys: Collection[str], noun: tuple[str, str] = _KEY) -> str:
+    """Says that ``key`` is not among ``keys``; ``noun`` names one of them, and several."""
     shown = ", ".join([*keys][:10]) + (", ..." if len(keys) > 10 else "")
-    return f"no key {key!r}; its keys are {' '.join(shown.split()) or 'none'}"
+    one, several = noun
+    return f"no {one} {key!r}; its {several} are {' '.join(shown.split()) or 'none'}"

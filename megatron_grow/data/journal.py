@@ -15,6 +15,7 @@ from typing import Any
 from megatron_grow.config.errors import UserError
 from megatron_grow.data.corpora import Position
 from megatron_grow.data.encode import EncodedChunk
+from megatron_grow.data.files import sync
 from megatron_grow.data.findings import Findings, Met
 from megatron_grow.data.inputs import InputFile
 
@@ -29,6 +30,8 @@ class Made:
     findings: Findings = field(default_factory=Findings)
     sizes: dict[str, list[int]] = field(default_factory=dict)
     """Bytes in the files of each part's writer."""
+    written: dict[str, list[int]] = field(default_factory=dict)
+    """Documents and tokens of each part once all files are whole, and only to be moved."""
 
     def after(self, chunk: EncodedChunk, sizes: dict[str, list[int]]) -> Made:
         """The same once ``chunk`` has been written."""
@@ -43,7 +46,11 @@ def _made(mark: dict[str, Any]) -> Made:
     for name in ("dropped", "unknown"):
         findings[name] = Met(**findings[name])
     return Made(
-        Position(**mark["position"]), mark["disk_bytes"], Findings(**findings), mark["sizes"]
+        Position(**mark["position"]),
+        mark["disk_bytes"],
+        Findings(**findings),
+        mark["sizes"],
+        mark["written"],
     )
 
 
@@ -95,7 +102,8 @@ class Journal:
             same = [a == b for a, b in zip_longest(old["files"], header["files"])]
             unchanged = Position(same.index(False) if False in same else len(same))
             if all(same) or not needs_all:
-                kept = [made for made in map(_made, lines[1:]) if made.position <= unchanged]
+                marks = [made for made in map(_made, lines[1:]) if made.position <= unchanged]
+                kept = [made for made in marks if all(same) or not made.written]
         new = self.path.with_suffix(".new")
         text = "".join(json.dumps(line) + "\n" for line in (header, *map(asdict, kept)))
         new.write_text(text, encoding="utf-8")
@@ -103,8 +111,10 @@ class Journal:
         self.marked = bool(kept)
         return kept[-1] if kept else Made()
 
-    def mark(self, made: Made) -> None:
-        """Write down ``made``; all that it counts must be on the disk."""
+    def mark(self, made: Made, files: Sequence[Path] = ()) -> None:
+        """Write down ``made``: all that it counts is on the disk, or in ``files``."""
+        for path in files:
+            sync(path)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(made)) + "\n")
             file.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -88,7 +89,7 @@ class PartsWriter:
             with undisturbed():
                 self._mark()
 
-    def finish(self, tokenizer_name: str, append_eod: bool) -> dict[str, tuple[int, int]]:
+    def finish(self, tokenizer_name: str, append_eod: bool) -> Made:
         """Write indices and sidecars.
 
         Args:
@@ -96,7 +97,7 @@ class PartsWriter:
             append_eod: Whether documents end with the end-of-document token.
 
         Returns:
-            Documents and tokens of each part.
+            What has been made, the parts written.
         """
         for writer in self._writers.values():
             writer.finish(
@@ -110,4 +111,5 @@ class PartsWriter:
                     tokenizer_digest=tokenizer_digest(self._tokenizer),
                 )
             )
-        return {part: (writer.documents, writer.tokens) for part, writer in self._writers.items()}
+        written = {part: [file.documents, file.tokens] for part, file in self._writers.items()}
+        return replace(self.made, written=written)

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from megatron_grow.data.corpora import Position, read_chunks, read_texts
 from megatron_grow.data.encode import Encoder
 from megatron_grow.data.inputs import InputFile, InputOptions, Inputs, find_inputs
 from megatron_grow.data.journal import Journal, Made, claimed
+from megatron_grow.data.signals import undisturbed
 from megatron_grow.data.summary import by_kind, closing_lines
 from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest, train_bpe
 from megatron_grow.data.workers import map_in_order
 
 _SUFFIXES = (".bin", ".idx", ".json")
+_MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.valid_fraction < 1.0:
             raise UserError(f"valid_fraction={self.valid_fraction} must be in [0, 1)")
-        if self.workers < 1:
-            raise UserError(f"workers={self.workers} must be at least 1")
+        if not 1 <= self.workers <= _MOST_WORKERS:
+            raise UserError(f"workers={self.workers} must be from 1 to {_MOST_WORKERS}")
         if self.on_bad_line not in ("stop", "skip"):
             raise UserError(f"on_bad_line={self.on_bad_line} must be stop or skip")
         if os.path.basename(self.output_prefix) in ("", ".", ".."):
@@ -151,7 +153,8 @@ def preprocess(config: PreprocessConfig, console: Console) -> dict[str, str]:
             an empty part; a worker that was killed.
     """
     try:
-        _refuse_existing(config)
+        if not config.staging.exists():
+            _refuse_existing(config)
         settings = config.settings()
         options = InputOptions(
             config.json_key,
@@ -166,6 +169,8 @@ def preprocess(config: PreprocessConfig, console: Console) -> dict[str, str]:
         with claimed(config.staging):
             _make(config, settings, inputs, console)
     except OSError as error:
+        with suppress(OSError):
+            config.staging.rmdir()  # if nothing is in it
         raise UserError(_one_line(error, config)) from error
     return config.prefixes
 
@@ -194,9 +199,15 @@ def _make(
         console.print(f"goes on after {documents:,} documents, kept in {config.staging}")
     done = False
     try:
-        encoder = _prepare_encoder(config, inputs.files, journal, made, console)
-        _write_parts(config, inputs, encoder, journal, made, console)
-        done = True
+        if not made.written:
+            _refuse_existing(config)
+            encoder = _prepare_encoder(config, inputs.files, journal, made, console)
+            made = _write_parts(config, inputs, encoder, journal, made, console)
+            _refuse_existing(config)  # somebody else's, by now
+            journal.mark(made, [config.staging / output.name for output in config.outputs])
+        with undisturbed():
+            _publish(config, inputs, made, console)
+            done = True
     except (UserError, OSError) as error:
         kept = f"; {config.kept}" if journal.marked else ""
         raise UserError(f"{_one_line(error, config)}{kept}") from error
@@ -221,7 +232,7 @@ def _prepare_encoder(
             texts = read_texts(files, config.json_key, config.skips_bad)
             kept = (text for number, text in enumerate(texts) if config.part(number) == "train")
             train_bpe(kept, config.train_tokenizer).save(tokenizer)
-            journal.mark(made)
+            journal.mark(made, [Path(tokenizer)])
     splitter = None
     if config.split_sentences:
         from megatron_grow.data.sentences import installed_splitter, train_splitter
@@ -247,12 +258,11 @@ def _write_parts(
     journal: Journal,
     made: Made,
     console: Console,
-) -> None:
-    """Encode and write all documents from ``made`` on, then publish the parts."""
+) -> Made:
+    """Encode and write all documents from ``made`` on."""
     tokenizer = encoder.load_tokenizer()
     # Imported late: megatron-core takes seconds, which bad input should not wait for.
     from megatron_grow.data.parts_writer import PartsWriter
-    from megatron_grow.data.writer import publish
 
     names = {part: Path(prefix).name for part, prefix in config.prefixes.items()}
     writer = PartsWriter(config.staging, names, config.part, tokenizer, journal, made)
@@ -272,25 +282,31 @@ def _write_parts(
             writer.write(chunk)
             rate = (writer.tokens - before) / (time.monotonic() - started)
             progress.update(bar, completed=writer.made.disk_bytes, rate=f"{rate:,.0f} tokens/s")
-    findings = writer.made.findings
-    written = writer.finish(config.tokenizer_name, config.append_eod)
-    for part, (documents, _) in written.items():
+    seconds = time.monotonic() - started
+    console.print(f"{(writer.tokens - before) / seconds:,.0f} tokens/s in {seconds:.1f} s")
+    made = writer.finish(config.tokenizer_name, config.append_eod)
+    for part, (documents, _) in made.written.items():
         if not documents:
             journal.marked = False  # going on would end here again
+            findings = made.findings
             bad = f", bad: {findings.bad}, first {findings.places[0]}" if findings.bad else ""
             raise UserError(
                 f"the {part} part has no document with text (valid_fraction="
                 f"{config.valid_fraction}; documents in the input: {findings.total}{bad})"
             )
-    _refuse_existing(config)  # somebody else's, by now
+    return made
+
+
+def _publish(config: PreprocessConfig, inputs: Inputs, made: Made, console: Console) -> None:
+    """Move the parts to where they belong, and tell of them."""
+    from megatron_grow.data.writer import publish  # late, as above
+
     target = Path(config.output_prefix).parent
     publish(config.staging, target, [output.name for output in config.outputs])
-    for part, (documents, tokens) in written.items():
+    for part, (documents, tokens) in made.written.items():
         console.print(f"{config.prefixes[part]}: {documents:,} documents, {tokens:,} tokens")
-    for line in closing_lines(inputs, findings):
+    for line in closing_lines(inputs, made.findings):
         console.print(line)
-    seconds = time.monotonic() - started
-    console.print(f"{(writer.tokens - before) / seconds:,.0f} tokens/s in {seconds:.1f} s")
 
 
 def _progress_bar(console: Console) -> Progress:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import codecs
 import json
 from enum import Enum
+from io import BufferedIOBase
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
-from megatron_grow.data.compression import SUFFIXES, UnreadableError, open_stream
+from megatron_grow.data.compression import DAMAGE, SUFFIXES, UnreadableError, open_stream
 from megatron_grow.data.parquet import text_columns
 
 _HEAD = 1 << 16
@@ -58,8 +59,8 @@ def suffix(path: Path) -> str:
     return inner.suffix.lower()
 
 
-def sniff(path: Path) -> Content:
-    """What ``path`` holds.
+def sniff(path: Path, skip_bad: bool) -> Content:
+    """What ``path`` holds; of a damaged file, with ``skip_bad``, what it holds before the damage.
 
     Raises:
         UnreadableError: neither text nor JSON nor Parquet, or its library is not installed.
@@ -67,7 +68,7 @@ def sniff(path: Path) -> Content:
     """
     stream, raw = open_stream(path)
     with raw:
-        head = stream.read(_HEAD)
+        head = _read_head(stream, skip_bad)
         if head.startswith(b"PAR1"):
             return Content(Format.PARQUET, text_columns(path))
         _refuse_other_kinds(head)
@@ -82,6 +83,18 @@ def sniff(path: Path) -> Content:
                     content = _json_lines(head, cut, named) or _json(head)
     by_name = Format.JSON_LINES if suffix(path) in _JSON_SUFFIXES else Format.TEXT
     return content or Content(by_name)
+
+
+def _read_head(stream: BinaryIO, skip_bad: bool) -> bytes:
+    head = b""
+    try:
+        # Not read(), which loses what lies before the damage.
+        while len(head) < _HEAD and (piece := cast(BufferedIOBase, stream).read1(_HEAD)):
+            head += piece
+    except DAMAGE:
+        if not (head and skip_bad):
+            raise
+    return head
 
 
 def _refuse_other_kinds(head: bytes) -> None:

@@ -24,6 +24,9 @@ from megatron_grow.data.tokenizer_files import (
     read_tokenizer_json,
 )
 
+_MOST_TRAINED = 1 << 24
+"""Tokens of a BPE that is trained here; the largest published vocabularies have a million."""
+
 
 class Tokenizer(ABC):
     """What preprocessing and training need to know of a tokenizer."""
@@ -226,13 +229,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     ``vocab_size`` tokens gives fewer.
 
     Raises:
-        UserError: ``vocab_size`` is too small to hold the 256 bytes and the end of document.
+        UserError: ``vocab_size`` does not hold the 256 bytes and the end of document, or is larger
+            than any vocabulary.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if vocab_size < len(alphabet) + 1:
+    if not len(alphabet) < vocab_size <= _MOST_TRAINED:
         raise UserError(
-            f"train_tokenizer={vocab_size} must be at least {len(alphabet) + 1}: "
-            "256 bytes and the end of document"
+            f"train_tokenizer={vocab_size} must be from {len(alphabet) + 1} (256 bytes and the "
+            f"end of document) to {_MOST_TRAINED}"
         )
     backend = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(

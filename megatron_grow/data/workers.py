@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.signals import deaf_children
+from megatron_grow.data.signals import deaf_children, undisturbed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,7 +51,7 @@ def map_in_order(
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            with deaf_children():
+            with undisturbed(), deaf_children():
                 for _ in range(workers):
                     ours, theirs = context.Pipe()
                     process = context.Process(target=_work, args=(load, theirs), daemon=True)
@@ -83,6 +83,6 @@ def _work(load: Callable[[], Callable[[Item], Result]], connection: Connection) 
     # One process is one worker: the tokenizers library adds no threads of its own.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     function = load()
-    with suppress(EOFError, ConnectionError):  # the parent has gone
+    with suppress(EOFError, OSError):  # the parent has gone
         while True:
             connection.send(function(connection.recv()))

@@ -12,6 +12,7 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, _IndexWriter
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.data.files import sync
 from megatron_grow.data.indexed import Sidecar
 
 
@@ -79,23 +80,22 @@ class CorpusWriter:
 def publish(staging: Path, target: Path, names: Sequence[str]) -> None:
     """Move files of one directory to another on the same file system, durably.
 
+    Where it was interrupted before, it moves those that are left. The files are on the disk.
+
     A corpus counts as whole once its .idx is there: an old one of the same name loses it first
     and the new one gets it last, so that a run killed in between leaves nothing that looks whole.
+
+    Raises:
+        UserError: a file that is in neither.
     """
-    files = sorted((staging / name for name in names), key=lambda file: file.suffix == ".idx")
-    for file in files:
-        _sync(file)
+    for name in names:
+        if not (staging / name).exists() and not (target / name).exists():
+            raise UserError(f"{target / name} is gone; delete {staging} to start over")
+    left = (staging / name for name in names if (staging / name).exists())
+    files = sorted(left, key=lambda file: file.suffix == ".idx")
     for file in files:
         if file.suffix == ".idx":
             (target / file.name).unlink(missing_ok=True)
     for file in files:
         os.replace(file, target / file.name)
-    _sync(target)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target)

@@ -69,7 +69,6 @@ READABLE = {
     "notes.md": (b"[1] is a reference\n[]", ["[1] is a reference\n[]"]),
     "dict.py": (b'{"a": 1}\nx = 1\ny = 2\n', ['{"a": 1}\nx = 1\ny = 2\n']),
     "one": (LINES[:16], ["one"]),
-    "_SUCCESS": (b"", [""]),
     "empty.jsonl": (b"\n", []),
     "nul.txt": (b"text " * 99 + b"\0", ["text " * 99 + "\0"]),
 }
@@ -100,10 +99,14 @@ def test_zstandard(tmp_path, monkeypatch):
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    table = pyarrow.table({"text": ["one", None, "two"], "n": [1, 2, 3]})
-    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
-    assert texts_of(find(tmp_path)) == {"a.parquet": ["one", "", "two"]}
-    with pytest.raises(UserError, match=r"a\.parquet: no key 'n'; its keys are text"):
+    kinds = [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()]
+    for name, kind in zip("abc", kinds, strict=True):
+        column = pyarrow.array(["one", None, "two"], kind)
+        table = pyarrow.table({"text": column, "n": [1, 2, 3]})
+        parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=2)
+    assert texts_of(find(tmp_path)) == {f"{name}.parquet": ["one", "", "two"] for name in "abc"}
+    message = r"a\.parquet: no column of text 'n'; its columns of text are text"
+    with pytest.raises(UserError, match=message):
         find(tmp_path, key="n")
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
     with pytest.raises(UserError, match=r"b\.parquet: cannot be read"):
@@ -210,6 +213,30 @@ def test_a_bad_file_is_told_at_once(tmp_path, content, message):
         find(folder)
     inputs = find(folder, skip_bad=True)
     assert list(read_texts(inputs.files, "text", skip_bad=True))[:2] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"), [("gz", gzip.compress), ("xz", lzma.compress), ("bz2", bz2.compress)]
+)
+def test_a_small_damaged_file_is_read_as_far_as_it_is_whole(tmp_path, name, compress):
+    """As a large one is."""
+    damaged = compress(LINES) + compress(b"x" * 99)[:-9]
+    folder = write_all(tmp_path, {f"a.jsonl.{name}": damaged, "b.jsonl": LINES})
+    with pytest.raises(UserError, match=rf"a\.jsonl\.{name}: cannot be read"):
+        find(folder)
+    inputs = find(folder, skip_bad=True)
+    assert list(read_texts(inputs.files, "text", skip_bad=True))[:2] == ["one", "two"]
+    assert len(inputs.files) == 2
+
+
+def test_an_empty_file_is_left_out(tmp_path):
+    """Whatever its name promises: an upload that failed, say."""
+    empty = dict.fromkeys(["a.txt", "b.jsonl.gz", "c.parquet", "_SUCCESS"], b"")
+    inputs = find(write_all(tmp_path, {**empty, "d.txt": b"d"}))
+    assert texts_of(inputs) == {"d.txt": ["d"]}
+    assert [left.reason for left in inputs.left_out] == ["empty"] * 4
+    with pytest.raises(UserError, match=r"no file to read; left out: 1 \(empty\)"):
+        find(tmp_path / "a.txt")
 
 
 def test_reading_goes_on_from_any_chunk(tmp_path):

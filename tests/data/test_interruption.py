@@ -91,6 +91,56 @@ def test_any_run_goes_on(folder, interrupt, fields):
     assert not list(folder.glob("*.partial"))
 
 
+@pytest.mark.parametrize("moved", range(7))
+def test_a_run_killed_while_it_moves_its_output_is_finished_by_the_next(folder, moved, monkeypatch):
+    fields = {"input": [folder / "in"], "valid_fraction": 0.2, "train_tokenizer": 300}
+    replace, left = os.replace, [moved]
+
+    def stop(source, target):
+        if Path(target).parent == folder and not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= Path(target).parent == folder
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", stop)
+        run(output_prefix=folder / "c", **fields)
+    assert len(list(folder.glob("c*"))) == moved + 1  # and the directory of the rest
+    assert not (folder / "c_valid_text_document.idx").exists()
+    prefixes, printed = resume(output_prefix=folder / "c", **fields)
+    assert "goes on after 24 documents" in printed
+    assert "read 24 documents (24 of JSON lines) in 3 files: 3 .jsonl" in printed
+    whole = run(output_prefix=folder / "whole", **fields)
+    for part, prefix in prefixes.items():
+        for suffix in (".bin", ".idx"):
+            assert Path(prefix + suffix).read_bytes() == Path(whole[part] + suffix).read_bytes()
+    assert (folder / "c-tokenizer.json").read_bytes() == (
+        folder / "whole-tokenizer.json"
+    ).read_bytes()
+    assert not list(folder.glob("*.partial"))
+    with pytest.raises(UserError, match=r"c_text_document\.bin exists"):
+        run(output_prefix=folder / "c", **fields)
+
+
+def test_what_was_moved_and_then_deleted_is_missed(folder, monkeypatch):
+    fields = {"input": [folder / "in"], "output_prefix": folder / "c"}
+    replace = os.replace
+
+    def stop(source, target):
+        replace(source, target)
+        if str(target).endswith("document.bin"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", stop)
+        run(**fields)
+    (folder / "c_text_document.bin").unlink()
+    with pytest.raises(
+        UserError, match=r"c_text_document\.bin is gone; delete .*\.partial to start"
+    ):
+        run(**fields)
+
+
 def test_what_was_made_of_changed_files_is_made_again(folder, interrupt, monkeypatch):
     monkeypatch.setattr(parts_writer, "MARK_SECONDS", 0)
     fields = {"input": [folder / "in"], "output_prefix": folder / "c"}
@@ -180,6 +230,20 @@ def test_a_full_disk_loses_only_what_was_not_marked(folder, monkeypatch):
         with pytest.raises(UserError, match="No space left on device; what was done is kept in"):
             run(**fields)
     assert "goes on after 4 documents" in resume(**fields)[1]
+
+
+def test_a_disk_that_is_full_at_once_keeps_nothing(folder, monkeypatch):
+    opened = Path.open
+
+    def refuse(path, *args, **options):
+        if path.name == "lock":
+            raise OSError(28, "No space left on device", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"lock: No space left on device$"):
+        run(input=[folder / "in"], output_prefix=folder / "c")
+    assert not list(folder.glob("c_*"))
 
 
 def test_one_process_makes_a_corpus(folder):

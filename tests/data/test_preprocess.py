@@ -161,7 +161,7 @@ BAD_INPUT = {
     "deep.jsonl": (b'{"text": ' + b"[" * 99_999, "deep.jsonl, line 1: not JSON"),
     "long.jsonl": (b'{"text": ' + b"1" * 9_999 + b"}", "long.jsonl, line 1: not JSON"),
     "cut.json": (b'[{"text": "a"},\n{"te', "cut.json, entry 2: cannot be read: not JSON"),
-    "empty.txt": (b"", "the train part has no document with text"),
+    "empty.txt": (b"", "no file to read; left out: 1 (empty)"),
     "blank.jsonl": (b'{"text": ""}', "the train part has no document with text"),
 }
 

@@ -110,8 +110,9 @@ def test_mistakes_are_named(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             load_tokenizer(*arguments)
-    with pytest.raises(UserError, match="train_tokenizer=256 must be at least 257"):
-        train_bpe([], 256)
+    for size in (-5, 256, 10**20):
+        with pytest.raises(UserError, match=f"train_tokenizer={size} must be from 257 "):
+            train_bpe([], size)
 
 
 def test_digest_is_of_the_content(bpe_file, tmp_path):
