@@ -6,15 +6,14 @@ from dataclasses import asdict, dataclass, field, fields
 from math import gcd
 from typing import Annotated, Any, Literal, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser
-
 from megatron_grow.config.batch import BatchShape
-from megatron_grow.config.errors import UserError, parse_error
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.ranges import CountOrZero, NotNegative, Range, check_fields
 from megatron_grow.config.recipes import expand
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.config.typed import typed
 
 
 @dataclass
@@ -123,14 +122,9 @@ def override(section: Section, values: Any, where: str) -> Section:
     for name in values:
         if name not in known:
             raise UserError(f"{where}.{name} is not a field; {_names(known)}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(type(section), as_group=False)
+    checked = typed(type(section), {**asdict(section), **values}, where)
     try:
-        checked = parser.parse_object({**asdict(section), **values})
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise parse_error(error, where) from None
-    try:
-        return type(section)(**vars(checked))
+        return type(section)(**checked)
     except UserError as error:
         # A section begins its messages with its own name, with which `where` ends.
         message = str(error).removeprefix(where.rpartition(".")[2] + ".")

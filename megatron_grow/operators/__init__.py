@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
-
-from megatron_grow.config.errors import UserError, parse_error
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.typed import typed
 from megatron_grow.operators.base import Operator
 from megatron_grow.operators.depth.copying_inter import CopyingInter
 from megatron_grow.operators.depth.copying_last import CopyingLast
@@ -87,11 +86,8 @@ def operator(key: str, spec: str | dict[str, Any], where: str) -> Operator:
                 f"{where}.{option} is not an option of {name}; "
                 f"known are {', '.join(sorted(names)) or 'none'}"
             )
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(made, as_group=False)
+    values = typed(made, {**options, **kind}, where)
     try:
-        return made(**vars(parser.parse_object({**options, **kind})))
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise parse_error(error, where) from None
+        return made(**values)
     except UserError as error:
         raise UserError(f"{where}.{error}") from None
