@@ -26,8 +26,7 @@ $convert grow "$out/imported" "$out/grown" --grow $here/grow.yaml --tensor-model
 $convert verify "$out/imported" "$out/grown" --forward
 echo "== Train on"
 python tools/preprocess_data.py --output-prefix "$out/data" \
-  --input "$(python -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')" --glob '*.py' \
-  --exclude site-packages --exclude 'test*' --exclude idle_test \
+  --input "$(python -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')"/*.py \
   --tokenizer "$out/model/tokenizer.json" --append-eod --valid-fraction 0.02
 torchrun --standalone --nproc-per-node 2 pretrain_progressive.py --config $here/run.yaml \
   --train.train_iters "${TRAIN_ITERS:-60}"

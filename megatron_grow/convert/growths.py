@@ -23,7 +23,7 @@ def read_growths(path: Path) -> list[dict[str, Any]]:
     """
     content = read_yaml(path, "--grow")
     growths = content if isinstance(content, list) else [content]
-    for entry in growths:
+    for entry in growths or [None]:
         if not isinstance(entry, dict) or not isinstance(entry.get("model"), dict):
             raise UserError(
                 f"--grow {path} must have `model:`, what differs from the source, and `grow:`, an "

@@ -322,6 +322,7 @@ def test_growths_that_cannot_be(
         ("[1", "not YAML"),
         ("{model: {}, model: {}}", "the key 'model' stands twice"),
         ("{grow: {depth: zero}}", "model:"),
+        ("[]", "model:"),
         ("{model: {num_layers: 6}, grow: {}, more: 1}", "more", "unknown"),
         ("{model: {num_layers: 6}}", "grow.yaml.grow.depth", "missing"),
         ("{model: {num_layers: 2}, grow: {depth: zero}}", "num_layers", "2"),

@@ -24,12 +24,12 @@ _GENERATION = """
 # values are computed, heads that are no language model's.
 _COMMON = """
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
-    _experts_implementation _from_model_config _name_or_path _num_labels _output_attentions
-    attn_implementation chunk_size_feed_forward cross_attention_hidden_size finetuning_task
-    gradient_checkpointing id2label is_decoder keys_to_ignore_at_inference label2id model_max_length
-    name_or_path num_labels output_attentions output_hidden_states output_past problem_type
-    return_dict task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript
-    transformers_version use_bfloat16 use_return_dict xla_device
+    _experts_implementation _flash_attn_2_enabled _from_model_config _name_or_path _num_labels
+    _output_attentions attn_implementation chunk_size_feed_forward cross_attention_hidden_size
+    finetuning_task gradient_checkpointing id2label is_decoder keys_to_ignore_at_inference
+    label2id model_max_length name_or_path num_labels output_attentions output_hidden_states
+    output_past problem_type return_dict task_specific_params tf_legacy_loss tie_encoder_decoder
+    tokenizer_class torchscript transformers_version use_bfloat16 use_return_dict xla_device
 """
 # Of the families here, and of tools that write their configurations.
 _FAMILIES = """

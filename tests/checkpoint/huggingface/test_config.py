@@ -231,7 +231,8 @@ def test_what_is_switched_off_changes_nothing(name: str, changes: dict[str, Any]
 
 # As versions of transformers before 5 wrote into every config.json, some with other values.
 OLDER = """{"_attn_implementation_autoset": true, "_commit_hash": "607a30d783dfa663caf39e0",
-    "_num_labels": 1, "chunk_size_feed_forward": 0, "cross_attention_hidden_size": null,
+    "_flash_attn_2_enabled": true, "_num_labels": 1,
+    "chunk_size_feed_forward": 0, "cross_attention_hidden_size": null,
     "early_stopping": true, "exponential_decay_length_penalty": null, "is_decoder": true,
     "length_penalty": 1.0, "max_sequence_length": 2048, "no_repeat_ngram_size": 3, "num_beams": 4,
     "num_beam_groups": 1, "num_labels": 1, "num_return_sequences": 1, "output_past": true,
