@@ -83,7 +83,7 @@ def choose(
     if load is None:
         if held := _holds(config):
             raise UserError(
-                f"{config.run.output_dir} holds a run already ({held}): go on with it with "
+                f"{held} of a run already: go on with it with "
                 "--checkpoint.load auto, leave it alone with another --run.output_dir, or set it "
                 "aside and begin anew with --run.overwrite true"
             )
@@ -94,12 +94,9 @@ def choose(
         return _begin(config, grows)
     with advising(newest, root):
         record = read_record(newest)
-    if load != "auto" and not _descends(record, Path(load)):
-        raise UserError(
-            f"{root} holds a run at step {record.step} that did not begin from checkpoint.load="
-            f"{load}: go on with it with --checkpoint.load auto, or begin from {load} in another "
-            "--run.output_dir, or here with --run.overwrite true, which sets that run aside"
-        )
+    for name, named in (("load", load), ("initial", config.checkpoint.initial)):
+        if named and named != "auto":
+            _check_descends(record, root, f"checkpoint.{name}=", Path(named))
     return _go_on(newest, record, root, known)
 
 
@@ -237,25 +234,33 @@ def _is_own(path: Path, root: Path) -> bool:
     return path == root or (path.parent == root and path.name.startswith("iter_"))
 
 
-def _descends(record: Record, named: Path) -> bool:
-    """Whether a run began from what is at ``named``."""
-    names = {beginning.named for beginning in record.begun_from}
-    if str(named.resolve()) in names:
-        return True
+def _check_descends(record: Record, root: Path, begins: str, named: Path) -> None:
+    """Raise :class:`UserError` unless the run in ``root`` began from what is at ``named``.
+
+    Its message names that as ``begins`` does, for example ``checkpoint.load=``.
+    """
+    if str(named.resolve()) in {beginning.named for beginning in record.begun_from}:
+        return
+    holds = f"{root} holds a run at step {record.step}"
+    go_on = f"leave {begins.rstrip('=')} out and go on with that run with --checkpoint.load auto"
     try:
-        found = identity(find(named))
-    except UserError:
-        return False
-    return found in {beginning.identity for beginning in record.begun_from}
+        found = identity(find(named, begins))
+    except UserError as error:
+        raise UserError(f"{error}; {holds}: {go_on}") from None
+    if found not in {beginning.identity for beginning in record.begun_from}:
+        raise UserError(
+            f"{holds} that did not begin from {begins}{named}: {go_on}, or begin from {named} in "
+            "another --run.output_dir, or here with --run.overwrite true, which sets that run aside"
+        )
 
 
 def _holds(config: RunConfig) -> str | None:
     """What a run has left in the directories; None where there is nothing."""
     steps = saved_steps(config.checkpoint_dir)
     if steps:
-        return f"checkpoints up to step {steps[-1]}"
+        return f"{config.checkpoint_dir} holds checkpoints up to step {steps[-1]}"
     rows = metrics.rows_of(config.run.output_dir)
-    return f"metrics up to step {rows[-1]['step']}" if rows else None
+    return f"{config.run.output_dir} holds metrics up to step {rows[-1]['step']}" if rows else None
 
 
 def _check_nothing_lost(config: RunConfig) -> None:

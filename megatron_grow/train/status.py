@@ -6,7 +6,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.config.errors import one_line
 from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.train.finite import DivergedError
 from megatron_grow.train.metrics import write_atomically
@@ -32,9 +32,10 @@ class RunStatus:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
-            known = {DivergedError: ExitCode.DIVERGED, UserError: ExitCode.MISTAKE}
-            causes = (known[cause] for cause in known if isinstance(error, cause))
-            self.code = next(causes, ExitCode.FAILED)
+            line = one_line(error)
+            self.code = ExitCode.FAILED if line is None else ExitCode.MISTAKE
+            if isinstance(error, DivergedError):
+                self.code = ExitCode.DIVERGED
         with contextlib.suppress(OSError):  # of a full disk; what ended the run is said elsewhere
             self._write(self.code.name.lower(), self.code, str(error or ""))
 

@@ -146,7 +146,8 @@ def test_goes_on_with_the_newest(place: Place) -> None:
         found = place.choose(load)
         assert (found.path, found.step, found.own, found.later) == (newest, 20, True, ())
         assert found.run_id == RUN
-    assert place.choose("auto", initial=place.other).path == newest
+    named = f"checkpoint.initial={place.other}"
+    place.refuses("did not begin", named, load="auto", initial=place.other)
 
 
 def test_the_tracker_says_what_is_newest(place: Place) -> None:
@@ -208,7 +209,10 @@ def test_goes_on_with_what_began_elsewhere(place: Place) -> None:
     moved = place.other.rename(place.other.with_name("iter_0000008"))
     assert place.choose(moved).path == newest
     assert place.choose(place.other).path == newest
-    place.refuses("did not begin", load=place.other.with_name("iter_0000009"))
+    assert place.choose("auto", initial=place.other).path == newest
+    gone = place.other.with_name("iter_0000009")
+    place.refuses(gone, "not a directory", "run at step 10", "--checkpoint.load auto", load=gone)
+    place.refuses("neither", "run at step 10", load=place.output)  # which is not of checkpoints
 
 
 def test_another_run_does_not_take_its_place(place: Place) -> None:

@@ -1,0 +1,32 @@
+"""``status.json`` says what the exit code says, which torchrun does not hand on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.parallel.failure import report
+from megatron_grow.train.finite import DivergedError
+from megatron_grow.train.status import RunStatus
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (UserError("train.lr=-1"), "mistake", 2),
+        (OSError(28, "No space left on device", "/x"), "mistake", 2),
+        (RuntimeError("a fault"), "failed", 1),
+        (KeyboardInterrupt(), "failed", 1),
+        (DivergedError("step 3"), "diverged", 3),
+    ],
+)
+def test_an_error(error: BaseException, status: str, code: int, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), RunStatus(tmp_path):
+        raise error
+    told = json.loads((tmp_path / "status.json").read_text())
+    assert (told["status"], told["exit_code"]) == (status, code)
+    if isinstance(error, Exception) and code != 3:  # the command itself knows that one
+        assert report(error, None) == code
