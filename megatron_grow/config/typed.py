@@ -24,7 +24,7 @@ def typed(kind: type, values: dict[str, Any], where: str) -> dict[str, Any]:
 
 @cache
 def _parser(kind: type) -> ArgumentParser:
-    """Kept: a stage needs several, and one takes tens of milliseconds to make."""
+    """Kept: a stage needs several, and one takes over ten milliseconds to make."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, as_group=False)
     return parser
