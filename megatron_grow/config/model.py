@@ -15,6 +15,9 @@ from megatron_grow.config.ranges import (
     check_fields,
 )
 
+Size = Annotated[int, Range(least=1, most=10_000_000)]
+"""Along one axis of a tensor: what a growth can list entry by entry."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -25,17 +28,17 @@ class ModelConfig:
 
     num_layers: Annotated[int, Range(least=0, most=100_000)] = 12
     """Transformer layers; 0 is a model of embeddings, final norm and head."""
-    hidden_size: Count = 768
+    hidden_size: Size = 768
     """Width of the residual stream."""
-    num_attention_heads: Count = 12
+    num_attention_heads: Size = 12
     """Query heads."""
-    num_query_groups: Count | None = None
+    num_query_groups: Size | None = None
     """Key/value heads; absent: one for each query head (multi-head attention)."""
-    kv_channels: Count | None = None
+    kv_channels: Size | None = None
     """Size of one head; absent: hidden_size / num_attention_heads."""
-    ffn_hidden_size: Count | None = None
+    ffn_hidden_size: Size | None = None
     """Width of the feed-forward layer; absent: 4 x hidden_size."""
-    vocab_size: Count | None = None
+    vocab_size: Size | None = None
     """Tokens, each a row of the embedding; absent: the tokenizer's vocabulary."""
     make_vocab_size_divisible_by: Count = 128
     """Each tensor-parallel rank gets rows of the embedding in a multiple of this. Rows behind the
