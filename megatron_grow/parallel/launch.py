@@ -52,7 +52,7 @@ def check_address(environment: Mapping[str, str]) -> None:
     """Refuse a job whose ranks cannot find each other.
 
     Raises:
-        UserError: a variable that is not set.
+        UserError: a variable that is not set, or a port of 0.
     """
     for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         if not environment.get(name):
@@ -61,6 +61,11 @@ def check_address(environment: Mapping[str, str]) -> None:
                 "torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR (the host of rank 0) "
                 "and MASTER_PORT on every rank"
             )
+    if environment["MASTER_PORT"] == "0" and environment["WORLD_SIZE"] != "1":
+        raise UserError(
+            "MASTER_PORT=0: ranks wait for each other at a port that nobody has named; give torchrun "
+            "--standalone on one host, or the number of a free port as --master-port"
+        )
 
 
 def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:

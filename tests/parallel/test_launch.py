@@ -89,6 +89,13 @@ def test_ranks_that_cannot_find_each_other(absent: str) -> None:
     assert "torchrun" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_port_that_nobody_has_named() -> None:
+    """``torchrun --master-port 0`` hands on the 0, at which several ranks would wait for ever."""
+    with pytest.raises(UserError, match=r"^MASTER_PORT=0: .*--standalone"):
+        check_address({**TORCHRUN, "MASTER_PORT": "0"})
+    check_address(missing({}))
+
+
 def test_every_rank_has_its_own_gpu() -> None:
     assert own_gpu({"LOCAL_RANK": "3", "WORLD_SIZE": "4"}, 4) == 3
     assert own_gpu({"LOCAL_RANK": "3", "WORLD_SIZE": "4"}, 1) == 0  # it is shown its own alone
