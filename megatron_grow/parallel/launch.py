@@ -63,8 +63,8 @@ def check_address(environment: Mapping[str, str]) -> None:
             )
     if environment["MASTER_PORT"] == "0" and environment["WORLD_SIZE"] != "1":
         raise UserError(
-            "MASTER_PORT=0: ranks wait for each other at a port that nobody has named; give torchrun "
-            "--standalone on one host, or the number of a free port as --master-port"
+            "MASTER_PORT=0: nobody has named the port at which ranks wait for each other; give "
+            "torchrun --standalone on one host, or the number of a free port as --master-port"
         )
 
 
