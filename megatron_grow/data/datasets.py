@@ -96,7 +96,8 @@ def _build(part: Part, samples: int, *, seq_length: int, seed: int, cache_dir: P
     if len(datasets) == 1:
         return datasets[0]
     weights = np.array(part.blend.weights or [len(corpus.tokens) for corpus in part.corpora])
-    shares = (weights / weights.sum()).tolist()
+    shares = weights / weights.sum()
+    shares = (shares / shares.sum()).tolist()  # twice, as in Megatron: one ulp decides ties
     depends_on = {"index": "blend, version 1", "shares": shares, "samples": samples}
     return BlendedSamples(
         datasets, cached(cache_dir, depends_on, partial(order_blend, shares, samples))

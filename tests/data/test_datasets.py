@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from megatron.core.datasets import helpers
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
-from megatron.core.datasets.utils import Split
+from megatron.core.datasets.utils import Split, normalize
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.sections import DataSection
@@ -308,3 +309,16 @@ def test_all_ranks_read_the_same_samples(corpus, tmp_path):
 
 def _read(cache: Path, paths: tuple) -> tuple[int, list[list[int]]]:
     return dist.get_rank(), tokens_of(build(cache, *paths).train, range(100))
+
+
+def test_ties_of_a_blend_are_decided_as_in_megatron(tmp_path):
+    """Its builder and its dataset normalise the weights one after the other."""
+    weights = [30, 2.5, 2.5]
+    prefixes = [write_corpus(tmp_path / f"c{n}", [2000], first_token=9000 * n) for n in range(3)]
+    paths = [value for pair in zip(weights, prefixes, strict=True) for value in pair]
+    ours = tokens_of(build(tmp_path / "cache", *paths).train, range(60))
+    source, position = np.zeros(60, np.int16), np.zeros(60, np.int64)
+    helpers.build_blending_indices(
+        source, position, np.array(normalize(normalize(weights))), 3, 60, False
+    )
+    assert [sample[0] // 9000 for sample in ours] == source.tolist()
