@@ -56,8 +56,11 @@ def report(error: Exception, watch: Watch | None) -> ExitCode:
 
 
 def lost_a_rank(error: Exception) -> bool:
-    """Whether ``error`` says that another rank of the job is gone."""
-    return any(words in str(error) for words in _LOST)
+    """Whether ``error`` says that another rank of the job is gone.
+
+    The same words in an error of the operating system are of a loader process that was killed.
+    """
+    return not isinstance(error, OSError) and any(words in str(error) for words in _LOST)
 
 
 def leave(code: int) -> NoReturn:

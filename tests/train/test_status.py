@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.parallel.failure import report
+from megatron_grow.parallel.failure import lost_a_rank, report
 from megatron_grow.train.finite import DivergedError
 from megatron_grow.train.status import RunStatus
 
@@ -30,3 +30,9 @@ def test_an_error(error: BaseException, status: str, code: int, tmp_path: Path) 
     assert (told["status"], told["exit_code"]) == (status, code)
     if isinstance(error, Exception) and code != 3:  # the command itself knows that one
         assert report(error, None) == code
+
+
+def test_a_killed_loader_process_is_no_lost_rank() -> None:
+    """Its rank would leave it to others to say what happened, and they know less."""
+    assert lost_a_rank(RuntimeError("[pair.cc:537] Read error: Connection reset by peer"))
+    assert not lost_a_rank(ConnectionResetError(104, "Connection reset by peer"))
