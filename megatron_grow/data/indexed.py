@@ -28,6 +28,8 @@ class Sidecar:
     tokens: int
     tokenizer_digest: str | None = None
     """:func:`~megatron_grow.data.tokenizers.tokenizer_digest`; older corpora have none."""
+    made_from: str | None = None
+    """:func:`~megatron_grow.data.journal.origin`: tells whether it would be made alike again."""
 
 
 _MAGIC = b"MMIDIDX\x00\x00"

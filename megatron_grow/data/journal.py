@@ -12,6 +12,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from megatron_grow.config.errors import UserError
 from megatron_grow.data.corpora import Position
 from megatron_grow.data.encode import EncodedChunk
@@ -54,6 +56,20 @@ def _made(mark: dict[str, Any]) -> Made:
     )
 
 
+def header(settings: dict[str, Any], files: Sequence[InputFile]) -> dict[str, Any]:
+    """What a corpus is made out of, and how."""
+    return {
+        "settings": settings,
+        "files": [[str(file.path), file.size, file.modified] for file in files],
+    }
+
+
+def origin(settings: dict[str, Any], files: Sequence[InputFile]) -> str:
+    """A digest of the same: 16 hex digits."""
+    text = json.dumps(header(settings, files), sort_keys=True)
+    return blake3(text.encode()).hexdigest()[:16]
+
+
 class Journal:
     """A file of JSON lines: what is made out of which files, then marks of the progress.
 
@@ -84,13 +100,10 @@ class Journal:
         Raises:
             UserError: the interrupted run had other settings.
         """
-        header: dict[str, Any] = {
-            "settings": settings,
-            "files": [[str(file.path), file.size, file.modified] for file in files],
-        }
+        here = header(settings, files)
         kept: list[Made] = []
         lines = self._read()
-        old = lines[0] if lines else header
+        old = lines[0] if lines else here
         other = {name: value for name, value in old["settings"].items() if settings[name] != value}
         if other and lines[1:] and not start_over:
             found = ", ".join(f"{name}={value}" for name, value in other.items())
@@ -99,13 +112,13 @@ class Journal:
                 "give the same settings to go on, or --overwrite to start over"
             )
         if not other:
-            same = [a == b for a, b in zip_longest(old["files"], header["files"])]
+            same = [a == b for a, b in zip_longest(old["files"], here["files"])]
             unchanged = Position(same.index(False) if False in same else len(same))
             if all(same) or not needs_all:
                 marks = [made for made in map(_made, lines[1:]) if made.position <= unchanged]
                 kept = [made for made in marks if all(same) or not made.written]
         new = self.path.with_suffix(".new")
-        text = "".join(json.dumps(line) + "\n" for line in (header, *map(asdict, kept)))
+        text = "".join(json.dumps(line) + "\n" for line in (here, *map(asdict, kept)))
         new.write_text(text, encoding="utf-8")
         os.replace(new, self.path)
         self.marked = bool(kept)

@@ -89,12 +89,13 @@ class PartsWriter:
             with undisturbed():
                 self._mark()
 
-    def finish(self, tokenizer_name: str, append_eod: bool) -> Made:
+    def finish(self, tokenizer_name: str, append_eod: bool, made_from: str) -> Made:
         """Write indices and sidecars.
 
         Args:
             tokenizer_name: The tokenizer as a run file names it.
             append_eod: Whether documents end with the end-of-document token.
+            made_from: Out of what, and how (:func:`~megatron_grow.data.journal.origin`).
 
         Returns:
             What has been made, the parts written.
@@ -109,6 +110,7 @@ class PartsWriter:
                     documents=writer.documents,
                     tokens=writer.tokens,
                     tokenizer_digest=tokenizer_digest(self._tokenizer),
+                    made_from=made_from,
                 )
             )
         written = {part: [file.documents, file.tokens] for part, file in self._writers.items()}

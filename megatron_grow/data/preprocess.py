@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -20,7 +21,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.data.corpora import Position, read_chunks, read_texts
 from megatron_grow.data.encode import Encoder
 from megatron_grow.data.inputs import InputFile, InputOptions, Inputs, find_inputs
-from megatron_grow.data.journal import Journal, Made, claimed
+from megatron_grow.data.journal import Journal, Made, claimed, origin
 from megatron_grow.data.signals import undisturbed
 from megatron_grow.data.summary import by_kind, closing_lines
 from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest, train_bpe
@@ -146,14 +147,15 @@ def preprocess(config: PreprocessConfig, console: Console) -> dict[str, str]:
 
     Memory is bounded by the largest documents, not by the corpus. Everything is written in
     ``config.staging`` and moved when it is whole. An interrupted run leaves that directory, and the
-    same run goes on from there.
+    same run goes on from there. What the same run has made before is not made again.
 
     Raises:
         UserError: input that is missing or cannot be read; output that exists or cannot be written;
             an empty part; a worker that was killed.
     """
     try:
-        if not config.staging.exists():
+        fresh = not config.staging.exists()
+        if fresh and not all(map(os.path.lexists, config.outputs)):
             _refuse_existing(config)
         settings = config.settings()
         options = InputOptions(
@@ -166,8 +168,13 @@ def preprocess(config: PreprocessConfig, console: Console) -> dict[str, str]:
         inputs = find_inputs(config.input, options)
         if inputs.left_out:
             console.print(f"leaves out {by_kind(inputs.left_out)}")
+        made_from = origin(settings, inputs.files)
+        if fresh and not config.overwrite and _is_made(config, made_from):
+            made = " and ".join(config.prefixes.values())
+            console.print(f"{made}: made before, of the same files in the same way")
+            return config.prefixes
         with claimed(config.staging):
-            _make(config, settings, inputs, console)
+            _make(config, settings, inputs, made_from, console)
     except OSError as error:
         with suppress(OSError):
             config.staging.rmdir()  # if nothing is in it
@@ -181,6 +188,16 @@ def _one_line(error: UserError | OSError, config: PreprocessConfig) -> str:
     return f"{error.filename or config.staging}: {error.strerror or error}"
 
 
+def _is_made(config: PreprocessConfig, made_from: str) -> bool:
+    """Whether all of the output is there, and its sidecars tell of the same origin."""
+    try:
+        told = [json.loads(Path(f"{p}.json").read_bytes()) for p in config.prefixes.values()]
+        alike = all(sidecar["made_from"] == made_from for sidecar in told)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return alike and all(output.is_file() for output in config.outputs)
+
+
 def _refuse_existing(config: PreprocessConfig) -> None:
     for output in config.outputs:
         if os.path.lexists(output) and not (config.overwrite and not output.is_dir()):
@@ -188,7 +205,11 @@ def _refuse_existing(config: PreprocessConfig) -> None:
 
 
 def _make(
-    config: PreprocessConfig, settings: dict[str, Any], inputs: Inputs, console: Console
+    config: PreprocessConfig,
+    settings: dict[str, Any],
+    inputs: Inputs,
+    made_from: str,
+    console: Console,
 ) -> None:
     """Make the output in the staging directory, and move it."""
     journal = Journal(config.staging / "journal.jsonl")
@@ -202,7 +223,7 @@ def _make(
         if not made.written:
             _refuse_existing(config)
             encoder = _prepare_encoder(config, inputs.files, journal, made, console)
-            made = _write_parts(config, inputs, encoder, journal, made, console)
+            made = _write_parts(config, inputs, encoder, journal, made, made_from, console)
             _refuse_existing(config)  # somebody else's, by now
             journal.mark(made, [config.staging / output.name for output in config.outputs])
         with undisturbed():
@@ -257,6 +278,7 @@ def _write_parts(
     encoder: Encoder,
     journal: Journal,
     made: Made,
+    made_from: str,
     console: Console,
 ) -> Made:
     """Encode and write all documents from ``made`` on."""
@@ -284,7 +306,7 @@ def _write_parts(
             progress.update(bar, completed=writer.made.disk_bytes, rate=f"{rate:,.0f} tokens/s")
     seconds = time.monotonic() - started
     console.print(f"{(writer.tokens - before) / seconds:,.0f} tokens/s in {seconds:.1f} s")
-    made = writer.finish(config.tokenizer_name, config.append_eod)
+    made = writer.finish(config.tokenizer_name, config.append_eod, made_from)
     for part, (documents, _) in made.written.items():
         if not documents:
             journal.marked = False  # going on would end here again

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def test_documents_are_the_bytes_of_the_input(tmp_path):
     tokens = np.fromfile(f"{prefix}.bin", dtype=np.uint16)
     assert tokens.tolist() == list(chain(*expected))
     digest = tokenizer_digest(load_tokenizer("bytes"))
-    assert open_corpus(prefix, "").sidecar == Sidecar(
+    sidecar = open_corpus(prefix, "").sidecar
+    assert sidecar is not None and sidecar.made_from is not None
+    assert replace(sidecar, made_from=None) == Sidecar(
         "bytes", 257, 256, True, 3, len(tokens), digest
     )
     assert sorted(os.listdir(tmp_path / "out")) == [
@@ -185,6 +188,16 @@ def test_existing_output_is_kept_unless_told_otherwise(tmp_path):
     assert documents(prefix) == [list(b"old")]
     run(input=[new], output_prefix=tmp_path / "c", overwrite=True)
     assert documents(prefix) == [list(b"new")]
+    # The same command again does nothing; another way of making it, or another input, is refused.
+    made = os.stat(f"{prefix}.bin").st_mtime_ns
+    assert run(input=[new], output_prefix=tmp_path / "c") == {"train": prefix}
+    assert os.stat(f"{prefix}.bin").st_mtime_ns == made
+    with pytest.raises(UserError, match=r"c_text_document\.bin exists"):
+        run(input=[new], output_prefix=tmp_path / "c", append_eod=True)
+    write_json_lines(new, ["changed"])
+    with pytest.raises(UserError, match=r"c_text_document\.bin exists"):
+        run(input=[new], output_prefix=tmp_path / "c")
+    assert documents(prefix) == [list(b"new")]
     with pytest.raises(UserError, match=r"input=.*nowhere does not exist"):
         run(input=[tmp_path / "nowhere"], output_prefix=tmp_path / "d")
 
@@ -262,7 +275,7 @@ def test_what_is_checked_is_what_is_written(tmp_path):
     assert prefix == str(tmp_path / "c_a_b_document")
     assert documents(prefix) == [[120]]
     with pytest.raises(UserError, match=r"c_a_b_document\.bin exists"):
-        run(input=[source], output_prefix=tmp_path / "c", json_key="a/b")
+        run(input=[source], output_prefix=tmp_path / "c", json_key="a/b", append_eod=True)
     prefix = run(input=[source], output_prefix=tmp_path / "c", json_key="../c")["train"]
     assert prefix == str(tmp_path / "c_.._c_document")
     for directory in ("data/", "", ".", "data/.."):
@@ -287,16 +300,16 @@ def test_command_line(tmp_path):
     write_json_lines(tmp_path / "books.jsonl", ["Call me Ishmael."])
     os.mkdir(os.fsencode(tmp_path) + b"/more")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/more/\xff.png")).write_bytes(b"\x89PNG\0\0")
-    arguments = "--input books.jsonl more books.jsonl --output-prefix data/[red]books --append-eod"
-    done, refused = (
+    arguments = "--input books.jsonl more books.jsonl --output-prefix data/[red]books"
+    done, again, refused = (
         subprocess.run(
-            [sys.executable, TOOL, *arguments.split()],
+            [sys.executable, TOOL, *arguments.split(), *eod],
             cwd=tmp_path,
             timeout=600,
             capture_output=True,
             text=True,
         )
-        for _ in range(2)
+        for eod in (["--append-eod"], ["--append-eod"], [])
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "data/[red]books_text_document: 1 documents, 17 tokens" in done.stdout
@@ -306,6 +319,8 @@ def test_command_line(tmp_path):
     ) in done.stdout
     prefix = str(tmp_path / "data/[red]books_text_document")
     assert documents(prefix) == [[*b"Call me Ishmael.", 256]]
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "data/[red]books_text_document: made before, of the same files" in again.stdout
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: data/[red]books_text_document.bin exists")
     assert refused.stderr.count("\n") == 1
