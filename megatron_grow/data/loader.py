@@ -68,10 +68,13 @@ def _read(loader: DataLoader) -> Generator[dict[str, torch.Tensor], None, None]:
     # iterator, or with their parent; before that it needs them to finish its step and save.
     with deaf_children():
         batches = iter(loader)
-    for batch in batches:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    try:
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        del batches  # an error's traceback keeps this frame, and would keep the processes
 
 
 class _Batches(Dataset):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -260,6 +261,9 @@ def test_a_corpus_cut_under_a_running_job(corpus, tmp_path, workers):
             next(batches)
     assert f"data.train_data_path: {corpus}.bin has 100 bytes and had 5600" in str(error.value)
     assert "\n" not in str(error.value)
+    # Though error's traceback is still here: a process that is deaf to SIGTERM and outlives the
+    # iterator would be waited for at exit, for ever.
+    assert active_children() == []
 
 
 def test_nodes_that_do_not_share_a_cache(corpus, tmp_path):
