@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 SUFFIXES = {".gz", ".bz2", ".xz", ".lzma", ".zst"}
 
@@ -41,6 +43,69 @@ else:
     DAMAGE += (zstd.ZstdError,)
 
 
+class _Streams(io.RawIOBase):
+    """Compressed streams, one behind the other.
+
+    Python's ``BZ2File`` and ``LZMAFile`` take all that follows a stream for its end, if the next
+    one is damaged.
+    """
+
+    def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
+        self._file, self._new = file, decompressor
+        self._decompressor, self._position = decompressor(), 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As any raw stream's; raises what the decompressor does, and EOFError."""
+        data = b""
+        while not data:
+            compressed = b""
+            if self._decompressor.eof:
+                compressed = self._behind()
+                if not compressed:
+                    return 0
+                self._decompressor = self._new()
+            elif self._decompressor.needs_input:
+                compressed = self._file.read(io.DEFAULT_BUFFER_SIZE)
+                if not compressed:
+                    raise EOFError("it ends in the middle of a stream")
+            data = self._decompressor.decompress(compressed, len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def seekable(self) -> bool:
+        """Yes, at the price of reading."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As any raw stream's, but from the end."""
+        if whence == io.SEEK_CUR:
+            offset += self._position
+        elif whence != io.SEEK_SET:
+            raise io.UnsupportedOperation("nobody knows where it ends")
+        if offset < self._position:
+            self._file.seek(0)
+            self._decompressor, self._position = self._new(), 0
+        while self._position < offset and self.read(min(offset - self._position, 1 << 20)):
+            pass
+        return self._position
+
+    def _behind(self) -> bytes:
+        """How the next stream begins; empty at the end of the file."""
+        rest = self._decompressor.unused_data or self._file.read(io.DEFAULT_BUFFER_SIZE)
+        while rest and not rest.strip(b"\0"):  # with which .xz files may be padded
+            rest = self._file.read(io.DEFAULT_BUFFER_SIZE)
+        return rest.lstrip(b"\0")
+
+
+def _streams(file: BinaryIO, decompressor: Callable[[], Any]) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_Streams(file, decompressor), 1 << 16))
+
+
 def open_stream(path: Path) -> tuple[BinaryIO, BinaryIO]:
     """Open a file to read what is in it, decompressed.
 
@@ -58,9 +123,9 @@ def open_stream(path: Path) -> tuple[BinaryIO, BinaryIO]:
     if magic.startswith(b"\x1f\x8b"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw)), raw
     if magic.startswith(b"BZh"):
-        return cast(BinaryIO, bz2.BZ2File(raw)), raw
+        return _streams(raw, bz2.BZ2Decompressor), raw
     if magic.startswith((b"\xfd7zXZ\0", b"\x5d\0\0")):
-        return cast(BinaryIO, lzma.LZMAFile(raw)), raw
+        return _streams(raw, lzma.LZMADecompressor), raw
     if magic.startswith(b"\x28\xb5\x2f\xfd"):
         if zstd is None:
             raw.close()

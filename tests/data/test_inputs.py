@@ -229,6 +229,23 @@ def test_a_small_damaged_file_is_read_as_far_as_it_is_whole(tmp_path, name, comp
     assert len(inputs.files) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "compress"), [("gz", gzip.compress), ("xz", lzma.compress), ("bz2", bz2.compress)]
+)
+def test_streams_behind_each_other(tmp_path, name, compress):
+    """Python's own readers of .xz and .bz2 end silently at a later stream that is damaged."""
+    one, two = compress(LINES[:16]), compress(LINES[16:])
+    padding = b"\0" * 10_000 if name == "xz" else b""
+    path = tmp_path / f"a.jsonl.{name}"
+    for content in (one + two, one + padding + two + padding):
+        path.write_bytes(content)
+        assert texts_of(find(path)) == {path.name: ["one", "two"]}
+    for damaged in (one + b"garbage", one + two[:-9], one + b"\0" * 3 + two[1:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{path.name}"):
+            find(path)
+
+
 def test_an_empty_file_is_left_out(tmp_path):
     """Whatever its name promises: an upload that failed, say."""
     empty = dict.fromkeys(["a.txt", "b.jsonl.gz", "c.parquet", "_SUCCESS"], b"")
