@@ -139,7 +139,17 @@ def _check_lengths(part: Part, seq_length: int, where: str) -> None:
             raise UserError(
                 f"{where}: {corpus.prefix} has {tokens} tokens in {last - first} documents for "
                 f"this part; one sample needs train.seq_length + 1 = {seq_length + 1}"
+                + _advice(where, corpus)
             )
+
+
+def _advice(where: str, corpus: Corpus) -> str:
+    if not where.startswith("data.split"):
+        return ""
+    return (
+        f". data.split cuts between documents, and this corpus has {corpus.documents}: change the "
+        "shares, or name a corpus in data.valid_data_path"
+    )
 
 
 def _check_token_ids(part: Part, where: str) -> None:

@@ -295,3 +295,10 @@ def test_one_corpus_named_twice(corpus, tmp_path):
         fails(corpus, f"data.train_data_path {message}", train_data_path=[corpus, twin])
         fails(corpus, f"data.valid_data_path {message}", valid_data_path=[1, corpus, 2, twin])
     check(corpus, valid_data_path=[corpus])  # training loss by another name
+
+
+def test_a_split_of_few_documents_says_what_to_do(tmp_path):
+    prefix = write_corpus(tmp_path / "c", [500, 500, 500, 500])
+    told = "has 0 tokens in 0 documents for this part", "this corpus has 4: change the shares, or"
+    for message in told:
+        fails(prefix, message, vocab_size=2000, split="969,30,1")
