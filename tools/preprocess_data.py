@@ -125,7 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from rich.console import Console
 
-        from megatron_grow.data.preprocess import PreprocessConfig, preprocess
+        from megatron_grow.data.preprocess import preprocess
+        from megatron_grow.data.preprocess_config import PreprocessConfig
 
         console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
         config = PreprocessConfig(**vars(args))

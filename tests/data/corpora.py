@@ -11,7 +11,8 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from rich.console import Console
 
-from megatron_grow.data.preprocess import PreprocessConfig, preprocess
+from megatron_grow.data.preprocess import preprocess
+from megatron_grow.data.preprocess_config import PreprocessConfig
 from megatron_grow.data.tokenizers import ByteTokenizer, tokenizer_digest
 
 
