@@ -25,8 +25,8 @@ from megatron_grow.checkpoint.record import Beginning, Record, read_record
 from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
-from megatron_grow.train import metrics
 from megatron_grow.train.identity import Identity, jobs
+from megatron_grow.train.rows import rows_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def choose(
         if load is None or own_step:
             load, own_step = "auto", False
     if not overwrite:
-        metrics.rows_of(config.run.output_dir)  # which are kept: they can be read
+        rows_of(config.run.output_dir)  # which are kept: they can be read
     if own_step and load is not None:
         return _go_back(Path(load), root, known, again=overwrite)
     if overwrite:
@@ -259,13 +259,13 @@ def _holds(config: RunConfig) -> str | None:
     steps = saved_steps(config.checkpoint_dir)
     if steps:
         return f"{config.checkpoint_dir} holds checkpoints up to step {steps[-1]}"
-    rows = metrics.rows_of(config.run.output_dir)
+    rows = rows_of(config.run.output_dir)
     return f"{config.run.output_dir} holds metrics up to step {rows[-1]['step']}" if rows else None
 
 
 def _check_nothing_lost(config: RunConfig) -> None:
     """Refuse to begin anew where metrics tell of checkpoints that are gone."""
-    rows, interval = metrics.rows_of(config.run.output_dir), config.checkpoint.save_interval
+    rows, interval = rows_of(config.run.output_dir), config.checkpoint.save_interval
     if not rows or not interval:
         return
     first, last = rows[0]["step"], rows[-1]["step"]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.train.metrics import FILE_NAME, read_rows
+from megatron_grow.train.rows import FILE_NAME, read_rows
 
 Cost = Literal["flops_total", "flops_block"]
 COSTS: tuple[Cost, ...] = ("flops_total", "flops_block")

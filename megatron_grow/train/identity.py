@@ -13,7 +13,7 @@ import psutil
 
 from megatron_grow.checkpoint.regular import read_regular
 from megatron_grow.config.errors import UserError
-from megatron_grow.train.metrics import write_atomically
+from megatron_grow.train.atomic import write_atomically
 
 FILE_NAME = "run.json"
 

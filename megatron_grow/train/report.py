@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.train.atomic import write_atomically
 from megatron_grow.train.comparison import compare, load_run
 from megatron_grow.train.figures import Against, loss_figure
-from megatron_grow.train.metrics import write_atomically
 
 FIGURES: dict[str, list[Against]] = {
     "loss.png": ["step", "flops_total"],

@@ -20,7 +20,7 @@ from megatron_grow.checkpoint.staging import point, sweep
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.parallel.agreement import gather, place, together
-from megatron_grow.train import metrics, status
+from megatron_grow.train import rows, status
 from megatron_grow.train.choice import Choice, latest_or_none
 from megatron_grow.train.identity import FILE_NAME, Identity, jobs
 
@@ -87,7 +87,7 @@ def _make_room(root: Path, output: Path, choice: Choice) -> list[str]:
     if choice.clears:
         tracker = [root / TRACKER] if (root / TRACKER).exists() else []
         names = [FILE_NAME, status.FILE_NAME, "config.yaml", "tensorboard"]
-        old = [*(output / name for name in names), *output.glob(f"{metrics.FILE_NAME}*")]
+        old = [*(output / name for name in names), *output.glob(f"{rows.FILE_NAME}*")]
         found = [path for path in old if path.exists()]
         moved = [_set_aside(root, [*tracker, *root.glob("iter_*")]), _set_aside(output, found)]
         return [f"set aside: {path} holds the earlier run" for path in moved if path]

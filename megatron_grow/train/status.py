@@ -8,8 +8,8 @@ from pathlib import Path
 
 from megatron_grow.config.errors import one_line
 from megatron_grow.config.exit_codes import ExitCode
+from megatron_grow.train.atomic import write_atomically
 from megatron_grow.train.finite import DivergedError
-from megatron_grow.train.metrics import write_atomically
 
 FILE_NAME = "status.json"
 

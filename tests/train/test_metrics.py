@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.train.metrics import MetricsLog, read_rows, write_atomically
+from megatron_grow.train.atomic import write_atomically
+from megatron_grow.train.metrics import MetricsLog
+from megatron_grow.train.rows import read_rows
 
 
 def train_row(step: int, **fields) -> dict:

@@ -1,0 +1,130 @@
+"""The rows of ``metrics.jsonl``: what they hold, and reading them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from megatron_grow.checkpoint.regular import read_regular
+from megatron_grow.config.errors import UserError
+
+FILE_NAME = "metrics.jsonl"
+
+
+class Progress(TypedDict):
+    """Where the run is; the costs count from its start."""
+
+    step: int
+    """Global steps done; 1 for the first."""
+    stage: int
+    num_layers: int
+    consumed_tokens: int
+    flops_total: int
+    """Whole model, embedding and head included (``cost.flops.flops_at_step``)."""
+    flops_block: int
+    """Transformer layers alone."""
+
+
+class TrainRow(Progress):
+    """One log interval; ``loss`` and the speeds are means over it."""
+
+    loss: float
+    """Over the steps that made an update; NaN if none did."""
+    lr: float
+    grad_norm: float
+    tokens_per_second: float
+    step_time: float
+    """Seconds of one step."""
+
+
+class EvaluationRow(Progress):
+    """One evaluation, after ``step`` steps."""
+
+    val_loss: float
+
+
+class NotFiniteRow(Progress):
+    """A step whose loss, gradients or weights are not finite."""
+
+    event: str
+    """``not_finite``."""
+    found: str
+    """What is not finite, and on which ranks."""
+    action: str
+    """``skip``: the step made no update; ``stop``: the run ended here."""
+
+
+class GrowthRow(TypedDict):
+    """One growth, between ``step`` and the next."""
+
+    event: str
+    """``growth``."""
+    step: int
+    stage: int
+    """The stage that begins."""
+    summary: str
+    """What grew and by which operators."""
+    from_layers: int
+    to_layers: int
+    from_layout: str
+    to_layout: str
+    from_batch: str
+    """Sequences by tokens of one global batch: ``8 x 1024``."""
+    to_batch: str
+    from_parameters: int
+    to_parameters: int
+    bytes_moved: int
+    """From one rank to another, over all ranks."""
+    pause_seconds: float
+    val_loss_before: float | None
+    """None where the run does not evaluate."""
+    val_loss_after: float | None
+    """None also where a stop request came before; then the resumed run has an evaluation row."""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``, without a last line that a kill tore.
+
+    Raises:
+        UserError: no such file, or a line that is not a row.
+    """
+    try:
+        lines = read_regular(path).decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as metrics of a run: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise UserError(
+                f"{path}:{number} is not a JSON object with an integer step: {line:.60}"
+            )
+        rows.append(row)
+    return rows
+
+
+def rows_of(output_dir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run so far; none where it has not begun.
+
+    Raises:
+        UserError: as :func:`read_rows`.
+    """
+    path = Path(output_dir) / FILE_NAME
+    return read_rows(path) if path.exists() else []
+
+
+def kind_of(row: Mapping[str, Any]) -> str:
+    """``train``, ``validation``, or the event."""
+    return row.get("event") or ("validation" if "val_loss" in row else "train")
+
+
+def identity(row: Mapping[str, Any]) -> tuple[int, str, int]:
+    """What tells a row from all others of its run."""
+    return row["step"], kind_of(row), row.get("stage", 0)
