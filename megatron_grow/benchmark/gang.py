@@ -59,11 +59,12 @@ class Gang:
         return self._collect()
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, all at once: those that are left would tell of the others' end."""
+        for process, _ in self._ranks:
+            process.kill()
         for process, connection in self._ranks:
-            connection.close()
-            process.terminate()
             process.join()
+            connection.close()
         self._ranks.clear()
 
     def __enter__(self) -> Gang:
