@@ -146,7 +146,7 @@ TABLE: Names = {
             "_MEM_FORMAT_ENCODING",
         )
     },
-    # How Megatron-LM's ranks shared out the writing: of no use to a reader.
+    # How Megatron-LM's ranks divided the writing among them: of no use to a reader.
     "torch.distributed.checkpoint.planner": dict.fromkeys(
         ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"), _Inert
     ),

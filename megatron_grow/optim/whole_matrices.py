@@ -1,4 +1,4 @@
-"""Work that needs whole matrices, shared out over the ranks that hold their shards."""
+"""Work that needs whole matrices, divided among the ranks that hold their shards."""
 
 from __future__ import annotations
 

@@ -173,14 +173,14 @@ def _check_tokens(record: Record, where: str, config: RunConfig, stage: Stage) -
     longest = record.config.get("train", {}).get("seq_length")
     if config.train.seq_length != longest:
         raise UserError(
-            f"{where} has read samples of train.seq_length={longest}; of "
-            f"train.seq_length={config.train.seq_length} they would be other ones"
+            f"{where} was trained with train.seq_length={longest}, on which the order of samples "
+            f"depends: train.seq_length={config.train.seq_length} must be {longest}"
         )
     if stage.tokens_at(record.step) != record.consumed_tokens:
         raise UserError(
-            f"{where} has consumed {record.consumed_tokens} tokens in {record.step} steps, the "
-            f"stages now consume {stage.tokens_at(record.step)}; restore their batches (from here "
-            "on, a new batch is a new stage)"
+            f"{where} consumed {record.consumed_tokens} tokens in {record.step} steps; with the "
+            f"stages as they are now it would be {stage.tokens_at(record.step)}. Restore their "
+            "batches; to change the batch from here on, begin a new stage"
         )
 
 

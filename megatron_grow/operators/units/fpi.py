@@ -11,7 +11,7 @@ from megatron_grow.operators.units.base import UnitOperator
 
 @dataclass(frozen=True)
 class Fpi(UnitOperator):
-    """Duplicate units; copies share out the weights of whoever consumes them.
+    """Duplicate units; whoever consumes copies divides its weights among them.
 
     Net2Net (Chen et al. 2015, arXiv 1511.05641) and the function-preserving initialisation of
     bert2BERT (arXiv 2110.07143). Exact along heads and feed-forward units with any map. Along the
