@@ -9,6 +9,7 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -32,14 +33,19 @@ DAMAGE: tuple[type[Exception], ...] = (
 )
 """What reading a damaged or truncated file raises, besides OSError."""
 
-try:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-except ImportError:
-    zstd = None
-else:
+
+def _zstandard() -> Any:
+    """Python's own module, or its backport; None where it is not installed."""
+    try:
+        return import_module(
+            "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+        )
+    except ImportError:
+        return None
+
+
+zstd = _zstandard()
+if zstd is not None:
     DAMAGE += (zstd.ZstdError,)
 
 
