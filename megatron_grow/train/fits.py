@@ -11,8 +11,9 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.cost.memory import estimate_memory
 
-_BYTES_OF_SAMPLE = 12
-"""Of the order of samples, in megatron-core's index: where a sample begins, and its turn."""
+_BYTES_OF_SAMPLE = 10
+"""Of the order in which the samples of several corpora take turns: which corpus, and its turn. One
+corpus alone has an order for each epoch, however many there are."""
 
 
 def check_fits(config: RunConfig, stages: list[Stage], world_size: int) -> None:
@@ -27,7 +28,9 @@ def check_fits(config: RunConfig, stages: list[Stage], world_size: int) -> None:
         // config.train.seq_length,
         "train.eval_iters": config.train.eval_iters * config.train.global_batch_size,
     }
-    for field, count in samples.items():
+    paths = (config.data.train_data_path, config.data.valid_data_path)
+    blends = any(sum(isinstance(entry, str) for entry in path) > 1 for path in paths)
+    for field, count in samples.items() if blends else ():
         _check(count * _BYTES_OF_SAMPLE, there, f"{field} asks for {count:,} samples, whose order")
     if torch.cuda.is_available():
         there = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
