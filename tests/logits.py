@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_grow.train.live_stage import LiveStage
+from megatron_grow.live.stage import LiveStage
 from tests.toy import MODEL, tokens
 
 BATCH = 4

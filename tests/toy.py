@@ -16,9 +16,9 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, TrainSection
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth.plan import growth, initialisation
+from megatron_grow.live.stage import LiveStage
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.train import transition
-from megatron_grow.train.live_stage import LiveStage
 
 MODEL = ModelConfig(
     num_layers=4,

@@ -16,7 +16,7 @@ import yaml
 
 from megatron_grow.benchmark.report import Report
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.convert.synthetic import SyntheticSource, write
+from megatron_grow.convert.synthetic import SyntheticReader, write
 
 _TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
 _TOLD = re.compile(r"([\d.]+) GB in ([\d.]+) s .*verified in ([\d.]+) s")
@@ -44,7 +44,7 @@ def measure(model: ModelConfig, precision: str, directory: Path) -> Report:
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    source = SyntheticSource(
+    source = SyntheticReader(
         model, precision=precision, optimizer=None if precision == "bf16" else "adam"
     )
     stored = write(directory / "source", source)

@@ -23,9 +23,9 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.live.stage import LiveStage
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.parallel import process_groups
-from megatron_grow.state.axes import logical_tensors
-from megatron_grow.train.live_stage import LiveStage
 from megatron_grow.train.transition import begin, grow
 
 RANKS = 4

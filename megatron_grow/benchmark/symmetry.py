@@ -16,11 +16,11 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, TrainSection
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth.plan import Plan, growth, initialisation
+from megatron_grow.live.stage import LiveStage
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import FRESH, Gather
-from megatron_grow.train.live_stage import LiveStage
 from megatron_grow.train.transition import begin, grow
 
 _VOCABULARY = 128

@@ -1,4 +1,4 @@
-"""Write what a source holds into a sink, block by block, in bounded memory."""
+"""Write what a source holds into a writer, block by block, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 
 from megatron_grow.checkpoint.manifest import TensorDigest, digest, digest_of
-from megatron_grow.checkpoint.sink import Block, Sink
-from megatron_grow.checkpoint.source import Source, not_finite
+from megatron_grow.checkpoint.reader import Reader, not_finite
+from megatron_grow.checkpoint.writer import Block, Writer
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import full, split, volume
 from megatron_grow.state.finite import is_finite
@@ -34,19 +34,19 @@ class Written:
     """What is known of a part after it was written."""
 
     table: Any
-    """Of the sink."""
+    """Of the writer."""
     digests: list[tuple[str, bytes]]
     """Stored name and digest of each block, in order."""
 
 
-def parts(source: Source, sink: Sink) -> list[list[Block]]:
+def parts(source: Reader, writer: Writer) -> list[list[Block]]:
     """All that is to be written, layer after layer, in parts that do not depend on who writes."""
     blocks = [
         Block(key, kind, box)
         for key, tensor in source.tensors.items()
         for box in split(full(tensor.shape), ELEMENTS_PER_BLOCK)
         for kind in source.kinds(key)
-        if sink.stored(key, kind)
+        if writer.stored(key, kind)
     ]
     blocks.sort(key=lambda b: b.box[0][0] if source.tensors[b.key].stacked else -1)
     found: list[list[Block]] = [[]]
@@ -56,19 +56,19 @@ def parts(source: Source, sink: Sink) -> list[list[Block]]:
             found.append([])
             held = 0
         found[-1].append(block)
-        held += stored_bytes(block, sink)
+        held += stored_bytes(block, writer)
     return found
 
 
-def stored_bytes(block: Block, sink: Sink) -> int:
+def stored_bytes(block: Block, writer: Writer) -> int:
     """Bytes of a block's values, under all its names."""
-    sizes = (dtype.itemsize for dtype in sink.stored(block.key, block.kind).values())
+    sizes = (dtype.itemsize for dtype in writer.stored(block.key, block.kind).values())
     return volume(block.box) * sum(sizes)
 
 
 def write(
-    source: Source,
-    sink: Sink,
+    source: Reader,
+    writer: Writer,
     work: dict[int, list[Block]],
     *,
     finite: bool,
@@ -79,7 +79,7 @@ def write(
 
     Args:
         source: what is read.
-        sink: what is written, prepared.
+        writer: what is written, prepared.
         work: the parts of this process, by number.
         finite: whether to refuse values that are NaN or infinite.
         threads: parts in the making at a time.
@@ -98,7 +98,7 @@ def write(
                 values = source.read(block.key, block.kind, block.box)
                 stored = {
                     name: cast(values, dtype)
-                    for name, dtype in sink.stored(block.key, block.kind).items()
+                    for name, dtype in writer.stored(block.key, block.kind).items()
                 }
                 if finite:
                     _check_finite(source, block, values, stored)
@@ -106,13 +106,13 @@ def write(
                 yield block, stored
                 advance(sum(data.nbytes for data in stored.values()))
 
-        return Written(sink.write(number, made()), digests)
+        return Written(writer.write(number, made()), digests)
 
     return _each(one, work, threads)
 
 
 def check(
-    sink: Sink,
+    writer: Writer,
     work: dict[int, list[Block]],
     written: dict[int, Written],
     *,
@@ -124,17 +124,17 @@ def check(
     Raises:
         UserError: it is not the same.
     """
-    read_back = sink.reopen()
+    read_back = writer.reopen()
 
     def one(number: int, blocks: list[Block]) -> None:
         expected = iter(written[number].digests)
         for block in blocks:
-            for name, dtype in sink.stored(block.key, block.kind).items():
+            for name, dtype in writer.stored(block.key, block.kind).items():
                 values = read_back(name, block)
                 if values.dtype != dtype or (name, digest(values)) != next(expected):
                     raise UserError(
-                        f"{sink.directory}: {name} is not what was written to it; the disk or the "
-                        "memory is faulty"
+                        f"{writer.directory}: {name} is not what was written to it; the disk "
+                        "or the memory is faulty"
                     )
                 advance(values.nbytes)
 
@@ -142,7 +142,7 @@ def check(
 
 
 def tensor_digests(
-    source: Source, sink: Sink, written: Iterable[Written]
+    source: Reader, writer: Writer, written: Iterable[Written]
 ) -> dict[str, TensorDigest]:
     """The digest of each stored tensor, from all parts in order."""
     blocks: dict[str, list[bytes]] = {}
@@ -155,12 +155,12 @@ def tensor_digests(
         )
         for key, tensor in source.tensors.items()
         for kind in source.kinds(key)
-        for name, dtype in sink.stored(key, kind).items()
+        for name, dtype in writer.stored(key, kind).items()
     }
 
 
 def _check_finite(
-    source: Source, block: Block, values: torch.Tensor, stored: dict[str, torch.Tensor]
+    source: Reader, block: Block, values: torch.Tensor, stored: dict[str, torch.Tensor]
 ) -> None:
     for data in stored.values():
         if is_finite(data):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_grow.checkpoint.huggingface.files import CONFIG
-from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
+from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.checkpoint.layout import COMPLETE, METADATA, locate
-from megatron_grow.checkpoint.legacy.source import LegacySource
-from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
+from megatron_grow.checkpoint.legacy.reader import LegacyReader
+from megatron_grow.checkpoint.reader import Reader
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 
 
 def find(path: Path, named: str = "") -> Path:
-    """The directory that :func:`open_source` opens.
+    """The directory that :func:`open_reader` opens.
 
     Raises:
         UserError: nothing there is a checkpoint.
@@ -23,7 +23,7 @@ def find(path: Path, named: str = "") -> Path:
     return locate(path, named)
 
 
-def open_source(path: Path, named: str = "", *, once: bool = False) -> Source:
+def open_reader(path: Path, named: str = "", *, once: bool = False) -> Reader:
     """The checkpoint at ``path``: a step's directory, a root with a tracker file, or a model.
 
     Args:
@@ -36,7 +36,7 @@ def open_source(path: Path, named: str = "", *, once: bool = False) -> Source:
     """
     found = find(path, named)
     if (found / CONFIG).exists() and not (found / METADATA).exists():
-        return HuggingFaceSource(found)
+        return HuggingFaceReader(found)
     if (found / COMPLETE).exists():
-        return TorchDistSource(found, once=once)
-    return LegacySource(found)
+        return TorchDistReader(found, once=once)
+    return LegacyReader(found)

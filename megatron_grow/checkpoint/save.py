@@ -28,11 +28,11 @@ from megatron_grow.checkpoint.staging import partial, prune, publish, sweep
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.checkpoint.torch_dist.shards import ShardWriter, Written, check_seen
 from megatron_grow.config.errors import AgreedError, UserError, one_line
+from megatron_grow.live.pieces import Piece
 from megatron_grow.parallel.agreement import gather, together
-from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import fold, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.live import Piece
+from megatron_grow.state.tensors import LogicalTensor
 
 
 def save(

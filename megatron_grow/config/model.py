@@ -1,4 +1,4 @@
-"""The shape of a GPT."""
+"""The shape of a model."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class ModelConfig:
     Field names are those of megatron-core's ``TransformerConfig`` and ``GPTModel``.
     """
 
+    architecture: str = "gpt"
+    """``gpt``, or the import path of another (``package.module:Class``)."""
     num_layers: Annotated[int, Range(least=0, most=100_000)] = 12
     """Transformer layers; 0 is a model of embeddings, final norm and head."""
     hidden_size: Size = 768

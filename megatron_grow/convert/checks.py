@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
@@ -19,7 +19,7 @@ _EXACT = {
 """The types whose values each precision holds."""
 
 
-def check_precision(source: Source, precision: str, allowed: bool) -> None:
+def check_precision(source: Reader, precision: str, allowed: bool) -> None:
     """Raise :class:`UserError` if weights would lose bits.
 
     Args:

@@ -14,14 +14,14 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_grow.checkpoint.huggingface.files import side_files
-from megatron_grow.checkpoint.huggingface.sink import HuggingFaceSink
-from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
+from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
+from megatron_grow.checkpoint.huggingface.writer import HuggingFaceWriter
 from megatron_grow.checkpoint.layout import DTYPES, step_dir
-from megatron_grow.checkpoint.legacy.sink import LegacySink
-from megatron_grow.checkpoint.open import open_source
-from megatron_grow.checkpoint.sink import Sink
-from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.torch_dist.sink import TorchDistSink
+from megatron_grow.checkpoint.legacy.writer import LegacyWriter
+from megatron_grow.checkpoint.open import open_reader
+from megatron_grow.checkpoint.reader import Reader
+from megatron_grow.checkpoint.torch_dist.writer import TorchDistWriter
+from megatron_grow.checkpoint.writer import Writer
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.convert.arguments import build_parser
@@ -88,7 +88,7 @@ def _leads() -> bool:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    source = open_source(args.ckpt, once=True)
+    source = open_reader(args.ckpt, once=True)
     for line in inspect(source):
         _tell(line)
     check_files(source)
@@ -106,7 +106,7 @@ def _verify(args: argparse.Namespace) -> int:
     if args.text and not args.forward:
         raise UserError(f"--text {args.text} is what --forward reads; pass --forward as well")
     text = read_text(args.text) if args.text else TEXT
-    a, b = (open_source(path, once=not args.forward) for path in (args.a, args.b))
+    a, b = (open_reader(path, once=not args.forward) for path in (args.a, args.b))
     if args.forward and not same_shape(a, b):
         _tell("they have other shapes: only their functions are compared")
         return _compare_functions(a, b, text)
@@ -123,7 +123,7 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if found.differences else 0
 
 
-def _compare_functions(a: Source, b: Source, text: str) -> int:
+def _compare_functions(a: Reader, b: Reader, text: str) -> int:
     apart, tolerance, read = compare_logits(a, b, text)
     same = apart <= tolerance
     _tell(
@@ -145,11 +145,11 @@ def _reshard(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    return _to_megatron(together(lambda: HuggingFaceSource(args.src)), args)
+    return _to_megatron(together(lambda: HuggingFaceReader(args.src)), args)
 
 
 def _export(args: argparse.Namespace) -> int:
-    source = together(lambda: open_source(args.src, once=True))
+    source = together(lambda: open_reader(args.src, once=True))
     model = source.record.model_config
     precision = args.precision or source.record.precision
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
@@ -161,8 +161,8 @@ def _export(args: argparse.Namespace) -> int:
     if not beside:
         _tell("note: no tokenizer is known; --side-files names a directory with one")
 
-    def make(directory: Path) -> Sink:
-        return HuggingFaceSink(
+    def make(directory: Path) -> Writer:
+        return HuggingFaceWriter(
             directory,
             model,
             dict.fromkeys(source.tensors, DTYPES[precision]),
@@ -175,12 +175,12 @@ def _export(args: argparse.Namespace) -> int:
     return _write(source, args.dst, args.dst.resolve(), make, None, {}, args)
 
 
-def _rounded(source: Source, precision: str) -> bool:
+def _rounded(source: Reader, precision: str) -> bool:
     """Whether training itself has rounded the weights that it computed with to ``precision``."""
     return precision == source.record.precision and source.format != "Hugging Face"
 
 
-def _to_megatron(source: Source, args: argparse.Namespace) -> int:
+def _to_megatron(source: Reader, args: argparse.Namespace) -> int:
     precision = args.precision or source.record.precision
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
     check_precision(source, precision, args.allow_rounding or trains or _rounded(source, precision))
@@ -197,10 +197,10 @@ def _to_megatron(source: Source, args: argparse.Namespace) -> int:
             "--weights-only to leave it behind"
         )
 
-    def make(directory: Path) -> Sink:
+    def make(directory: Path) -> Writer:
         if args.format == "torch":
-            return LegacySink(directory, record, source.tensors, layout)
-        return TorchDistSink(
+            return LegacyWriter(directory, record, source.tensors, layout)
+        return TorchDistWriter(
             directory,
             record,
             source.tensors,
@@ -215,10 +215,10 @@ def _to_megatron(source: Source, args: argparse.Namespace) -> int:
 
 
 def _write(
-    source: Source,
+    source: Reader,
     root: Path,
     final: Path,
-    make: Callable[[Path], Sink],
+    make: Callable[[Path], Writer],
     step: int | None,
     beside: dict[str, bytes],
     args: argparse.Namespace,

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.progress import Progress
-from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, full, split, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import as_bits, cast, contiguous
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Comparison:
     """How many of the equal tensors the two store in different types."""
 
 
-def compare(a: Source, b: Source, *, weights_only: bool, progress: Progress) -> Comparison:
+def compare(a: Reader, b: Reader, *, weights_only: bool, progress: Progress) -> Comparison:
     """Compare two checkpoints of any formats and layouts, tensor by tensor.
 
     Values are equal in whatever types they are stored. Of ``weights_only``, those that one of the
@@ -69,7 +69,7 @@ def compare(a: Source, b: Source, *, weights_only: bool, progress: Progress) -> 
     return found
 
 
-def same_shape(a: Source, b: Source) -> bool:
+def same_shape(a: Reader, b: Reader) -> bool:
     """Whether two models have the same tensors."""
     x, y = ({key: t.shape for key, t in source.tensors.items()} for source in (a, b))
     return x == y
@@ -102,7 +102,7 @@ _NOT_THE_FUNCTION = (
 )
 
 
-def _compare_progress(a: Source, b: Source, found: Comparison) -> None:
+def _compare_progress(a: Reader, b: Reader, found: Comparison) -> None:
     for name in ("step", "consumed_tokens", "optimizer_step", "precision"):
         x, y = getattr(a.record, name), getattr(b.record, name)
         if x != y:
@@ -118,7 +118,7 @@ def _whole(a: LogicalTensor, b: LogicalTensor, found: Comparison) -> Box | None:
 
 
 def _compare_values(
-    a: Source, b: Source, key: str, kind: str, box: Box, weights_only: bool, found: Comparison
+    a: Reader, b: Reader, key: str, kind: str, box: Box, weights_only: bool, found: Comparison
 ) -> None:
     types = a.dtype(key, kind), b.dtype(key, kind)
     common = less_precise(*types) if weights_only else torch.promote_types(*types)
@@ -154,7 +154,7 @@ def less_precise(x: torch.dtype, y: torch.dtype) -> torch.dtype:
 
 
 def _pairs(
-    a: Source, b: Source, key: str, kind: str, box: Box
+    a: Reader, b: Reader, key: str, kind: str, box: Box
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for part in split(box, ELEMENTS_PER_BLOCK):
         yield a.read(key, kind, part), b.read(key, kind, part)

@@ -17,9 +17,9 @@ import torch
 from megatron_grow.checkpoint import copy
 from megatron_grow.checkpoint.layout import SIDE_FILES, TRACKER
 from megatron_grow.checkpoint.manifest import write_manifest
-from megatron_grow.checkpoint.sink import Sink
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.staging import partial, publish, sync
+from megatron_grow.checkpoint.writer import Writer
 from megatron_grow.config.errors import UserError
 from megatron_grow.convert.progress import Progress
 from megatron_grow.parallel.agreement import gather, place, together
@@ -40,9 +40,9 @@ class Outcome:
 
 
 def convert(
-    source: Source,
+    source: Reader,
     final: Path,
-    make_sink: Callable[[Path], Sink],
+    make_writer: Callable[[Path], Writer],
     *,
     step: int | None,
     side_files: Mapping[str, bytes] | None = None,
@@ -59,7 +59,7 @@ def convert(
     Args:
         source: what is written.
         final: where; nothing may be there.
-        make_sink: opens a sink in the directory where it is written first.
+        make_writer: opens a writer in the directory where it is written first.
         step: what the tracker file beside ``final`` will say; None: there is none.
         side_files: by name, are kept in a directory of their own beside the tensors.
         finite: whether to refuse values that are NaN or infinite.
@@ -72,38 +72,40 @@ def convert(
     """
     torch.set_num_threads(1)  # the parallelism is over parts
     began = time.perf_counter()
-    sink = make_sink(partial(final))
-    parts = copy.parts(source, sink)
-    total = sum(copy.stored_bytes(block, sink) for part in parts for block in part)
+    writer = make_writer(partial(final))
+    parts = copy.parts(source, writer)
+    total = sum(copy.stored_bytes(block, writer) for part in parts for block in part)
     rank, ranks = place()
     leads = rank == 0
     work = {number: parts[number] for number in range(rank, len(parts), ranks)}
-    mine = sum(copy.stored_bytes(block, sink) for part in work.values() for block in part)
+    mine = sum(copy.stored_bytes(block, writer) for part in work.values() for block in part)
     with contextlib.ExitStack() as stack:
         together(lambda: stack.enter_context(_staged(final, total)) if leads else None)
-        together(lambda: _io(sink.prepare) if leads else None)
+        together(lambda: _io(writer.prepare) if leads else None)
         with progress.task("writing", mine) as advance:
             written = together(
                 lambda: _io(
                     lambda: copy.write(
-                        source, sink, work, finite=finite, threads=threads, advance=advance
+                        source, writer, work, finite=finite, threads=threads, advance=advance
                     )
                 )
             )
         by_number = {number: part for share in gather(written) for number, part in share.items()}
         ordered = [by_number[number] for number in range(len(parts))]
-        together(lambda: _io(lambda: sink.finish([p.table for p in ordered])) if leads else None)
+        together(lambda: _io(lambda: writer.finish([p.table for p in ordered])) if leads else None)
         seconds = time.perf_counter() - began
         if verifies:
             with progress.task("verifying", mine) as advance:
-                together(lambda: copy.check(sink, work, written, threads=threads, advance=advance))
+                together(
+                    lambda: copy.check(writer, work, written, threads=threads, advance=advance)
+                )
         check_seconds = time.perf_counter() - began - seconds
 
         def finish() -> None:
-            digests = copy.tensor_digests(source, sink, ordered)
+            digests = copy.tensor_digests(source, writer, ordered)
             _keep(side_files or {}, partial(final) / SIDE_FILES)
             write_manifest(
-                partial(final), sink.companions, digests, copy.ELEMENTS_PER_BLOCK, sink.shards
+                partial(final), writer.companions, digests, copy.ELEMENTS_PER_BLOCK, writer.shards
             )
             if final.exists():
                 final.rmdir()  # empty, as it was found

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.convert.compare import less_precise
 from megatron_grow.convert.side_files import of_source
 from megatron_grow.data.tokenizer_files import library_errors
+from megatron_grow.model.architectures import architecture_of
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 from megatron_grow.state.kinds import MAIN_PARAM
 
@@ -26,7 +27,7 @@ cost. Grown at the right moment, with its weights and the state of its optimizer
 goes on as if it had been large from the start."""
 
 
-def compare_logits(a: Source, b: Source, text: str = TEXT) -> tuple[float, float, str]:
+def compare_logits(a: Reader, b: Reader, text: str = TEXT) -> tuple[float, float, str]:
     """Logits of two checkpoints on one text, in fp32.
 
     Where one has its weights only in a less precise type, those of the other are rounded to it.
@@ -51,12 +52,12 @@ def compare_logits(a: Source, b: Source, text: str = TEXT) -> tuple[float, float
     return float(apart / scale) if apart else 0.0, TOLERANCE, told
 
 
-def _most_precise(source: Source) -> torch.dtype:
+def _most_precise(source: Reader) -> torch.dtype:
     found = {source.dtype(key, MAIN_PARAM) for key in source.tensors}
     return min(found, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def _tokens(a: Source, b: Source, text: str) -> tuple[torch.Tensor, str]:
+def _tokens(a: Reader, b: Reader, text: str) -> tuple[torch.Tensor, str]:
     """The text as (1, length) token ids: by a tokenizer that came with a model, or as bytes."""
     models = [source.record.model_config for source in (a, b)]
     length = min(model.max_position_embeddings for model in models)
@@ -92,14 +93,14 @@ def read_text(path: Path) -> str:
 
 
 @torch.no_grad()
-def _logits(source: Source, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _logits(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """(1, length, vocabulary), fp32, of the weights rounded to ``dtype``."""
     if source.format == "Hugging Face":
         return _by_transformers(source, tokens, dtype)
     return _by_engine(source, tokens, dtype)
 
 
-def _by_transformers(source: Source, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _by_transformers(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     try:
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
@@ -114,17 +115,17 @@ def _by_transformers(source: Source, tokens: torch.Tensor, dtype: torch.dtype) -
     return model(tokens).logits
 
 
-def _by_engine(source: Source, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _by_engine(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     ignore_expected_warnings()
     # The converter starts without megatron-core, which takes seconds to import.
-    from megatron_grow.model.builder import build_gpt
+    from megatron_grow.live.pieces import placement, without_padding
     from megatron_grow.parallel import cpu, process_groups
-    from megatron_grow.state.live import placement, without_padding
 
     layout = ParallelConfig()
     process_groups.start()
     process_groups.set_up(layout, seed=1)
-    (chunk,) = build_gpt(source.record.model_config, layout, TrainSection(precision="fp32"))
+    model = source.record.model_config
+    (chunk,) = architecture_of(model).build(model, layout, TrainSection(precision="fp32"))
     for parameter, (key, box, _) in placement(chunk, source.tensors):
         values = source.read(key, MAIN_PARAM, box).to(dtype)
         without_padding(parameter.data, box).copy_(values)

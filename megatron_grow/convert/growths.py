@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_grow.checkpoint.huggingface.config import export_note
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.stages import GrowSection, changed_model, check_growth, override
 from megatron_grow.config.strict_yaml import read_yaml
-from megatron_grow.growth.offline import GrownSource
+from megatron_grow.growth.offline import GrownReader
 from megatron_grow.growth.plan import growth
 
 
@@ -34,7 +34,7 @@ def read_growths(path: Path) -> list[dict[str, Any]]:
     return growths
 
 
-def grow(source: Source, path: Path, seed: int | None, tell: Callable[[str], None]) -> GrownSource:
+def grow(source: Reader, path: Path, seed: int | None, tell: Callable[[str], None]) -> GrownReader:
     """``source`` after the growths of a file.
 
     Args:
@@ -76,8 +76,8 @@ def grow(source: Source, path: Path, seed: int | None, tell: Callable[[str], Non
             seed=seed,
             where=f"{where}.grow",
         )
-        source = GrownSource(source, plan, after, section)
+        source = GrownReader(source, plan, after, section)
         what = f"changes the function ({'; '.join(plan.caveats)})" if plan.caveats else ""
         tell(f"{plan.summary}: {what or 'keeps the function'}; {export_note(before, after)}")
-    assert isinstance(source, GrownSource)
+    assert isinstance(source, GrownReader)
     return source

@@ -9,8 +9,8 @@ import torch
 
 from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
 from megatron_grow.checkpoint.manifest import digest, digest_of, read_checked, read_manifest
-from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
+from megatron_grow.checkpoint.reader import Reader
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.progress import Progress
@@ -19,7 +19,7 @@ from megatron_grow.state.finite import is_finite
 from megatron_grow.state.kinds import MAIN_PARAM, describe
 
 
-def inspect(source: Source) -> Iterator[str]:
+def inspect(source: Reader) -> Iterator[str]:
     """Lines that tell what a checkpoint is; opening it has shown that nothing is missing."""
     record = source.record
     parameters = sum(volume(full(tensor.shape)) for tensor in source.tensors.values())
@@ -47,7 +47,7 @@ def inspect(source: Source) -> Iterator[str]:
         yield f"  {key}: {shape} ({stored})"
 
 
-def check_files(source: Source) -> None:
+def check_files(source: Reader) -> None:
     """Compare the files without tensors with the manifest.
 
     Raises:
@@ -63,7 +63,7 @@ def check_files(source: Source) -> None:
             ) from None
 
 
-def check_digests(source: Source, progress: Progress) -> tuple[int, list[str]]:
+def check_digests(source: Reader, progress: Progress) -> tuple[int, list[str]]:
     """Read all tensors of a checkpoint and compare them with its manifest.
 
     Returns:
@@ -81,7 +81,7 @@ def check_digests(source: Source, progress: Progress) -> tuple[int, list[str]]:
     tensors, elements = manifest.tensors, manifest.elements_per_block
     if elements != ELEMENTS_PER_BLOCK:
         raise UserError(f"{source.path}: its manifest has blocks of {elements} elements")
-    if isinstance(source, TorchDistSource):  # of which rounded weights have a name of their own
+    if isinstance(source, TorchDistReader):  # of which rounded weights have a name of their own
         names = {name: key for key in source.tensors for name in source.names(key)}
         read = source.read_stored
     else:
@@ -119,7 +119,7 @@ def _not_finite(names: list[str]) -> list[str]:
     return [f"{name} is not finite" for name in dict.fromkeys(names)]
 
 
-def _all_values(source: Source, progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:
+def _all_values(source: Reader, progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:
     total = sum(
         volume(full(tensor.shape)) * len(source.kinds(key))
         for key, tensor in source.tensors.items()

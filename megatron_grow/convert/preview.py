@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_grow.checkpoint import copy
-from megatron_grow.checkpoint.sink import Sink
-from megatron_grow.checkpoint.source import Source
-from megatron_grow.growth.offline import GrownSource
+from megatron_grow.checkpoint.reader import Reader
+from megatron_grow.checkpoint.writer import Writer
+from megatron_grow.growth.offline import GrownReader
 from megatron_grow.state.boxes import full, volume
 
 _GB_PER_SECOND = 0.5
@@ -16,12 +16,12 @@ _BASE = 0.6e9
 """Resident bytes of the process itself."""
 
 
-def preview(source: Source, sink: Sink, *, threads: int, verifies: bool) -> Iterator[str]:
+def preview(source: Reader, writer: Writer, *, threads: int, verifies: bool) -> Iterator[str]:
     """A line for each tensor, and the totals.
 
     Args:
         source: what would be written.
-        sink: where; nothing is written.
+        writer: where; nothing is written.
         threads: parts in the making at a time.
         verifies: whether all would be read again.
     """
@@ -29,7 +29,7 @@ def preview(source: Source, sink: Sink, *, threads: int, verifies: bool) -> Iter
     largest = 0.0
     for key, tensor in source.tensors.items():
         for kind in source.kinds(key):
-            names = sink.stored(key, kind)
+            names = writer.stored(key, kind)
             if not names:
                 yield f"  {key} ({kind}): left out"
                 continue
@@ -47,16 +47,16 @@ def preview(source: Source, sink: Sink, *, threads: int, verifies: bool) -> Iter
     moved = read + stored * (2 if verifies else 1)
     yield (
         f"reads {read / 1e9:.2f} GB, writes {stored / 1e9:.2f} GB in "
-        f"{len(copy.parts(source, sink))} files or parts"
+        f"{len(copy.parts(source, writer))} files or parts"
         + (", reads them again to verify" if verifies else "")
     )
     yield f"peak memory about {(_BASE + threads * largest) / 1e9:.1f} GB with {threads} threads"
     yield f"about {moved / _GB_PER_SECOND / 1e9:.0f} s on a disk of {_GB_PER_SECOND} GB/s"
 
 
-def _origin(source: Source, key: str, kind: str) -> tuple[str, int]:
+def _origin(source: Reader, key: str, kind: str) -> tuple[str, int]:
     """Where a tensor comes from, and the bytes that are read for it."""
-    if isinstance(source, GrownSource):
+    if isinstance(source, GrownReader):
         return source.origin(key, kind)
     elements = volume(full(source.tensors[key].shape))
     return "the same", elements * source.dtype(key, kind).itemsize

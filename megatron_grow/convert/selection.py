@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_grow.checkpoint.open import open_source
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.open import open_reader
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -17,7 +17,7 @@ from megatron_grow.state.kinds import MAIN_PARAM
 class WeightsOnly:
     """A source without its optimizer state."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Reader) -> None:
         """Nothing is read."""
         self.path, self.format, self.layout = source.path, source.format, source.layout
         self.record = replace(source.record, optimizer_step=0)
@@ -37,18 +37,18 @@ class WeightsOnly:
         return self._source.read(key, kind, box)
 
 
-def open_weights(path: Path, weights_only: bool, *, once: bool) -> Source:
+def open_weights(path: Path, weights_only: bool, *, once: bool) -> Reader:
     """Open a checkpoint, with its optimizer state unless that is not wanted.
 
     Args:
-        path: as :func:`open_source` has it.
+        path: as :func:`open_reader` has it.
         weights_only: whether to leave the optimizer's state behind.
         once: whether values are read only once.
 
     Raises:
         UserError: damaged, or with optimizer state that cannot be read.
     """
-    source = open_source(path, once=once)
+    source = open_reader(path, once=once)
     left_behind = getattr(source, "left_behind", ())
     if left_behind and not weights_only:
         raise UserError(

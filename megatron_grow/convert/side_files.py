@@ -8,20 +8,20 @@ from typing import Any
 
 from megatron_grow.checkpoint.huggingface.files import CONFIG, side_files
 from megatron_grow.checkpoint.layout import SIDE_FILES
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.errors import UserError
 from megatron_grow.data.tokenizers import Tokenizer, load_tokenizer
 
 _SETTINGS = "tokenizer_config.json"
 
 
-def imported_with(source: Source) -> dict[str, bytes]:
+def imported_with(source: Reader) -> dict[str, bytes]:
     """The files of the Hugging Face model that ``source`` is, or was imported from, by name."""
     kept = source.path / SIDE_FILES
     return side_files(kept if kept.exists() else source.path)
 
 
-def of_source(source: Source) -> dict[str, bytes]:
+def of_source(source: Reader) -> dict[str, bytes]:
     """The same; of a checkpoint that a run wrote, those that its tokenizer needs.
 
     Nothing if that tokenizer is not known, or no longer there.

@@ -10,23 +10,24 @@ import torch
 
 from megatron_grow.checkpoint.layout import DTYPES, step_dir
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.checkpoint.torch_dist.sink import TorchDistSink
+from megatron_grow.checkpoint.torch_dist.writer import TorchDistWriter
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, TrainSection
 from megatron_grow.convert.conversion import convert
 from megatron_grow.convert.progress import Progress
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.moments import moments
-from megatron_grow.state.axes import Normal, logical_tensors
 from megatron_grow.state.boxes import Box
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.tensors import Normal
 
 Optimizer = Literal["adam", "sgd", "muon", "muon_nsgd"]
 
 
-class SyntheticSource:
+class SyntheticReader:
     """A source whose values are a function of their place."""
 
     path = Path("synthetic")
@@ -91,13 +92,13 @@ class SyntheticSource:
         return fresh(named, box, Normal(0.02), 7).to(self.dtype(key, kind))
 
 
-def write(root: Path, source: SyntheticSource, tensor_parallel: int = 1, threads: int = 2) -> Path:
+def write(root: Path, source: SyntheticReader, tensor_parallel: int = 1, threads: int = 2) -> Path:
     """Write a source as the checkpoint of its step; its directory."""
     final = step_dir(root, source.record.step)
     convert(
         source,
         final,
-        lambda directory: TorchDistSink(
+        lambda directory: TorchDistWriter(
             directory,
             source.record,
             source.tensors,

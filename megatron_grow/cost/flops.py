@@ -9,7 +9,7 @@ from typing import Literal
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.cost.parameters import count_parameters
-from megatron_grow.state.axes import logical_tensors
+from megatron_grow.model.architectures import logical_tensors
 
 Definition = Literal["total", "blocks"]
 """Which parameters cost: those of the whole model, embedding and head included, or those of the

@@ -9,10 +9,10 @@ from typing import Literal
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.pipeline import chunk_layers
-from megatron_grow.cost.parameters import part_of
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.moments import moments
-from megatron_grow.state.axes import LogicalTensor, logical_tensors
 from megatron_grow.state.sharding import shape_on_rank
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _copies_on(
 ) -> int:
     """How many copies of a tensor, or of a layer's, pipeline rank ``rank`` of ``layers`` holds."""
     first, last = rank == 0, rank == parallel.pipeline_model_parallel_size - 1
-    part = part_of(tensor)
+    part = tensor.part
     if part == "blocks":
         return layers
     if part == "embedding":  # the last rank keeps a copy as its tied head

@@ -6,26 +6,14 @@ from math import prod
 from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.state.axes import LogicalTensor, logical_tensors
+from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.state.tensors import Part
 
-Part = Literal["total", "blocks", "embedding", "positions", "final_norm", "head"]
-"""``total`` is all of the others together; ``blocks`` the transformer layers."""
-
-_PARTS: dict[str, Part] = {
-    "embedding.word_embeddings.weight": "embedding",
-    "embedding.position_embeddings.weight": "positions",
-    "decoder.final_layernorm.weight": "final_norm",
-    "decoder.final_layernorm.bias": "final_norm",
-    "output_layer.weight": "head",
-}
+Counted = Literal["total"] | Part
+"""``total`` is all parts together."""
 
 
-def part_of(tensor: LogicalTensor) -> Part:
-    """The part of a model that a tensor belongs to."""
-    return "blocks" if tensor.stacked else _PARTS[tensor.key]
-
-
-def count_parameters(model: ModelConfig, *, part: Part = "total", biases: bool = True) -> int:
+def count_parameters(model: ModelConfig, *, part: Counted = "total", biases: bool = True) -> int:
     """Exact number of parameters of ``model``, or of one part of it.
 
     Padding of the vocabulary is left out, and a tied head counts once (as the embedding).
@@ -39,5 +27,5 @@ def count_parameters(model: ModelConfig, *, part: Part = "total", biases: bool =
     return sum(
         prod(tensor.shape)
         for key, tensor in logical_tensors(model).items()
-        if part in ("total", part_of(tensor)) and (biases or not key.endswith("bias"))
+        if part in ("total", tensor.part) and (biases or not key.endswith("bias"))
     )

@@ -7,20 +7,20 @@ from functools import partial
 
 import torch
 
-from megatron_grow.checkpoint.source import Source, not_finite
+from megatron_grow.checkpoint.reader import Reader, not_finite
 from megatron_grow.config.errors import UserError
 from megatron_grow.growth.measure import of_checkpoint
 from megatron_grow.growth.plan import Plan
+from megatron_grow.live.pieces import Piece
 from megatron_grow.state.boxes import Box, slices, split
 from megatron_grow.state.finite import is_finite
-from megatron_grow.state.live import Piece
 from megatron_grow.state.materialise import materialise
 
 # Values made at a time, so that memory stays bounded.
 _PART = 1 << 24
 
 
-def load(plan: Plan, source: Source, target: Sequence[Piece]) -> None:
+def load(plan: Plan, source: Reader, target: Sequence[Piece]) -> None:
     """Fill ``target`` from a checkpoint by ``plan``; every rank of the job takes part.
 
     Args:
@@ -43,7 +43,7 @@ def load(plan: Plan, source: Source, target: Sequence[Piece]) -> None:
             materialise(tensor_map, box, read, plan.seed, piece.data[slices(box, piece.box)])
 
 
-def _read(source: Source, kind: str, key: str, box: Box) -> torch.Tensor:
+def _read(source: Reader, kind: str, key: str, box: Box) -> torch.Tensor:
     values = source.read(key, kind, box)
     if not is_finite(values):
         raise not_finite(source, key, kind)

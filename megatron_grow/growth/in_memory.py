@@ -16,11 +16,11 @@ import torch.distributed as dist
 
 from megatron_grow.growth.measure import of_pieces
 from megatron_grow.growth.plan import Plan
+from megatron_grow.live.pieces import Piece
 from megatron_grow.parallel import cpu
-from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, full, intersect, slices, split, subtract, volume
-from megatron_grow.state.live import Piece
 from megatron_grow.state.materialise import materialise, sources
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass(frozen=True)

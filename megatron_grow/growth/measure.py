@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.parallel.agreement import gather, place, together
 from megatron_grow.state.boxes import full, split
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.power import Layer, root_mean_squares
 
 if TYPE_CHECKING:  # the converter starts without megatron-core, which takes seconds to import
-    from megatron_grow.state.live import Piece
+    from megatron_grow.live.pieces import Piece
 
 # Values read at a time.
 _PART = 1 << 24
@@ -35,7 +35,7 @@ def of_pieces(pieces: Iterable[Piece], keys: frozenset[str]) -> Rms:
     return root_mean_squares(parts, _everyone)
 
 
-def of_checkpoint(source: Source, keys: frozenset[str]) -> Rms:
+def of_checkpoint(source: Reader, keys: frozenset[str]) -> Rms:
     """Of a checkpoint, whose layers the ranks read in turn; every rank takes part.
 
     Raises:
@@ -46,7 +46,7 @@ def of_checkpoint(source: Source, keys: frozenset[str]) -> Rms:
     return root_mean_squares(lambda: _read(source, layers[rank::ranks]), _everyone)
 
 
-def of_tensor(source: Source, key: str) -> tuple[float, ...]:
+def of_tensor(source: Reader, key: str) -> tuple[float, ...]:
     """Of one tensor of a checkpoint, by this process alone."""
     layers = [(key, layer) for layer in range(source.tensors[key].shape[0])]
     return root_mean_squares(lambda: _read(source, layers), lambda measure: [measure()])[key]
@@ -57,7 +57,7 @@ def _everyone(measure: Callable[[], Any]) -> list[Any]:
     return gather(together(measure))
 
 
-def _read(source: Source, layers: Iterable[Layer]) -> Iterator[tuple[Layer, torch.Tensor]]:
+def _read(source: Reader, layers: Iterable[Layer]) -> Iterator[tuple[Layer, torch.Tensor]]:
     for key, layer in layers:
         box = ((layer, layer + 1), *full(source.tensors[key].shape)[1:])
         for part in split(box, _PART):

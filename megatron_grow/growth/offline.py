@@ -8,23 +8,22 @@ from threading import Lock
 
 import torch
 
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import GrowthEvent, Record
-from megatron_grow.checkpoint.source import Source
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.measure import of_tensor
 from megatron_grow.growth.plan import Plan
 from megatron_grow.optim.moments import moments
-from megatron_grow.state.axes import drawn_from
 from megatron_grow.state.boxes import Box, full, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import fresh_parts, materialise, sources
 
 
-class GrownSource:
+class GrownReader:
     """What a plan makes of a source, made as it is read: one growth can follow another."""
 
-    def __init__(self, source: Source, plan: Plan, model: ModelConfig, grow: GrowSection) -> None:
+    def __init__(self, source: Reader, plan: Plan, model: ModelConfig, grow: GrowSection) -> None:
         """Nothing is read yet.
 
         Args:
@@ -47,7 +46,7 @@ class GrownSource:
 
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the values: of the source's for what it has, else fp32."""
-        key = drawn_from(key, self._source.tensors)
+        key = self.tensors[key].drawn_from(self._source.tensors)
         known = key in self._source.tensors and kind in self._source.kinds(key)
         return self._source.dtype(key, kind) if known else torch.float32
 
@@ -72,7 +71,7 @@ class GrownSource:
         new = sum(volume(part) for part, _ in fresh_parts(tensor_map, box))
         if not needed:
             return "fresh", 0
-        before = self._source.tensors[drawn_from(key, self._source.tensors)].axes
+        before = self._source.tensors[self.tensors[key].drawn_from(self._source.tensors)].axes
         how = ", ".join(
             f"{old.size} -> {axis.size} {axis.name}"
             for old, axis in zip(before, self.tensors[key].axes, strict=True)
@@ -84,7 +83,7 @@ class GrownSource:
         return how, sum(volume(b) * self._source.dtype(k, kind).itemsize for k, b in needed)
 
 
-def _read(source: Source, kind: str, key: str, box: Box) -> torch.Tensor:
+def _read(source: Reader, kind: str, key: str, box: Box) -> torch.Tensor:
     return source.read(key, kind, box)
 
 
@@ -114,7 +113,7 @@ def grown_record(record: Record, plan: Plan, model: ModelConfig, grow: GrowSecti
     )
 
 
-def _state_kinds(plan: Plan, source: Source) -> dict[str, tuple[str, ...]]:
+def _state_kinds(plan: Plan, source: Reader) -> dict[str, tuple[str, ...]]:
     """The kinds of state of each target tensor: those of the source, where it has the tensor.
 
     Moments of others are those that the source's optimizer would keep for them.
@@ -123,7 +122,7 @@ def _state_kinds(plan: Plan, source: Source) -> dict[str, tuple[str, ...]]:
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
     kinds = {}
     for key, tensor in plan.tensors.items():
-        if (known := drawn_from(key, source.tensors)) in source.tensors:
+        if (known := tensor.drawn_from(source.tensors)) in source.tensors:
             kinds[key] = source.kinds(known)
         else:
             kept = moments(optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)

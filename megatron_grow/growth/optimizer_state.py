@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from megatron_grow.state.axes import Constant
 from megatron_grow.state.maps import FRESH, AxisMap, Gather, TensorMap, Term
+from megatron_grow.state.tensors import Constant
 
 Policy = Literal["carry", "carry_old", "reset"]
 

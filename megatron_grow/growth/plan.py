@@ -10,13 +10,14 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.optimizer_state import Policy, moment_map
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.operators import operator
 from megatron_grow.operators.base import Draw, NewUnits, Operator
-from megatron_grow.state.axes import LogicalTensor, drawn_from, logical_tensors
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import Dense, Gather, Identity, TensorMap, Term, all_fresh, identity
 from megatron_grow.state.materialise import sources
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def growth(
         {
             key: _compose(
                 tensor,
-                drawn_from(key, before),
+                tensor.drawn_from(before),
                 [getattr(o, how)(tensor, source, target) for o in working.values()],
             )
             for key, tensor in tensors.items()

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.ranges import check_fields
-from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.maps import AxisMap
+from megatron_grow.state.tensors import LogicalTensor
 
 NewUnits = dict[str, tuple[bool, ...]]
 """By axis, a flag for each unit."""

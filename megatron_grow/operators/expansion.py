@@ -11,8 +11,9 @@ import numpy as np
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, NewUnits, Operator
-from megatron_grow.state.axes import Axis, Constant, Init, LogicalTensor, Role
+from megatron_grow.state.axes import Axis, Role
 from megatron_grow.state.maps import FRESH, AxisMap, Gather, MeanPadding, Noise
+from megatron_grow.state.tensors import Constant, Init, LogicalTensor
 
 
 @dataclass(frozen=True)

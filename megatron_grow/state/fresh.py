@@ -13,9 +13,9 @@ from itertools import product
 import numpy as np
 import torch
 
-from megatron_grow.state.axes import Constant, Init, LogicalTensor
 from megatron_grow.state.boxes import Box, fold, full, intersect, shape_of, slices
 from megatron_grow.state.memory import empty
+from megatron_grow.state.tensors import Constant, Init, LogicalTensor
 
 # Matrices are drawn in square tiles: small, so that a cut along either side wastes little, and
 # large against the cost of starting a generator.

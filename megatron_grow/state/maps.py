@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from megatron_grow.state.axes import Constant, Init, LogicalTensor
+from megatron_grow.state.tensors import Constant, Init, LogicalTensor
 
 FRESH = -1
 """An index that draws on no source entry."""

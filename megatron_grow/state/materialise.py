@@ -13,12 +13,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from megatron_grow.state.axes import Constant, Init
 from megatron_grow.state.boxes import Box, shape_of, slices, split, subtract, union
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import AxisMap, Segment, TensorMap, Term
 from megatron_grow.state.memory import as_bits, cast, empty
 from megatron_grow.state.noise import noise
+from megatron_grow.state.tensors import Constant, Init
 
 # Values made in fp64: rows of tiles, of the widest matrices.
 _NOISE_AT_A_TIME = 1 << 22

@@ -8,10 +8,10 @@ from math import fsum, sqrt
 
 import torch
 
-from megatron_grow.state.axes import Normal
 from megatron_grow.state.boxes import Box, shape_of
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import AxisMap, Dense, Gather, Noise, TensorMap
+from megatron_grow.state.tensors import Normal
 
 
 def noise(tensor_map: TensorMap, box: Box, seed: int) -> torch.Tensor:

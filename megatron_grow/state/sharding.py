@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING
 
+from megatron_grow.state.axes import Axis
 from megatron_grow.state.boxes import Box
-
-if TYPE_CHECKING:
-    from megatron_grow.state.axes import Axis
 
 
 class Dealt(Enum):

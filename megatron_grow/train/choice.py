@@ -22,7 +22,7 @@ from megatron_grow.checkpoint.layout import (
 )
 from megatron_grow.checkpoint.open import find
 from megatron_grow.checkpoint.record import Beginning, Record, read_record
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.train.identity import Identity, jobs
@@ -133,7 +133,7 @@ def _newest_whole(root: Path, but: Path) -> str:
         path = step_dir(root, step)
         try:
             if path != but:
-                TorchDistSource(path)
+                TorchDistReader(path)
                 return (
                     f"the newest whole one is step {step}: --checkpoint.load {path} goes back to it"
                 )

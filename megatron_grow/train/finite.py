@@ -10,11 +10,11 @@ import torch
 
 from megatron_grow.config.errors import AgreedError
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.live.pieces import placement
+from megatron_grow.live.stage import LiveStage
 from megatron_grow.parallel.agreement import gather
 from megatron_grow.state.finite import is_finite
 from megatron_grow.state.kinds import describe
-from megatron_grow.state.live import placement
-from megatron_grow.train.live_stage import LiveStage
 
 _RANKS_NAMED = 8
 """In one message, at most."""

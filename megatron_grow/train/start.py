@@ -7,19 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_grow.checkpoint.layout import identity, saved_steps
-from megatron_grow.checkpoint.open import open_source
+from megatron_grow.checkpoint.open import open_reader
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import GrowthEvent, Record, read_record
-from megatron_grow.checkpoint.source import Source
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig, to_yaml
 from megatron_grow.config.stages import Stage, check_growth
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
+from megatron_grow.live.pieces import Piece
 from megatron_grow.optim.moments import moments
 from megatron_grow.parallel.agreement import gather, place, together
-from megatron_grow.state.live import Piece
 from megatron_grow.train.changes import check_changes, rate_jump
 from megatron_grow.train.choice import Choice, advising, choose
 
@@ -29,7 +29,7 @@ class Start:
     """A complete checkpoint, and what is made of it."""
 
     path: Path
-    source: Source
+    source: Reader
     plan: Plan
     """From what it holds to what the stage that begins needs."""
     stage: int
@@ -86,7 +86,7 @@ def _open(
     if choice.path is None:
         return None, initialisation(first.model, config.model.num_layers, config.run.seed)
     if choice.grows:
-        start = _grow(open_source(choice.path), config, first)
+        start = _grow(open_reader(choice.path), config, first)
         return start, start.plan
     start = _resume(choice, config, stages, corpora)
     if first.grow is None and config.checkpoint.initial is None:
@@ -126,7 +126,7 @@ def _resume(
     root = config.checkpoint_dir if choice.own else None
     with advising(path, root):
         record = read_record(path)
-        source = TorchDistSource(path, record)
+        source = TorchDistReader(path, record)
         source.check_shards(*place())
     where = f"checkpoint {path}"
     _check_record(record, where, config, stages)
@@ -197,7 +197,7 @@ def _first_plan(source: ModelConfig, config: RunConfig, stage: Stage) -> Plan:
     )
 
 
-def _grow(stored: Source, config: RunConfig, stage: Stage) -> Start:
+def _grow(stored: Reader, config: RunConfig, stage: Stage) -> Start:
     record, where = stored.record, f"checkpoint {stored.path}"
     source = record.model_config
     plan = _first_plan(source, config, stage)

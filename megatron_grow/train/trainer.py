@@ -25,12 +25,12 @@ from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
 from megatron_grow.data.parts import Parts
+from megatron_grow.live.stage import Batches, LiveStage
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.optim.state import get_step, set_step
 from megatron_grow.parallel.agreement import any_rank, sum_over_ranks, together
 from megatron_grow.train.console import Console
 from megatron_grow.train.finite import DivergedError, Finding, FiniteGuard, find_in_state
-from megatron_grow.train.live_stage import Batches, LiveStage
 from megatron_grow.train.metrics import MetricsLog
 from megatron_grow.train.preflight import Prepared
 from megatron_grow.train.signals import StopRequest

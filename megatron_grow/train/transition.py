@@ -8,9 +8,9 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.in_memory import transfer
 from megatron_grow.growth.plan import Plan
+from megatron_grow.live.stage import LiveStage
 from megatron_grow.optim.state import get_step, set_step
 from megatron_grow.parallel.agreement import largest_over_ranks
-from megatron_grow.train.live_stage import LiveStage
 
 
 def begin(stage: Stage, config: RunConfig, plan: Plan) -> LiveStage:

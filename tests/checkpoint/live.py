@@ -8,14 +8,14 @@ from typing import Any
 
 from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.save import save
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.run import RunConfig
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import resharding
+from megatron_grow.live.stage import LiveStage
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.optim.state import get_step, set_step
-from megatron_grow.state.axes import logical_tensors
-from megatron_grow.train.live_stage import LiveStage
 from tests.toy import micro_batches
 
 
@@ -42,7 +42,7 @@ def resume(path: Path, config: RunConfig, world_size: int) -> LiveStage:
     assert stage.model == record.model_config
     assert stage.tokens_at(record.step) == record.consumed_tokens
     live = LiveStage(stage, config, logical_tensors(stage.model))
-    load(resharding(stage.model), TorchDistSource(path), live.pieces())
+    load(resharding(stage.model), TorchDistReader(path), live.pieces())
     live.publish()
     set_step(live.optimizer, record.optimizer_step)
     return live

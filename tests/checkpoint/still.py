@@ -11,13 +11,14 @@ import torch
 from megatron_grow.checkpoint.layout import tensor_key
 from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.save import save
-from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
+from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
+from megatron_grow.live.pieces import Piece
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.parallel.agreement import place
-from megatron_grow.state.axes import LogicalTensor, Normal, logical_tensors
 from megatron_grow.state.boxes import full
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.live import Piece
+from megatron_grow.state.tensors import LogicalTensor, Normal
 from tests.toy import MODEL
 
 SMALL = replace(MODEL, num_layers=1)
@@ -51,7 +52,7 @@ def write(root: Path, step: int, seed: int, **options: Any) -> Path:
 
 def read(path: Path) -> int:
     """The seed of the state that a checkpoint holds; fails unless it is whole and of one piece."""
-    seed, reader = read_record(path).optimizer_step, CheckpointReader(path)
+    seed, reader = read_record(path).optimizer_step, ChunkReader(path)
     for key, tensor in TENSORS.items():
         for kind in KINDS:
             name = key if kind == MAIN_PARAM else tensor_key(key, kind)

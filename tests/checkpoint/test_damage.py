@@ -30,15 +30,15 @@ from megatron_grow.checkpoint.layout import (
 )
 from megatron_grow.checkpoint.lock import held
 from megatron_grow.checkpoint.record import read_record
-from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.convert.command import main as convert
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import resharding
+from megatron_grow.live.pieces import Piece
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.live import Piece
 from tests.checkpoint.still import SMALL, TENSORS, read, values, write
 from tests.distributed import run_ranks
 
@@ -65,7 +65,7 @@ def root(saved: Path, tmp_path: Path) -> Path:
 
 def test_the_manifest_gives_damage_away(saved: Path, tmp_path: Path) -> None:
     """Even one that leaves a file readable, as a digit that changes in a number does."""
-    for name, opens in ((RECORD, read_record), (METADATA, CheckpointReader)):
+    for name, opens in ((RECORD, read_record), (METADATA, ChunkReader)):
         checkpoint = shutil.copytree(saved / "iter_0000010", tmp_path / name)
         content = bytearray((checkpoint / name).read_bytes())
         content[len(content) // 2] ^= 1
@@ -94,7 +94,7 @@ def fails(action: Callable[[], object]) -> bool:
 
 
 def read_all(path: Path) -> None:
-    reader = CheckpointReader(path)
+    reader = ChunkReader(path)
     for key, tensor in TENSORS.items():
         reader.read(key, tuple((0, size) for size in tensor.checkpoint_shape))
 
@@ -103,7 +103,7 @@ def test_missing_files(saved: Path, tmp_path: Path) -> None:
     for name in (METADATA, CHUNKS, RECORD):
         checkpoint = shutil.copytree(saved / "iter_0000010", tmp_path / f"without{name}")
         (checkpoint / name).unlink()
-        reads = read_record if name == RECORD else CheckpointReader
+        reads = read_record if name == RECORD else ChunkReader
         refused(lambda reads=reads, at=checkpoint: reads(at), checkpoint / name, "missing")
 
 
@@ -113,7 +113,7 @@ def test_truncated_files(root: Path, share: float) -> None:
         path = root / "iter_0000010" / name
         whole = path.read_bytes()
         path.write_bytes(whole[: int(share * len(whole))])
-        reads = read_record if name == RECORD else CheckpointReader
+        reads = read_record if name == RECORD else ChunkReader
         refused(lambda reads=reads, at=path: reads(at.parent), path)
         path.write_bytes(whole)
     assert read(root / "iter_0000010") == 10
@@ -181,7 +181,7 @@ def test_hostile_metadata_runs_nothing(root: Path, module: str, name: str) -> No
     checkpoint, witness = root / "iter_0000010", root / "witness"
     hostile = _Call(module, name, f"touch {witness}").bytes()
     (checkpoint / METADATA).write_bytes(hostile)
-    refused(lambda: CheckpointReader(checkpoint), checkpoint / METADATA, module, "not allowed")
+    refused(lambda: ChunkReader(checkpoint), checkpoint / METADATA, module, "not allowed")
     assert not witness.exists()
 
 
@@ -211,7 +211,7 @@ def test_a_hostile_chunk_runs_nothing(root: Path) -> None:
 def test_metadata_of_something_else(root: Path, content: object) -> None:
     path = root / "iter_0000010" / METADATA
     path.write_bytes(pickle.dumps(content))
-    refused(lambda: CheckpointReader(path.parent), path)
+    refused(lambda: ChunkReader(path.parent), path)
 
 
 def test_a_record_that_is_no_record(root: Path) -> None:
@@ -236,11 +236,11 @@ def test_a_record_of_another_model(root: Path) -> None:
     ):
         model = {**record["model"], field: value}
         (path / RECORD).write_text(json.dumps({**record, "model": model}))
-        refused(lambda: TorchDistSource(path), path, *said)
+        refused(lambda: TorchDistReader(path), path, *said)
 
 
 def test_a_checkpoint_without_the_moments_of_an_optimizer(root: Path) -> None:
-    source = TorchDistSource(root / "iter_0000010")
+    source = TorchDistReader(root / "iter_0000010")
     target = [
         Piece(key, "exp_avg_sq", full(tensor.shape), torch.empty(tensor.shape), owned=True)
         for key, tensor in TENSORS.items()
@@ -296,7 +296,7 @@ def test_what_is_no_file_is_not_waited_for(saved: Path, tmp_path: Path, name: st
     for make, kind in ((Path.mkdir, "a directory"), (os.mkfifo, "a FIFO")):
         path.unlink() if path.is_file() else path.rmdir()
         make(path)
-        refused(lambda: TorchDistSource(locate(root)), path, kind)
+        refused(lambda: TorchDistReader(locate(root)), path, kind)
 
 
 def test_files_of_other_formats_are_not_waited_for(tmp_path: Path) -> None:
@@ -316,12 +316,12 @@ def test_a_shard_of_another_step_is_not_taken(saved: Path, tmp_path: Path) -> No
     assert other.stat().st_size == (checkpoint / CHUNKS).stat().st_size
     shutil.copy(other, checkpoint / CHUNKS)
     refused(lambda: read_all(checkpoint), checkpoint / CHUNKS, "another checkpoint")
-    source = TorchDistSource(checkpoint)
+    source = TorchDistReader(checkpoint)
     assert sum(fails(lambda part=part: source.check_shards(part, 3)) for part in range(3)) == 1
     assert convert(["inspect", str(checkpoint), "--check"]) != 0
     with (checkpoint / CHUNKS).open("ab") as file:
         file.write(b"more")
-    refused(lambda: CheckpointReader(checkpoint), checkpoint / CHUNKS, MANIFEST, "bytes")
+    refused(lambda: ChunkReader(checkpoint), checkpoint / CHUNKS, MANIFEST, "bytes")
 
 
 def save_apart(root: Path) -> str:

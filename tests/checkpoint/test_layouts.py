@@ -11,17 +11,18 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_grow.checkpoint.torch_dist.reader import CheckpointReader
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import growth
-from megatron_grow.model.builder import build_gpt
+from megatron_grow.live.stage import LiveStage
+from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.model.gpt.build import build_gpt
 from megatron_grow.optim.state import get_step, set_step
 from megatron_grow.parallel import process_groups
-from megatron_grow.state.axes import LogicalTensor, logical_tensors
 from megatron_grow.state.boxes import slices
-from megatron_grow.train.live_stage import LiveStage
+from megatron_grow.state.tensors import LogicalTensor
 from tests.checkpoint.live import resume, write
 from tests.distributed import run_ranks
 from tests.growth.test_chains import paint
@@ -162,8 +163,8 @@ def check_weights(name: str, weights: list[Part], saved: State) -> None:
 
 def test_what_is_stored_is_megatrons(root: Path, sides: object) -> None:
     """Names, shapes and precision; weights are stored once where the model's are exact."""
-    fp32 = CheckpointReader(root / "TP2 to PP2" / f"iter_{STEP:07d}")
-    bf16 = CheckpointReader(root / "bf16, DP2 to TP2" / f"iter_{STEP:07d}")
+    fp32 = ChunkReader(root / "TP2 to PP2" / f"iter_{STEP:07d}")
+    bf16 = ChunkReader(root / "bf16, DP2 to TP2" / f"iter_{STEP:07d}")
     for key, tensor in logical_tensors(TIED).items():
         for kind in ("exp_avg", "exp_avg_sq"):
             assert fp32.shape(f"optimizer.state.{kind}.{key}") == tensor.checkpoint_shape
@@ -242,7 +243,7 @@ def two_ways(root: Path) -> dict[str, tuple[list[Part], list[Part]]]:
         source, stage = config.resolve(2)
         plan = growth(source.model, stage.model, stage.grow, target_depth=4, seed=1234)
         live = LiveStage(stage, config, plan.tensors)
-        at_load.load(plan, TorchDistSource(path), live.pieces())
+        at_load.load(plan, TorchDistReader(path), live.pieces())
         found[name] = (in_memory, snapshot(live.pieces()))
         live.release()
     return found

@@ -14,7 +14,7 @@ from megatron_grow.checkpoint.megatron_lm.state import megatron_args
 from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.convert.synthetic import SyntheticSource
+from megatron_grow.convert.synthetic import SyntheticReader
 
 
 def test_a_record_of_one_length_counts_its_samples_in_tokens(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_record_of_one_length_counts_its_samples_in_tokens(tmp_path: Path) -> 
 @pytest.mark.parametrize(("tokenizer", "said"), [("bytes", 256), ("tokenizer.json", 257)])
 def test_megatron_is_told_of_as_many_tokens(tokenizer: str, said: int) -> None:
     """A NullTokenizer adds an end of document to the vocabulary that it is given."""
-    record = SyntheticSource(ModelConfig(vocab_size=257)).record
+    record = SyntheticReader(ModelConfig(vocab_size=257)).record
     record.config["data"]["tokenizer"] = tokenizer
     layout = ParallelConfig(tensor_model_parallel_size=2)
     args = megatron_args(record, layout, ckpt_format="torch_dist", with_optimizer=False)

@@ -10,7 +10,7 @@ import pytest
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import GrowSection, StageSection
-from megatron_grow.train.live_stage import LiveStage
+from megatron_grow.live.stage import LiveStage
 from tests.checkpoint.live import resume, train_to, write
 from tests.distributed import run_ranks
 from tests.toy import begin, grow, layout, run_config

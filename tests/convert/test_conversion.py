@@ -16,10 +16,10 @@ import pytest
 from megatron_grow.checkpoint import copy
 from megatron_grow.checkpoint.layout import COMPLETE, TRACKER, saved_steps
 from megatron_grow.checkpoint.staging import partial
-from megatron_grow.checkpoint.torch_dist.sink import TorchDistSink
+from megatron_grow.checkpoint.torch_dist.writer import TorchDistWriter
 from megatron_grow.config.errors import UserError
 from megatron_grow.convert import conversion
-from megatron_grow.convert.synthetic import SyntheticSource, write
+from megatron_grow.convert.synthetic import SyntheticReader, write
 from tests.checkpoint.test_crash import kill_before_change
 from tests.convert.toy import GPT, LLAMA, by_torch, command, equal
 from tests.distributed import run_ranks
@@ -30,7 +30,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("source"), SyntheticSource(LLAMA))
+    return write(tmp_path_factory.mktemp("source"), SyntheticReader(LLAMA))
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -123,12 +123,12 @@ def test_a_full_disk(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(self: TorchDistSink, part: int, blocks: object) -> None:
+    def full(self: TorchDistWriter, part: int, blocks: object) -> None:
         (self.directory / "half").write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory / "half"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(TorchDistSink, "write", full)
+        patch.setattr(TorchDistWriter, "write", full)
         refused(capsys, "reshard", source, tmp_path / "a" / "b", says=("No space left", "half"))
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(
@@ -144,11 +144,11 @@ def test_an_interrupt_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupted(self: TorchDistSink, part: int, blocks: object) -> None:
+    def interrupted(self: TorchDistWriter, part: int, blocks: object) -> None:
         (self.directory / "half").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TorchDistSink, "write", interrupted)
+    monkeypatch.setattr(TorchDistWriter, "write", interrupted)
     assert command("reshard", source, tmp_path / "a" / "b") == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert list(tmp_path.iterdir()) == []
@@ -172,11 +172,11 @@ def test_what_is_read_back_differs(
 ) -> None:
     """A disk that returns other bytes than it was given."""
 
-    def reopen(self: TorchDistSink) -> object:
+    def reopen(self: TorchDistWriter) -> object:
         return lambda name, block: read_back(self)(name, block) + (block.kind == "exp_avg_sq")
 
-    read_back = TorchDistSink.reopen
-    monkeypatch.setattr(TorchDistSink, "reopen", reopen)
+    read_back = TorchDistWriter.reopen
+    monkeypatch.setattr(TorchDistWriter, "reopen", reopen)
     refused(capsys, "reshard", source, tmp_path / "a", says=("exp_avg_sq", "not what was written"))
     assert not (tmp_path / "a").exists()
     assert command("reshard", source, tmp_path / "a", "--no-verify") == 0
@@ -302,7 +302,7 @@ def _raise() -> bytes:
 
 
 def test_one_process_fails(tmp_path: Path) -> None:
-    source = write(tmp_path / "a", SyntheticSource(GPT))
+    source = write(tmp_path / "a", SyntheticReader(GPT))
     assert run_ranks(2, fails_on_one_of_two, str(source), str(tmp_path / "b")) == [2, 2]
     assert not (tmp_path / "b").exists()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.convert.synthetic import SyntheticSource, write
+from megatron_grow.convert.synthetic import SyntheticReader, write
 from tests.convert.toy import by_torch, command, equal
 
 TINY = ModelConfig(
@@ -80,7 +80,7 @@ def damaged(source: Path, target: Path, case: int) -> str:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cut for TP2, with an optimizer."""
     root = tmp_path_factory.mktemp("source")
-    write(root, SyntheticSource(TINY, precision="bf16"), tensor_parallel=2)
+    write(root, SyntheticReader(TINY, precision="bf16"), tensor_parallel=2)
     return root
 
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_grow.checkpoint.open import open_source
+from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.config.errors import UserError
-from megatron_grow.convert.synthetic import SyntheticSource, write
+from megatron_grow.convert.synthetic import SyntheticReader, write
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import resharding
+from megatron_grow.live.pieces import Piece
 from megatron_grow.state.boxes import full, shape_of
-from megatron_grow.state.live import Piece
 from tests.convert.toy import GPT, LLAMA, command
 
 BAD = "decoder.layers.mlp.linear_fc1.weight"
 
 
-class Faulty(SyntheticSource):
+class Faulty(SyntheticReader):
     """Has one value of another kind."""
 
     kind, value = "main_param", math.nan
@@ -68,7 +68,7 @@ def test_a_diverged_model_is_not_imported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "model"
-    assert command("export-hf", write(tmp_path / "a", SyntheticSource(LLAMA)), model) == 0
+    assert command("export-hf", write(tmp_path / "a", SyntheticReader(LLAMA)), model) == 0
     assert command("import-hf", model, tmp_path / "good") == 0
     (file,) = model.glob("*.safetensors")
     tensors = load_file(file)
@@ -101,7 +101,7 @@ def test_a_value_that_the_target_cannot_hold(
 
 
 def test_a_run_does_not_begin_with_it(tmp_path: Path) -> None:
-    source = open_source(write(tmp_path / "a", Faulty(GPT)))
+    source = open_reader(write(tmp_path / "a", Faulty(GPT)))
     boxes = {key: full(tensor.shape) for key, tensor in source.tensors.items()}
     target = [
         Piece(key, "main_param", box, torch.empty(shape_of(box)), True)

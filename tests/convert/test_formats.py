@@ -13,10 +13,10 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file
 
-from megatron_grow.checkpoint.open import open_source
+from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.convert.compare import less_precise
 from megatron_grow.convert.forward import compare_logits
-from megatron_grow.convert.synthetic import SyntheticSource, write
+from megatron_grow.convert.synthetic import SyntheticReader, write
 from tests.convert.toy import GPT, LLAMA, by_torch, command, equal
 from tests.distributed import run_ranks
 
@@ -26,7 +26,7 @@ STEP = "iter_0000010"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaMA in the midst of training, in bf16, with a vocabulary that live ranks pad."""
-    return write(tmp_path_factory.mktemp("trained"), SyntheticSource(LLAMA, precision="bf16"))
+    return write(tmp_path_factory.mktemp("trained"), SyntheticReader(LLAMA, precision="bf16"))
 
 
 def weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -89,14 +89,14 @@ def test_a_hugging_face_model_is_cut_into_shards(trained: Path, tmp_path: Path) 
 
 
 def test_a_comparison_finds_one_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    class Other(SyntheticSource):
+    class Other(SyntheticReader):
         def read(self, key: str, kind: str, box: tuple) -> torch.Tensor:
             values = super().read(key, kind, box)
             if key.endswith("fc1.weight") and kind == "exp_avg":
                 values[1, 2, 3] += 0.5
             return values
 
-    a = write(tmp_path / "a", SyntheticSource(GPT))
+    a = write(tmp_path / "a", SyntheticReader(GPT))
     b = write(tmp_path / "b", Other(GPT))
     assert command("verify", a, b) == 1
     said = capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_a_comparison_finds_one_value(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "not the same training state" in said
     assert command("verify", a, b, "--weights-only") == 0
 
-    class OtherBits(SyntheticSource):
+    class OtherBits(SyntheticReader):
         """Holds a zero and a NaN; negated, the zero differs in its bits alone."""
 
         sign = 1.0
@@ -122,13 +122,13 @@ def test_a_comparison_finds_one_value(tmp_path: Path, capsys: pytest.CaptureFixt
     assert command("verify", f, f) == 0
     assert command("verify", f, g) == 1
     assert "exp_avg of decoder.final_layernorm.weight: 1 of 16 values" in capsys.readouterr().out
-    c = write(tmp_path / "c", SyntheticSource(GPT, optimizer=None))
+    c = write(tmp_path / "c", SyntheticReader(GPT, optimizer=None))
     assert command("verify", a, c) == 1
     assert f"is in {a} alone" in capsys.readouterr().out
-    d = write(tmp_path / "d", SyntheticSource(replace(GPT, activation="squared_relu")))
+    d = write(tmp_path / "d", SyntheticReader(replace(GPT, activation="squared_relu")))
     assert command("verify", a, d) == 1
     assert "model.activation: gelu and squared_relu" in capsys.readouterr().out
-    e = write(tmp_path / "e", SyntheticSource(GPT, step=11))
+    e = write(tmp_path / "e", SyntheticReader(GPT, step=11))
     assert command("verify", a, e) == 1
     assert "step: 10 and 11" in capsys.readouterr().out
 
@@ -138,7 +138,7 @@ def test_values_are_compared_across_types(
 ) -> None:
     """A model published in fp16 is imported in fp32, which holds all its values."""
     options = ("--precision", "fp16", "--allow-rounding")
-    write(tmp_path / "a", SyntheticSource(LLAMA, optimizer=None))
+    write(tmp_path / "a", SyntheticReader(LLAMA, optimizer=None))
     assert command("export-hf", tmp_path / "a", tmp_path / "hf", *options) == 0
     assert command("import-hf", tmp_path / "hf", tmp_path / "b") == 0
     tensors = len(by_torch(tmp_path / "b" / "iter_0000000"))
@@ -173,7 +173,7 @@ def test_less_precise_is_of_fewer_digits() -> None:
 def test_a_difference_that_is_no_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], x: list, y: list, told: str
 ) -> None:
-    class Holding(SyntheticSource):
+    class Holding(SyntheticReader):
         values = torch.zeros(2)
 
         def read(self, key: str, kind: str, box: tuple) -> torch.Tensor:
@@ -195,7 +195,7 @@ def test_functions_are_compared_in_fp32(trained: Path, tmp_path: Path) -> None:
     assert command("export-hf", trained, tmp_path / "hf") == 0
     assert command("import-hf", tmp_path / "hf", tmp_path / "again") == 0
 
-    class Other(SyntheticSource):
+    class Other(SyntheticReader):
         """One weight in a thousand of its own, or none."""
 
         factor = 1.001
@@ -236,7 +236,7 @@ def test_a_text_that_nobody_reads(trained: Path, capsys: pytest.CaptureFixture[s
 
 
 def _more_tokens(a: Path, b: Path) -> tuple[float, str]:
-    apart, _, told = compare_logits(open_source(a), open_source(b))
+    apart, _, told = compare_logits(open_reader(a), open_reader(b))
     return apart, told
 
 
@@ -251,7 +251,7 @@ def test_logits_of_the_tokens_that_both_know(trained: Path, tmp_path: Path) -> N
 
 
 def _apart(pairs: list[tuple[Path, Path]]) -> list[float]:
-    return [compare_logits(open_source(a), open_source(b))[0] for a, b in pairs]
+    return [compare_logits(open_reader(a), open_reader(b))[0] for a, b in pairs]
 
 
 def test_an_inspection(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,7 +285,7 @@ def test_an_earlier_version_padded_the_vocabulary(
     legacy: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Tables of 64 rows, their digests over all of these, for a model of 60 tokens."""
-    path = write(tmp_path / "a", SyntheticSource(replace(LLAMA, vocab_size=64), optimizer=None))
+    path = write(tmp_path / "a", SyntheticReader(replace(LLAMA, vocab_size=64), optimizer=None))
     if legacy:
         assert command("reshard", path, tmp_path / "b", "--format", "torch") == 0
         path = tmp_path / "b" / STEP
@@ -328,7 +328,7 @@ def test_optimizer_state_is_never_dropped_unsaid(
     assert "no optimizer state" in capsys.readouterr().out
     assert command("reshard", trained, tmp_path / "c", "--weights-only") == 0
     assert equal(by_torch(tmp_path / "c" / STEP), weights(by_torch(trained)))
-    source = open_source(tmp_path / "c")
+    source = open_reader(tmp_path / "c")
     assert all(source.kinds(key) == ("main_param",) for key in source.tensors)
 
 

@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from megatron_grow.checkpoint.layout import TRACKER, latest
 from megatron_grow.checkpoint.manifest import read_manifest
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.convert.synthetic import SyntheticSource, write
+from megatron_grow.convert.synthetic import SyntheticReader, write
 from tests.convert.toy import GPT, LLAMA, by_torch, command, equal
 from tests.distributed import run_ranks
 
@@ -30,7 +30,7 @@ ODD = replace(GPT, vocab_size=61, make_vocab_size_divisible_by=1)
 def test_there_and_back(
     model: ModelConfig, precision: str, optimizer: str | None, tmp_path: Path
 ) -> None:
-    source = write(tmp_path / "a", SyntheticSource(model, precision=precision, optimizer=optimizer))
+    source = write(tmp_path / "a", SyntheticReader(model, precision=precision, optimizer=optimizer))
     layout = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2)
     assert command("reshard", source, tmp_path / "b", *layout) == 0
     assert command("reshard", tmp_path / "b", tmp_path / "c") == 0
@@ -43,7 +43,7 @@ def test_there_and_back(
 
 
 def test_an_odd_vocabulary_in_the_legacy_format(tmp_path: Path) -> None:
-    source = write(tmp_path / "a", SyntheticSource(ODD, optimizer=None))
+    source = write(tmp_path / "a", SyntheticReader(ODD, optimizer=None))
     layout = ("--tensor-model-parallel-size", 4, "--format", "torch")
     assert command("reshard", source, tmp_path / "b", *layout) == 0
     assert command("reshard", tmp_path / "b", tmp_path / "c") == 0
@@ -57,7 +57,7 @@ def test_an_odd_vocabulary_in_the_legacy_format(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_stores_its_padding(tmp_path: Path) -> None:
     """As Megatron-LM writes it, and as versions before this one did."""
-    path = write(tmp_path / "a", SyntheticSource(replace(GPT, vocab_size=64)))
+    path = write(tmp_path / "a", SyntheticReader(replace(GPT, vocab_size=64)))
     truth = by_torch(path)
     text = (path / "megatron_grow.json").read_text()
     assert text.count('"vocab_size": 64') == 2
@@ -72,7 +72,7 @@ def test_a_checkpoint_that_stores_its_padding(tmp_path: Path) -> None:
 
 def test_what_is_read_is_what_is_stored(tmp_path: Path) -> None:
     """The other tests' source: every kind of state, at its place in Megatron's shapes."""
-    synthetic = SyntheticSource(LLAMA, precision="bf16")
+    synthetic = SyntheticReader(LLAMA, precision="bf16")
     stored = by_torch(write(tmp_path, synthetic))
     for key, tensor in synthetic.tensors.items():
         whole = tuple((0, size) for size in tensor.shape)
@@ -86,7 +86,7 @@ def test_what_is_read_is_what_is_stored(tmp_path: Path) -> None:
 
 def test_chunks_are_those_of_the_layout(tmp_path: Path) -> None:
     """A rank finds its shard in chunks of its own, so that it reads no other's bytes."""
-    source = write(tmp_path / "a", SyntheticSource(LLAMA))
+    source = write(tmp_path / "a", SyntheticReader(LLAMA))
     command("reshard", source, tmp_path / "b", "--tensor-model-parallel-size", 2)
     metadata = dcp.FileSystemReader(tmp_path / "b" / STEP).read_metadata().state_dict_metadata
 
@@ -105,7 +105,7 @@ def test_chunks_are_those_of_the_layout(tmp_path: Path) -> None:
 
 
 def test_megatron_lm_is_told_of_the_new_layout(tmp_path: Path) -> None:
-    source = write(tmp_path / "a", SyntheticSource(LLAMA))
+    source = write(tmp_path / "a", SyntheticReader(LLAMA))
     layout = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 4)
     assert command("reshard", source, tmp_path / "b", *layout) == 0
     for directory, expected in ((source, (1, 1)), (tmp_path / "b" / STEP, (2, 4))):
@@ -123,7 +123,7 @@ def convert_on_ranks(source: str, target: str) -> int:
 def test_the_bytes_do_not_depend_on_who_writes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = write(tmp_path / "a", SyntheticSource(LLAMA, precision="bf16"))
+    source = write(tmp_path / "a", SyntheticReader(LLAMA, precision="bf16"))
     assert convert_on_ranks(str(source), str(tmp_path / "one")) == 0
     assert (
         command(
@@ -142,7 +142,7 @@ def test_the_bytes_do_not_depend_on_who_writes_them(
 
 def test_the_manifest(tmp_path: Path) -> None:
     """It does not depend on the layout; of two states, it differs where they differ."""
-    source = write(tmp_path / "a", SyntheticSource(LLAMA))
+    source = write(tmp_path / "a", SyntheticReader(LLAMA))
     command("reshard", source, tmp_path / "b", "--tensor-model-parallel-size", 2)
     manifests = [read_manifest(path) for path in (source, tmp_path / "b" / STEP)]
     assert manifests[0] and manifests[1]
@@ -159,7 +159,7 @@ def test_the_manifest(tmp_path: Path) -> None:
 
 
 def test_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = write(tmp_path / "a", SyntheticSource(GPT, optimizer=None))
+    weights = write(tmp_path / "a", SyntheticReader(GPT, optimizer=None))
     truth = by_torch(weights)
     assert command("reshard", weights, tmp_path / "b", "--precision", "bf16") == 2
     assert "lose bits" in capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     widened = by_torch(tmp_path / "c" / STEP)
     assert equal(widened, {name: values.float() for name, values in rounded.items()})
     # With an optimizer, weights are kept in fp32 as well: nothing is lost.
-    trained = write(tmp_path / "d", SyntheticSource(GPT))
+    trained = write(tmp_path / "d", SyntheticReader(GPT))
     assert command("reshard", trained, tmp_path / "e", "--precision", "bf16") == 0
     assert command("reshard", tmp_path / "e", tmp_path / "f", "--precision", "fp32") == 0
     assert equal(by_torch(tmp_path / "f" / STEP), by_torch(trained))

@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.convert.synthetic import SyntheticSource, write
+from megatron_grow.convert.synthetic import SyntheticReader, write
 from megatron_grow.data.tokenizers import load_tokenizer, train_bpe
 from tests.convert.toy import GPT, command
 
@@ -38,7 +38,7 @@ KINDS = {"bytes": lambda _: {"tokenizer": "bytes"}, "trained": trained, "gpt2": 
 
 
 def export(data: dict[str, Any], model: ModelConfig, directory: Path) -> Path:
-    source = SyntheticSource(model, optimizer=None)
+    source = SyntheticReader(model, optimizer=None)
     source.record = replace(source.record, config={**source.record.config, "data": data})
     assert command("export-hf", write(directory / "run", source), directory / "hf") == 0
     return directory / "hf"
@@ -66,7 +66,7 @@ def test_a_tokenizer_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_side_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write(tmp_path / "run", SyntheticSource(GPT, optimizer=None))
+    source = write(tmp_path / "run", SyntheticReader(GPT, optimizer=None))
     (tmp_path / "beside").mkdir()
     config = tmp_path / "beside" / "config.json"
     config.write_text("{half")

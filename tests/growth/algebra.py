@@ -9,7 +9,7 @@ import torch
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.plan import Plan
-from megatron_grow.state.axes import logical_tensors
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, full, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import materialise

@@ -10,10 +10,11 @@ import pytest
 
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, StageSection
-from megatron_grow.state.axes import Normal, logical_tensors
+from megatron_grow.live.stage import LiveStage
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import full, slices
 from megatron_grow.state.fresh import fresh
-from megatron_grow.train.live_stage import LiveStage
+from megatron_grow.state.tensors import Normal
 from tests.distributed import run_ranks
 from tests.state.snapshot import Part, assemble, snapshot
 from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train

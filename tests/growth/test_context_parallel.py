@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
-from megatron_grow.model import builder
-from megatron_grow.model.attention import ScaledDotProductAttention
-from megatron_grow.state.axes import logical_tensors
+from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.model.gpt import build as builder
+from megatron_grow.model.layers.attention import ScaledDotProductAttention
 from tests.distributed import run_ranks
 from tests.state.snapshot import Part, assemble, snapshot
 from tests.toy import MODEL, Trace, begin, grow, grown_run, layout, train, train_stage

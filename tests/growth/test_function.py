@@ -14,11 +14,11 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth.plan import growth
+from megatron_grow.live.stage import LiveStage
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.operators import OPERATORS
-from megatron_grow.state.axes import logical_tensors
 from megatron_grow.state.boxes import Box, full, slices
 from megatron_grow.state.materialise import materialise
-from megatron_grow.train.live_stage import LiveStage
 from tests.distributed import run_ranks
 from tests.logits import BATCH, agreed, logits
 from tests.toy import (

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.growth.measure import of_checkpoint
-from megatron_grow.state.axes import logical_tensors
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, slices
 from tests.distributed import run_ranks
 from tests.toy import MODEL

@@ -17,20 +17,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_grow.checkpoint.torch_dist.sink import TorchDistSink
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
+from megatron_grow.checkpoint.torch_dist.writer import TorchDistWriter
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, Stage, StageSection
 from megatron_grow.convert.conversion import convert
 from megatron_grow.convert.progress import Progress
 from megatron_grow.growth.at_load import load
-from megatron_grow.growth.offline import GrownSource
+from megatron_grow.growth.offline import GrownReader
 from megatron_grow.growth.plan import Plan, growth, resharding
-from megatron_grow.state.axes import logical_tensors
+from megatron_grow.live.stage import LiveStage
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, full, slices
 from megatron_grow.state.materialise import materialise
-from megatron_grow.train.live_stage import LiveStage
 from tests.checkpoint.live import write
 from tests.distributed import run_ranks
 from tests.logits import agreed, logits
@@ -161,10 +161,10 @@ def grow_both_ways(world_size: int, root: str) -> dict[tuple[str, str], Found]:
             live.release()
             plan, stage = plan_of(config, world_size), config.resolve(world_size)[1]
             live = LiveStage(stage, config, plan.tensors)
-            load(plan, TorchDistSource(path), live.pieces())
+            load(plan, TorchDistReader(path), live.pieces())
             found.loaded = snapshot(live.pieces())
             converted = convert_offline(plan, path, stage, tp=2 if world_size > 1 else 1)
-            load(resharding(stage.model), TorchDistSource(converted), live.pieces())
+            load(resharding(stage.model), TorchDistReader(converted), live.pieces())
             found.offline = snapshot(live.pieces())
             live.release()
             dist.barrier()
@@ -174,17 +174,23 @@ def grow_both_ways(world_size: int, root: str) -> dict[tuple[str, str], Found]:
 def convert_offline(plan: Plan, path: Path, stage: Stage, tp: int) -> Path:
     """The same growth from file to file; every rank writes its share."""
     assert stage.grow is not None
-    source = GrownSource(TorchDistSource(path), plan, stage.model, stage.grow)
+    source = GrownReader(TorchDistReader(path), plan, stage.model, stage.grow)
     kinds = {key: source.kinds(key) for key in source.tensors}
 
-    def sink(directory: Path) -> TorchDistSink:
-        return TorchDistSink(
+    def writer(directory: Path) -> TorchDistWriter:
+        return TorchDistWriter(
             directory, source.record, source.tensors, kinds, keeps_main=True, tensor_parallel=tp
         )
 
     final = path.parent / "converted" / path.name
     convert(
-        source, final, sink, step=STEPS, threads=1, verifies=True, progress=Progress(enabled=False)
+        source,
+        final,
+        writer,
+        step=STEPS,
+        threads=1,
+        verifies=True,
+        progress=Progress(enabled=False),
     )
     return final
 

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, StageSection, check_growth
 from megatron_grow.growth.at_load import load
-from megatron_grow.growth.offline import GrownSource
+from megatron_grow.growth.offline import GrownReader
 from megatron_grow.growth.plan import growth
-from megatron_grow.state.axes import EMBEDDING, HEAD, logical_tensors
+from megatron_grow.live.stage import LiveStage
+from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.model.gpt.tensors import EMBEDDING, HEAD
 from megatron_grow.state.boxes import full
-from megatron_grow.train.live_stage import LiveStage
 from tests.checkpoint.live import write
 from tests.distributed import run_ranks
 from tests.growth.algebra import GPT2, applied, loss_and_gradients, weights_of
@@ -70,10 +71,10 @@ def untie(after: dict, root: str) -> Found:
     stage = config.resolve(2)[1]
     plan = growth(TIED, UNTIED, None, target_depth=UNTIED.num_layers, seed=config.run.seed)
     live = LiveStage(stage, config, plan.tensors)
-    load(plan, TorchDistSource(path), live.pieces())
+    load(plan, TorchDistReader(path), live.pieces())
     loaded = snapshot(live.pieces())
     live.release()
-    stored = GrownSource(TorchDistSource(path), plan, UNTIED, GrowSection())
+    stored = GrownReader(TorchDistReader(path), plan, UNTIED, GrowSection())
     whole = full(plan.tensors[HEAD].shape)
     offline = {kind: stored.read(HEAD, kind, whole).numpy() for kind in stored.kinds(HEAD)}
     return Found(source, target, loaded, trained, offline, before, grown_logits)

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from megatron_grow.model import cross_entropy
-from megatron_grow.model.cross_entropy import vocab_parallel_cross_entropy
+from megatron_grow.model.layers import cross_entropy
+from megatron_grow.model.layers.cross_entropy import vocab_parallel_cross_entropy
 from tests.distributed import run_ranks
 
 SEQUENCE, BATCH, VOCAB = 5, 3, 64

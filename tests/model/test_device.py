@@ -10,7 +10,8 @@ import torch
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.model.builder import build_gpt, transformer_config
+from megatron_grow.model.engine_config import transformer_config
+from megatron_grow.model.gpt.build import build_gpt
 from megatron_grow.parallel import cpu, process_groups
 from tests.distributed import run_ranks
 from tests.toy import MODEL, TRAIN

@@ -12,7 +12,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth.plan import growth
-from megatron_grow.model.fade_in import FadeIn
+from megatron_grow.live.fade_in import FadeIn
 from tests.distributed import run_ranks
 from tests.logits import agreed, logits
 from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train, train_stage

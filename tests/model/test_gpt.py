@@ -13,7 +13,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import StageSection
-from megatron_grow.state.axes import logical_tensors
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.distributed import run_ranks

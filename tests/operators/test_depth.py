@@ -13,11 +13,12 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators import OPERATORS
 from megatron_grow.operators import operator as make
 from megatron_grow.operators.depth.base import DepthOperator
-from megatron_grow.state.axes import Axis, LogicalTensor, Normal, Role
+from megatron_grow.state.axes import Axis, Role
 from megatron_grow.state.boxes import full, slices
 from megatron_grow.state.maps import FRESH, Gather, TensorMap, Term
 from megatron_grow.state.maps import Identity as Same
 from megatron_grow.state.materialise import materialise
+from megatron_grow.state.tensors import LogicalTensor, Normal
 
 WHERE = "stages[1].grow.depth"
 NEEDS_LAYERS = [name for name in OPERATORS["depth"] if name not in ("random", "zero", "explicit")]

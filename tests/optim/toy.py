@@ -15,10 +15,11 @@ from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import OptimizerSection, TrainSection
 from megatron_grow.growth.in_memory import transfer
 from megatron_grow.growth.plan import initialisation
-from megatron_grow.model.builder import build_gpt, wrap_data_parallel
+from megatron_grow.live.data_parallel import wrap_data_parallel
+from megatron_grow.live.pieces import live_pieces, publish
+from megatron_grow.model.gpt.build import build_gpt
 from megatron_grow.optim.builder import build_optimizer, supports_distributed_optimizer
 from megatron_grow.parallel import process_groups
-from megatron_grow.state.live import live_pieces, publish
 
 BATCH, SEQ_LENGTH, SEED = 4, 16, 5
 

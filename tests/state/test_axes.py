@@ -11,10 +11,12 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.model.builder import build_gpt
+from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.model.gpt.build import build_gpt
 from megatron_grow.parallel import process_groups
-from megatron_grow.state.axes import Constant, LogicalTensor, Normal, Role, logical_tensors
+from megatron_grow.state.axes import Role
 from megatron_grow.state.boxes import Box, fold
+from megatron_grow.state.tensors import Constant, LogicalTensor, Normal
 from tests.distributed import run_ranks
 from tests.toy import MODEL, TRAIN
 

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_grow.state.axes import Axis, Constant, LogicalTensor, Normal, Role
+from megatron_grow.state.axes import Axis, Role
 from megatron_grow.state.boxes import full, slices
 from megatron_grow.state.fresh import fresh
+from megatron_grow.state.tensors import Constant, LogicalTensor, Normal
 from tests.state.test_boxes import boxes_in
 
 SEED = 1234

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_grow.config.run import RunConfig
-from megatron_grow.state.axes import logical_tensors
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import full
 from megatron_grow.state.fresh import fresh
 from tests.distributed import run_ranks

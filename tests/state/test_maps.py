@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_grow.state.axes import Axis, Constant, Init, LogicalTensor, Normal, Role
+from megatron_grow.state.axes import Axis, Role
 from megatron_grow.state.boxes import Box, full, shape_of, slices
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import (
@@ -24,6 +24,7 @@ from megatron_grow.state.maps import (
     identity,
 )
 from megatron_grow.state.materialise import materialise, sources
+from megatron_grow.state.tensors import Constant, Init, LogicalTensor, Normal
 from tests.state.test_boxes import boxes_in
 
 SEED = 7

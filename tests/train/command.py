@@ -18,8 +18,8 @@ def command(argv: list[str], stop_at: int | None = None) -> tuple[int, str, str]
 
     With ``stop_at``, rank 1 receives SIGTERM during that step.
     """
+    from megatron_grow.live.stage import LiveStage
     from megatron_grow.train.entry import main
-    from megatron_grow.train.live_stage import LiveStage
 
     if stop_at is not None and os.environ["RANK"] == "1":
         original = LiveStage.train_step

@@ -20,7 +20,7 @@ AT_ONCE = 40
 
 def _at_step(step: int, action: Callable[[], None]) -> None:
     """Do ``action`` in the middle of the run."""
-    from megatron_grow.train.live_stage import LiveStage
+    from megatron_grow.live.stage import LiveStage
 
     original = LiveStage.train_step
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from megatron_grow.checkpoint.record import read_record
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.state.boxes import full
 from megatron_grow.state.finite import is_finite
 from tests.distributed import run_ranks
@@ -37,7 +37,7 @@ def test_one_entry_is_found(bad: float, dtype: torch.dtype) -> None:
 
 def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[int, str, str]:
     """Run the command on this rank; ``fault`` strikes rank ``where`` in ``steps``."""
-    from megatron_grow.train import live_stage
+    from megatron_grow.live import stage as live_stage
     from megatron_grow.train.entry import main
 
     step = 0
@@ -162,9 +162,9 @@ def test_a_skipped_step_leaves_the_state_alone(launch: Launch, workplace: Path) 
             assert torch.equal(kept, found), (kind, key)
 
 
-def stored(run: Path, step: int) -> TorchDistSource:
+def stored(run: Path, step: int) -> TorchDistReader:
     path = run / "checkpoints" / f"iter_{step:07d}"
-    return TorchDistSource(path, read_record(path))
+    return TorchDistReader(path, read_record(path))
 
 
 def test_a_resumed_run_remembers_what_it_skipped(launch: Launch, workplace: Path) -> None:

@@ -19,7 +19,8 @@ from tests.train.command import launch, losses, rows, steps_saved
 
 def stopped_in(argv: list[str], moment: str) -> tuple[int, str, str]:
     """Run the command on this rank; the whole process group of rank 1 receives SIGTERM."""
-    from megatron_grow.train import live_stage, preflight, trainer
+    from megatron_grow.live import stage as live_stage
+    from megatron_grow.train import preflight, trainer
     from megatron_grow.train.entry import main
 
     if os.environ["RANK"] == "1":

@@ -87,9 +87,9 @@ def run_all(commands: list[list[str]]) -> list[tuple[int, str, dict[str, list]]]
     """
     from megatron.core import parallel_state
 
+    from megatron_grow.live.stage import LiveStage
     from megatron_grow.parallel import process_groups
     from megatron_grow.train.entry import main
-    from megatron_grow.train.live_stage import LiveStage
 
     seen: dict[str, list] = {}
 

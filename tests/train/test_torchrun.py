@@ -14,7 +14,7 @@ KILLED_ONCE = """
 import os, signal
 from megatron_grow.parallel.failure import leave
 from megatron_grow.train.entry import main
-from megatron_grow.train.live_stage import LiveStage
+from megatron_grow.live.stage import LiveStage
 
 original = LiveStage.train_step
 

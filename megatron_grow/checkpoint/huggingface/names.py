@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from megatron_grow.checkpoint.regions import Region
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.state.axes import LogicalTensor, logical_tensors
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import full
+from megatron_grow.state.tensors import LogicalTensor
 
 Rows = dict[str, tuple[str, str]]
 """By stored tensor: the logical tensor's key, and the axes that make each stored dimension.

@@ -10,9 +10,10 @@ from megatron_grow.checkpoint.layout import LEGACY
 from megatron_grow.checkpoint.regions import Region
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.pipeline import chunk_layers
-from megatron_grow.state.axes import LAYERS, LogicalTensor
+from megatron_grow.model.gpt.tensors import LAYERS
 from megatron_grow.state.boxes import shape_of
 from megatron_grow.state.sharding import held, shape_on_rank
+from megatron_grow.state.tensors import LogicalTensor
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 _HEAD = "output_layer.weight"

@@ -12,7 +12,7 @@ import torch
 from megatron_grow.checkpoint.layout import COMMON, COMPLETE, METADATA, RECORD
 from megatron_grow.checkpoint.megatron_lm.state import common_state
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.state.tensors import LogicalTensor
 
 COMPANIONS = (METADATA, COMMON, RECORD, COMPLETE)
 """Files that hold no tensors."""

@@ -9,8 +9,8 @@ from typing import ClassVar
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, NewUnits, Operator
-from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.maps import FRESH, AxisMap, Gather
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass(frozen=True)

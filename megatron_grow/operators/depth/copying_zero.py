@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import ClassVar
 
 from megatron_grow.operators.depth.base import DepthOperator, originals
-from megatron_grow.state.axes import Constant, LogicalTensor
 from megatron_grow.state.maps import AxisMap, Gather
+from megatron_grow.state.tensors import Constant, LogicalTensor
 
 
 class CopyingZero(DepthOperator):

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from megatron_grow.operators.depth.base import originals
 from megatron_grow.operators.depth.copying_zero import CopyingZero
-from megatron_grow.state.axes import Constant, LogicalTensor
 from megatron_grow.state.maps import AxisMap
+from megatron_grow.state.tensors import Constant, LogicalTensor
 
 
 class Identity(CopyingZero):

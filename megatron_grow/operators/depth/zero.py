@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import ClassVar
 
 from megatron_grow.operators.depth.random import Random
-from megatron_grow.state.axes import Constant
 from megatron_grow.state.maps import Gather
+from megatron_grow.state.tensors import Constant
 
 
 class Zero(Random):

@@ -11,8 +11,8 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.depth.mix import interpolation
 from megatron_grow.operators.expansion import cyclic, padded
-from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.maps import AxisMap, Dense, Gather
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass(frozen=True)

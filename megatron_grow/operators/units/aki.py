@@ -6,8 +6,9 @@ from typing import ClassVar
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw
 from megatron_grow.operators.units.fpi import Fpi
-from megatron_grow.state.axes import LogicalTensor, Role
+from megatron_grow.state.axes import Role
 from megatron_grow.state.maps import FRESH, Gather
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The smallest converter: from a source to a sink, block by block."""
+"""The smallest converter: from a source to a writer, block by block."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from megatron_grow.checkpoint.huggingface.sink import HuggingFaceSink
-from megatron_grow.checkpoint.sink import Block, Sink
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.huggingface.writer import HuggingFaceWriter
+from megatron_grow.checkpoint.reader import Reader
+from megatron_grow.checkpoint.writer import Block, Writer
 from megatron_grow.state.boxes import full, split
 from megatron_grow.state.kinds import MAIN_PARAM
 
 
-def blocks(source: Source, most: int) -> list[Block]:
+def blocks(source: Reader, most: int) -> list[Block]:
     """All weights in blocks of at most ``most`` values, the last first."""
     return [
         Block(key, MAIN_PARAM, box)
@@ -25,18 +25,18 @@ def blocks(source: Source, most: int) -> list[Block]:
 
 
 def values(
-    source: Source, sink: Sink, wanted: list[Block]
+    source: Reader, writer: Writer, wanted: list[Block]
 ) -> Iterator[tuple[Block, dict[str, torch.Tensor]]]:
     for block in wanted:
         found = source.read(block.key, block.kind, block.box)
-        names = sink.stored(block.key, block.kind)
+        names = writer.stored(block.key, block.kind)
         yield block, {name: found.to(dtype) for name, dtype in names.items()}
 
 
-def export(source: Source, directory: Path, most: int = 300, **options: Any) -> HuggingFaceSink:
+def export(source: Reader, directory: Path, most: int = 300, **options: Any) -> HuggingFaceWriter:
     """Write what ``source`` holds, in its own precision, as a Hugging Face model."""
     dtypes = {key: source.dtype(key, MAIN_PARAM) for key in source.tensors}
-    sink = HuggingFaceSink(directory, source.record.model_config, dtypes, **options)
-    sink.prepare()
-    sink.finish([sink.write(0, values(source, sink, blocks(source, most)))])
-    return sink
+    writer = HuggingFaceWriter(directory, source.record.model_config, dtypes, **options)
+    writer.prepare()
+    writer.finish([writer.write(0, values(source, writer, blocks(source, most)))])
+    return writer

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
+from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.config.stages import StageSection
+from megatron_grow.live.stage import LiveStage
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.train.live_stage import LiveStage
 from tests.logits import logits
 from tests.toy import run_config
 
 
 def logits_of(path: Path, tokens: torch.Tensor, parallel: dict[str, Any]) -> np.ndarray | None:
     """(batch, sequence, vocabulary); None where the last pipeline stage is not."""
-    source = HuggingFaceSource(path)
+    source = HuggingFaceReader(path)
     config = run_config(
         StageSection(parallel=parallel),
         model=source.record.model_config,

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from megatron_grow.checkpoint.huggingface.sink import HuggingFaceSink
-from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
+from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
+from megatron_grow.checkpoint.huggingface.writer import HuggingFaceWriter
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -106,10 +106,10 @@ SINGLE: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("what", SINGLE)
 def test_damage_is_named(what: str, single: Path) -> None:
     damage, message = SINGLE[what]
-    HuggingFaceSource(single)
+    HuggingFaceReader(single)
     damage(single)
     with pytest.raises(UserError, match=message) as caught:
-        HuggingFaceSource(single)
+        HuggingFaceReader(single)
     assert "\n" not in str(caught.value)
 
 
@@ -150,14 +150,14 @@ SHARDED: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("what", SHARDED)
 def test_damage_of_a_sharded_model_is_named(what: str, sharded: Path) -> None:
     damage, message = SHARDED[what]
-    HuggingFaceSource(sharded)
+    HuggingFaceReader(sharded)
     damage(sharded)
     with pytest.raises(UserError, match=message):
-        HuggingFaceSource(sharded)
+        HuggingFaceReader(sharded)
 
 
 def test_truncation_after_opening(single: Path) -> None:
-    source = HuggingFaceSource(single)
+    source = HuggingFaceReader(single)
     os.truncate(single / "model.safetensors", 30_000)
     with pytest.raises(UserError, match=r"model\.safetensors is truncated or damaged"):
         source.read(
@@ -168,14 +168,14 @@ def test_truncation_after_opening(single: Path) -> None:
 
 
 def test_a_disk_that_cannot_be_written(single: Path, tmp_path: Path) -> None:
-    source = HuggingFaceSource(single)
+    source = HuggingFaceReader(single)
     dtypes = dict.fromkeys(source.tensors, torch.float32)
-    sink = HuggingFaceSink(tmp_path / "ours", source.record.model_config, dtypes)
-    sink.prepare()
+    writer = HuggingFaceWriter(tmp_path / "ours", source.record.model_config, dtypes)
+    writer.prepare()
     (tmp_path / "ours" / "model.safetensors").unlink()
     (tmp_path / "ours" / "model.safetensors").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        sink.write(0, values(source, sink, blocks(source, 300)))
+        writer.write(0, values(source, writer, blocks(source, 300)))
 
 
 # Headers, index and config.json. The format has no checksum of the values themselves.
@@ -210,7 +210,7 @@ def test_any_damage_is_refused_or_harmless(
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
-    source = HuggingFaceSource(directory)
+    source = HuggingFaceReader(directory)
     return {
         key: source.read(key, MAIN_PARAM, full(tensor.shape))
         for key, tensor in source.tensors.items()
@@ -230,8 +230,8 @@ def corruptible(
 def test_no_heavy_imports() -> None:
     """The converter starts without megatron-core, transformers or CUDA."""
     code = (
-        "import sys, megatron_grow.checkpoint.huggingface.source, "
-        "megatron_grow.checkpoint.huggingface.sink, torch; "
+        "import sys, megatron_grow.checkpoint.huggingface.reader, "
+        "megatron_grow.checkpoint.huggingface.writer, torch; "
         "assert not torch.cuda.is_initialized(); "
         "print([m for m in ('megatron.core', 'transformers', 'transformer_engine') "
         "if m in sys.modules])"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import transformers
 
-from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
+from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.convert.growths import grow
 from tests.checkpoint.huggingface import models
 from tests.checkpoint.huggingface.convert import export
@@ -37,7 +37,7 @@ def test_a_grown_gpt2_can_be_exported(name: str, tmp_path: Path) -> None:
     file = tmp_path / "grow.yaml"
     file.write_text(json.dumps({"model": shape, "grow": operators}))
     told: list[str] = []
-    source = HuggingFaceSource(path)
+    source = HuggingFaceReader(path)
     assert source.record.model_config.num_query_groups == 4
     grown = grow(source, file, 1, told.append)
     assert "keeps the function" in told[0] and "exported to Hugging Face as gpt2" in told[0]
@@ -53,7 +53,7 @@ def test_grouped_queries_are_told_of_before(tmp_path: Path) -> None:
     file, told = tmp_path / "grow.yaml", list[str]()
     shape = {"num_attention_heads": 8, "num_query_groups": 4}
     file.write_text(json.dumps({"model": shape, "grow": {"heads": "fpi"}}))
-    grow(HuggingFaceSource(path), file, 1, told.append)
+    grow(HuggingFaceReader(path), file, 1, told.append)
     assert "multi-head attention becomes grouped: 2 query heads share" in told[0]
     assert (
         "cannot be exported to Hugging Face as gpt2 any more: model.num_query_groups=4" in told[0]

@@ -10,7 +10,7 @@ import pytest
 from megatron_grow.checkpoint.huggingface.config import to_model
 from megatron_grow.checkpoint.huggingface.families import FAMILIES
 from megatron_grow.checkpoint.huggingface.names import regions
-from megatron_grow.state.axes import logical_tensors
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import slices
 from tests.checkpoint.huggingface import models
 

@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from megatron_grow.checkpoint.huggingface.files import side_files
-from megatron_grow.checkpoint.huggingface.sink import HuggingFaceSink
-from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
+from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
+from megatron_grow.checkpoint.huggingface.writer import HuggingFaceWriter
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.checkpoint.huggingface import models
@@ -39,7 +39,7 @@ def assert_same_bits(found: Path, expected: Path) -> None:
 def test_same_bits_and_same_function(name: str, tmp_path: Path) -> None:
     model = models.build(name)
     path = models.save(model, tmp_path / "theirs", max_shard_size="20KB")
-    source = HuggingFaceSource(path)
+    source = HuggingFaceReader(path)
     assert source.layout != "1 file"
     export(source, tmp_path / "ours", side_files=side_files(path), max_shard_size=15_000)
     assert_same_bits(tmp_path / "ours", path)
@@ -47,7 +47,7 @@ def test_same_bits_and_same_function(name: str, tmp_path: Path) -> None:
     assert type(again) is type(model)
     # Bit-equal: whatever config.json says of the function came back.
     assert torch.equal(models.logits(again), models.logits(model))
-    returned = HuggingFaceSource(tmp_path / "ours")
+    returned = HuggingFaceReader(tmp_path / "ours")
     assert returned.record.model == source.record.model
 
 
@@ -55,7 +55,7 @@ def test_same_bits_and_same_function(name: str, tmp_path: Path) -> None:
 def test_blocks_of_any_size_give_the_library_s_file(most: int, tmp_path: Path) -> None:
     small = {"n_embd": 8, "n_layer": 1, "vocab_size": 11, "n_positions": 5}
     path = models.save(models.build("gpt2", **small), tmp_path / "theirs")
-    export(HuggingFaceSource(path), tmp_path / "ours", most)
+    export(HuggingFaceReader(path), tmp_path / "ours", most)
     ours = tmp_path / "ours" / "model.safetensors"
     save_file(load_file(ours), tmp_path / "expected", metadata={"format": "pt"})
     assert ours.read_bytes() == (tmp_path / "expected").read_bytes()
@@ -65,7 +65,7 @@ def test_blocks_of_any_size_give_the_library_s_file(most: int, tmp_path: Path) -
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     path = models.save(models.build("llama 2", dtype), tmp_path / "theirs")
-    source = HuggingFaceSource(path)
+    source = HuggingFaceReader(path)
     # fp32 holds all of fp16; bf16 does not.
     assert source.record.precision == ("bf16" if dtype == torch.bfloat16 else "fp32")
     export(source, tmp_path / "ours", side_files=side_files(path))
@@ -81,7 +81,7 @@ def test_layers_of_different_precision(tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.k_proj.weight"
     exact[name] = exact[name].float() + 1e-4
     save_file(exact, path / "model.safetensors", metadata={"format": "pt"})
-    source = HuggingFaceSource(path)
+    source = HuggingFaceReader(path)
     qkv = "decoder.layers.self_attention.linear_qkv.weight"
     assert source.dtype(qkv, MAIN_PARAM) == torch.float32
     assert source.dtype("output_layer.weight", MAIN_PARAM) == torch.bfloat16
@@ -95,37 +95,38 @@ def test_layers_of_different_precision(tmp_path: Path) -> None:
 
 def test_many_writers(tmp_path: Path) -> None:
     path = models.save(models.build("qwen3"), tmp_path / "theirs")
-    source = HuggingFaceSource(path)
+    source = HuggingFaceReader(path)
     dtypes = dict.fromkeys(source.tensors, torch.float32)
-    sink = HuggingFaceSink(
+    writer = HuggingFaceWriter(
         tmp_path / "ours", source.record.model_config, dtypes, max_shard_size=9_000
     )
-    sink.prepare()
+    writer.prepare()
     parts = [blocks(source, 200)[start::6] for start in range(6)]
     with ThreadPoolExecutor(3) as pool:
         jobs = [
-            pool.submit(sink.write, i, values(source, sink, part)) for i, part in enumerate(parts)
+            pool.submit(writer.write, i, values(source, writer, part))
+            for i, part in enumerate(parts)
         ]
         written = [job.result(timeout=60) for job in jobs]
-    sink.finish(written)
+    writer.finish(written)
     assert_same_bits(tmp_path / "ours", path)
 
 
 def test_a_forgotten_part_is_noticed(tmp_path: Path) -> None:
     path = models.save(models.build("gpt2"), tmp_path / "theirs")
-    source = HuggingFaceSource(path)
+    source = HuggingFaceReader(path)
     dtypes = dict.fromkeys(source.tensors, torch.float32)
-    sink = HuggingFaceSink(tmp_path / "ours", source.record.model_config, dtypes)
-    sink.prepare()
-    written = sink.write(0, values(source, sink, blocks(source, 300)[1:]))
+    writer = HuggingFaceWriter(tmp_path / "ours", source.record.model_config, dtypes)
+    writer.prepare()
+    written = writer.write(0, values(source, writer, blocks(source, 300)[1:]))
     with pytest.raises(RuntimeError, match="bytes of weights were written"):
-        sink.finish([written])
+        writer.finish([written])
 
 
 def test_no_layers(tmp_path: Path) -> None:
     model = models.build("llama 2", num_hidden_layers=0)
     path = models.save(model, tmp_path / "theirs")
-    source = HuggingFaceSource(path)
+    source = HuggingFaceReader(path)
     assert source.record.model_config.num_layers == 0
     export(source, tmp_path / "ours")
     assert_same_bits(tmp_path / "ours", path)
@@ -141,7 +142,7 @@ def test_files_of_a_base_model(tmp_path: Path) -> None:
     bare["h.0.attn.bias"] = torch.ones(1, 1, 64, 64).tril()
     bare["h.1.attn.masked_bias"] = torch.tensor(-1e4)
     save_file(bare, path / "model.safetensors", metadata={"format": "pt"})
-    export(HuggingFaceSource(path), tmp_path / "ours")
+    export(HuggingFaceReader(path), tmp_path / "ours")
     save_file(stored, path / "model.safetensors", metadata={"format": "pt"})
     assert_same_bits(tmp_path / "ours", path)
 
@@ -154,7 +155,7 @@ def test_a_tied_head_that_is_stored_must_be_equal(tmp_path: Path) -> None:
         head = embedding.clone()
         head[70, 3] += change
         save_file({**stored, "lm_head.weight": head}, path / "model.safetensors")
-        source = HuggingFaceSource(path)
+        source = HuggingFaceReader(path)
         if accepted:
             export(source, tmp_path / "ours")
         else:
@@ -168,7 +169,7 @@ def test_side_files_and_token_ids_come_along(tmp_path: Path) -> None:
     texts = {"tokenizer.json": "{}", "chat_template.jinja": "{{ x }}", "LICENSE.txt": "free"}
     for name, text in {**texts, "optimizer.pt": "no", "README.md": "no"}.items():
         (path / name).write_text(text)
-    source = HuggingFaceSource(path)
+    source = HuggingFaceReader(path)
     assert set(side_files(path)) == {
         *texts,
         "config.json",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from megatron.core.optimizer import OptimizerConfig
 
-from megatron_grow.checkpoint.legacy.source import LegacySource
+from megatron_grow.checkpoint.legacy.reader import LegacyReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -47,7 +47,7 @@ def change(checkpoint: Path, action: Callable[[dict[str, Any]], Any]) -> None:
 def refused(checkpoint: Path, *said: str) -> None:
     """That a checkpoint is refused, in one line that says ``said``."""
     with pytest.raises(UserError) as caught:
-        source = LegacySource(checkpoint)
+        source = LegacyReader(checkpoint)
         for key, tensor in source.tensors.items():
             source.read(key, MAIN_PARAM, full(tensor.shape))
     assert "\n" not in str(caught.value)
@@ -83,13 +83,13 @@ def test_what_megatron_stores_beside_the_weights_does_no_harm(checkpoint: Path) 
         state["rng_state"] = [{"np": __import__("numpy").random.get_state()}]
 
     change(checkpoint, add)
-    assert LegacySource(checkpoint).left_behind == ()
+    assert LegacyReader(checkpoint).left_behind == ()
 
 
 def test_an_optimizer_is_said_to_be_left_behind(checkpoint: Path) -> None:
     change(checkpoint, lambda state: state.update(optimizer={"state": {0: torch.ones(3)}}))
     (checkpoint / "mp_rank_01" / "distrib_optim.pt").touch()
-    assert LegacySource(checkpoint).left_behind == (
+    assert LegacyReader(checkpoint).left_behind == (
         "mp_rank_00/model_optim_rng.pt",
         "mp_rank_01/model_optim_rng.pt",
         "mp_rank_01/distrib_optim.pt",
@@ -140,9 +140,9 @@ def test_weights_without_a_place_in_a_run(checkpoint: Path, step: str | None) ->
         if step is None:
             del state["iteration"]
 
-    assert LegacySource(checkpoint).record.consumed_tokens > 0
+    assert LegacyReader(checkpoint).record.consumed_tokens > 0
     change(checkpoint, release)
-    record = LegacySource(checkpoint).record
+    record = LegacyReader(checkpoint).record
     assert (record.step, record.consumed_samples, record.consumed_tokens) == (0, 0, 0)
 
 

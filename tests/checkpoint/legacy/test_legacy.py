@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from megatron_grow.checkpoint.layout import is_complete
-from megatron_grow.checkpoint.legacy.sink import LegacySink
-from megatron_grow.checkpoint.legacy.source import LegacySource
-from megatron_grow.checkpoint.sink import Block
-from megatron_grow.checkpoint.source import Source
+from megatron_grow.checkpoint.legacy.reader import LegacyReader
+from megatron_grow.checkpoint.legacy.writer import LegacyWriter
+from megatron_grow.checkpoint.reader import Reader
+from megatron_grow.checkpoint.writer import Block
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.state.boxes import full, split
@@ -45,7 +45,7 @@ def ranks(parallel: ParallelConfig) -> int:
     return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
 
 
-def check(source: Source) -> None:
+def check(source: Reader) -> None:
     """That a source holds the painted values, all of them, whichever boxes are asked for."""
     for key, tensor in source.tensors.items():
         expected = painted(key, tensor.checkpoint_shape).view(tensor.shape)
@@ -56,7 +56,7 @@ def check(source: Source) -> None:
             assert torch.equal(part, expected[tuple(slice(a, b) for a, b in box)]), (key, box)
 
 
-def copy(source: Source, sink: LegacySink, twin: LegacySink) -> None:
+def copy(source: Reader, writer: LegacyWriter, twin: LegacyWriter) -> None:
     """Write all of ``source``, in blocks in any order, by two sinks, as two processes would."""
     blocks = [
         Block(key, MAIN_PARAM, box)
@@ -70,14 +70,14 @@ def copy(source: Source, sink: LegacySink, twin: LegacySink) -> None:
         for block in part:
             yield block, {block.key: source.read(block.key, block.kind, block.box)}
 
-    sink.directory.mkdir()
-    sink.prepare()
+    writer.directory.mkdir()
+    writer.prepare()
     with ThreadPoolExecutor(3) as pool:
         futures = [
-            pool.submit((sink, twin)[number % 2].write, number, made(part))
+            pool.submit((writer, twin)[number % 2].write, number, made(part))
             for number, part in enumerate(parts)
         ]
-        sink.finish([future.result(timeout=60) for future in futures])
+        writer.finish([future.result(timeout=60) for future in futures])
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("model", "name"), CASES)
 def test_reading_finds_what_megatron_core_says_is_there(model: str, name: str, stock: Path) -> None:
-    source = LegacySource(stock / model / name)
+    source = LegacyReader(stock / model / name)
     assert is_complete(source.path)
     assert source.layout == name
     assert source.left_behind == ()
@@ -114,9 +114,9 @@ def test_reading_finds_what_megatron_core_says_is_there(model: str, name: str, s
 def test_megatron_core_takes_what_is_written_and_the_way_back_is_bit_identical(
     model: str, before: str, after: str, stock: Path, tmp_path: Path
 ) -> None:
-    source, there, back = LegacySource(stock / model / before), tmp_path / "to", tmp_path / "back"
+    source, there, back = LegacyReader(stock / model / before), tmp_path / "to", tmp_path / "back"
     sinks = [
-        LegacySink(there, source.record, source.tensors, LAYOUTS[after], fused_norms=False)
+        LegacyWriter(there, source.record, source.tensors, LAYOUTS[after], fused_norms=False)
         for _ in range(2)
     ]
     copy(source, *sinks)
@@ -129,10 +129,10 @@ def test_megatron_core_takes_what_is_written_and_the_way_back_is_bit_identical(
     assert all(
         run_ranks(ranks(LAYOUTS[after]), loads, MODELS[model], LAYOUTS[after], there, timeout=120)
     )
-    written = LegacySource(there)
+    written = LegacyReader(there)
     assert written.record.model_config == source.record.model_config
     twins = [
-        LegacySink(back, written.record, written.tensors, LAYOUTS[before], fused_norms=False)
+        LegacyWriter(back, written.record, written.tensors, LAYOUTS[before], fused_norms=False)
         for _ in range(2)
     ]
     copy(written, *twins)
@@ -151,11 +151,11 @@ def test_padding_of_the_vocabulary(tensor_parallel: int, tmp_path: Path) -> None
     """Stock's files have 128 rows for 100 tokens; what is written has zeros there."""
     here, there = layout(tp=2), layout(tp=tensor_parallel)
     run_ranks(2, save, PADDED, here, tmp_path / "stock", 100, timeout=120)
-    source = LegacySource(tmp_path / "stock")
+    source = LegacyReader(tmp_path / "stock")
     for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
         values = source.read(key, MAIN_PARAM, full(source.tensors[key].shape))
         assert torch.equal(values, painted(key, (128, 32))[:100])
-    sinks = [LegacySink(tmp_path / "ours", source.record, source.tensors, there) for _ in "ab"]
+    sinks = [LegacyWriter(tmp_path / "ours", source.record, source.tensors, there) for _ in "ab"]
     copy(source, *sinks)
     found = []
     for path in sorted((tmp_path / "ours").glob("mp_rank_*/*.pt")):
@@ -167,21 +167,21 @@ def test_padding_of_the_vocabulary(tensor_parallel: int, tmp_path: Path) -> None
     assert len(found) == tensor_parallel and rows.shape == (128, 32)
     assert torch.equal(rows[:100], painted("output_layer.weight", (128, 32))[:100])
     assert not rows[100:].any()
-    again = LegacySource(tmp_path / "ours")
+    again = LegacyReader(tmp_path / "ours")
     for key, tensor in source.tensors.items():
         box = full(tensor.shape)
         assert torch.equal(again.read(key, MAIN_PARAM, box), source.read(key, MAIN_PARAM, box))
 
 
 def test_norms_are_found_under_the_names_of_transformer_engine(stock: Path, tmp_path: Path) -> None:
-    source = LegacySource(stock / "gpt2" / "TP1 PP1")
-    sinks = [LegacySink(tmp_path / "te", source.record, source.tensors, layout()) for _ in "ab"]
+    source = LegacyReader(stock / "gpt2" / "TP1 PP1")
+    sinks = [LegacyWriter(tmp_path / "te", source.record, source.tensors, layout()) for _ in "ab"]
     copy(source, *sinks)
     names = torch.load(tmp_path / "te/mp_rank_00/model_optim_rng.pt", weights_only=False)["model"]
     assert "decoder.layers.3.self_attention.linear_qkv.layer_norm_weight" in names
     assert "decoder.layers.3.mlp.linear_fc1.layer_norm_bias" in names
     assert not any("input_layernorm" in name for name in names)
-    check(LegacySource(tmp_path / "te"))
+    check(LegacyReader(tmp_path / "te"))
 
 
 def test_tensors_that_share_one_storage(stock: Path, tmp_path: Path) -> None:
@@ -195,13 +195,13 @@ def test_tensors_that_share_one_storage(stock: Path, tmp_path: Path) -> None:
         start += value.numel()
     (tmp_path / "mp_rank_00").mkdir()
     torch.save(state, tmp_path / "mp_rank_00/model_optim_rng.pt")
-    check(LegacySource(tmp_path))
+    check(LegacyReader(tmp_path))
 
 
 def test_a_layout_that_does_not_divide(stock: Path, tmp_path: Path) -> None:
-    source = LegacySource(stock / "llama" / "TP2 PP1")
+    source = LegacyReader(stock / "llama" / "TP2 PP1")
     with pytest.raises(UserError, match=r"tensor_model_parallel_size=4 does not divide the 2 .*kv"):
-        LegacySink(tmp_path, source.record, source.tensors, layout(tp=4))
+        LegacyWriter(tmp_path, source.record, source.tensors, layout(tp=4))
     with pytest.raises(UserError, match="num_layers"):
-        LegacySink(tmp_path, source.record, source.tensors, layout(pp=3))
+        LegacyWriter(tmp_path, source.record, source.tensors, layout(pp=3))
     assert list(tmp_path.iterdir()) == []

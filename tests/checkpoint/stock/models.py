@@ -17,7 +17,7 @@ from megatron.core.transformer.enums import AttnBackend
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.model.builder import transformer_config
+from megatron_grow.model.engine_config import transformer_config
 from megatron_grow.parallel import process_groups
 from megatron_grow.parallel.process_groups import is_first_chunk, is_last_chunk
 from tests.toy import MODEL

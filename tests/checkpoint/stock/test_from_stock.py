@@ -12,7 +12,7 @@ import torch
 
 from megatron_grow.checkpoint.layout import COMMON
 from megatron_grow.checkpoint.record import Record, read_record
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
@@ -64,7 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", CASES)
 def test_every_tensor_is_what_megatron_core_saved(name: str, root: Path) -> None:
     model, _, _, optimizer, begins = CASES[name]
-    source = TorchDistSource(root / name)
+    source = TorchDistReader(root / name)
     assert source.record.model_config.resolved == model.resolved
     assert source.record.precision == ("fp32" if optimizer == "fp32" else "bf16")
     for key, tensor in source.tensors.items():
@@ -93,7 +93,7 @@ def test_progress_and_recipe(name: str, root: Path) -> None:
 
 def test_rows_that_pad_the_vocabulary_are_left_out(root: Path) -> None:
     """Stock stores all 128 rows of two ranks; its tokens are 100."""
-    source = TorchDistSource(root / "padded")
+    source = TorchDistReader(root / "padded")
     assert source.record.model_config.vocab_size == 100
     for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
         for kind in source.kinds(key):

@@ -18,18 +18,19 @@ from megatron_grow.checkpoint.pickles import StoredTensor
 from megatron_grow.checkpoint.record import read_record, record_of_megatron
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.config.errors import UserError
-from megatron_grow.state.axes import LogicalTensor, logical_tensors
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import empty
+from megatron_grow.state.tensors import LogicalTensor
 
 _OPTIMIZER_FILE = "distrib_optim.pt"
 _UNREAD = ("_extra_state", "inv_freq")
 """Ends of names that hold no weights."""
 
 
-class LegacySource:
-    """The weights of a legacy checkpoint; see :class:`.source.Source`."""
+class LegacyReader:
+    """The weights of a legacy checkpoint; see :class:`.checkpoint.reader.Reader`."""
 
     format = "legacy torch"
 

@@ -17,25 +17,25 @@ from megatron_grow.checkpoint.direct import DirectWriter
 from megatron_grow.checkpoint.layout import DTYPES, RECORD
 from megatron_grow.checkpoint.legacy.checksums import combine, set_checksums
 from megatron_grow.checkpoint.legacy.files import Chunk, chunks, regions
-from megatron_grow.checkpoint.legacy.source import LegacySource
+from megatron_grow.checkpoint.legacy.reader import LegacyReader
 from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.megatron_lm.state import legacy_state
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
-from megatron_grow.checkpoint.sink import Block
+from megatron_grow.checkpoint.writer import Block
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.sharding import DEALT, Dealt
+from megatron_grow.state.tensors import LogicalTensor
 
 Table = list[tuple[str, int, int, int]]
 """Stored name, offset in its bytes, length and checksum, of some pieces."""
 
 
-class LegacySink:
-    """Weights in one file for each model-parallel rank; see :class:`.sink.Sink`.
+class LegacyWriter:
+    """Weights in one file for each model-parallel rank; see :class:`.writer.Writer`.
 
     The files are laid out in full before the first value is there; then any thread and process
     writes its blocks where they belong.
@@ -142,7 +142,7 @@ class LegacySink:
 
     def reopen(self) -> Callable[[str, Block], torch.Tensor]:
         """What a reader now finds of a block."""
-        written = LegacySource(self.directory)
+        written = LegacyReader(self.directory)
         return lambda name, block: written.read(block.key, block.kind, block.box)
 
     @cached_property

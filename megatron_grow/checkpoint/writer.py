@@ -23,7 +23,7 @@ class Block:
     """In fine axes; contiguous in the whole tensor."""
 
 
-class Sink(Protocol):
+class Writer(Protocol):
     """A checkpoint that is being written, into a directory that is no checkpoint yet.
 
     One process calls ``prepare`` and at the end ``finish``; between them any process and thread

@@ -22,15 +22,15 @@ from megatron_grow.checkpoint.direct import DirectWriter
 from megatron_grow.checkpoint.layout import DTYPES, METADATA, tensor_key
 from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.checkpoint.sink import Block
 from megatron_grow.checkpoint.torch_dist.chunks import seal_of, stored_tensor
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
-from megatron_grow.checkpoint.torch_dist.source import TorchDistSource
-from megatron_grow.state.axes import LogicalTensor
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
+from megatron_grow.checkpoint.writer import Block
 from megatron_grow.state.boxes import Box, fold, intersect, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import contiguous
 from megatron_grow.state.sharding import shards
+from megatron_grow.state.tensors import LogicalTensor
 
 _OBJECTS = "__objects_0.distcp"
 
@@ -38,8 +38,8 @@ Table = list[tuple[str, Box, int, int, int]]
 """Of some chunks: stored name, box in the stored shape; start, length and seal in the file."""
 
 
-class TorchDistSink:
-    """Training state in megatron-core's sharded format; see :class:`.sink.Sink`."""
+class TorchDistWriter:
+    """Training state in megatron-core's sharded format; see :class:`.writer.Writer`."""
 
     companions: tuple[str, ...] = COMPANIONS
 
@@ -136,7 +136,7 @@ class TorchDistSink:
 
     def reopen(self) -> Callable[[str, Block], torch.Tensor]:
         """What a reader now finds of a block under a stored name."""
-        written = TorchDistSource(self.directory, once=True)
+        written = TorchDistReader(self.directory, once=True)
         return lambda name, block: written.read_stored(name, block.key, block.box)
 
     def _chunks(self, block: Block) -> Iterator[tuple[Box, Box]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from megatron.core.models.gpt import GPTModel
 
-from megatron_grow.model.cross_entropy import vocab_parallel_cross_entropy
+from megatron_grow.model.layers.cross_entropy import vocab_parallel_cross_entropy
 
 
 class GPT(GPTModel):

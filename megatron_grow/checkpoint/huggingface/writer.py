@@ -13,11 +13,11 @@ from megatron_grow.checkpoint.direct import DirectWriter
 from megatron_grow.checkpoint.huggingface import files, shards
 from megatron_grow.checkpoint.huggingface.config import choose_family, to_config
 from megatron_grow.checkpoint.huggingface.names import regions
-from megatron_grow.checkpoint.huggingface.source import HuggingFaceSource
+from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.regions import Region, Regions
-from megatron_grow.checkpoint.sink import Block
 from megatron_grow.checkpoint.staging import sync
+from megatron_grow.checkpoint.writer import Block
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.state.boxes import Box, fold, slices
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -25,7 +25,7 @@ from megatron_grow.state.kinds import MAIN_PARAM
 _GIGABYTE = 10**9
 
 
-class HuggingFaceSink:
+class HuggingFaceWriter:
     """A directory of ``config.json`` and safetensors that ``transformers`` loads.
 
     Where each tensor will be is known from the shape alone, so any thread or process writes any
@@ -124,7 +124,7 @@ class HuggingFaceSink:
 
     def reopen(self) -> Callable[[str, Block], torch.Tensor]:
         """What a reader now finds of a block."""
-        written = HuggingFaceSource(self.directory)
+        written = HuggingFaceReader(self.directory)
         return lambda name, block: written.read(block.key, block.kind, block.box)
 
     def _write_region(

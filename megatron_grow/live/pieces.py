@@ -13,10 +13,10 @@ from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer, Mega
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from megatron.core.transformer.module import MegatronModule
 
-from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box, from_flat_range, shape_of, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.sharding import held
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from megatron.core.utils import unwrap_model
 from torch.utils.hooks import RemovableHandle
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.model.norms import Norm
+from megatron_grow.model.layers.norms import Norm
 from megatron_grow.parallel import cpu
 
 

@@ -9,12 +9,12 @@ import torch
 
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.errors import UserError
-from megatron_grow.state.axes import LogicalTensor
 from megatron_grow.state.boxes import Box
 from megatron_grow.state.kinds import describe
+from megatron_grow.state.tensors import LogicalTensor
 
 
-class Source(Protocol):
+class Reader(Protocol):
     """A stored training state, or weights alone; opening one reads no tensor."""
 
     path: Path
@@ -47,7 +47,7 @@ class Source(Protocol):
         ...
 
 
-def not_finite(source: Source, key: str, kind: str) -> UserError:
+def not_finite(source: Reader, key: str, kind: str) -> UserError:
     """The error of a tensor that holds NaN or infinite values."""
     return UserError(
         f"{source.path}: {describe(key, kind)} is not finite; take a checkpoint from before the "

@@ -18,7 +18,7 @@ from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.state.axes import logical_tensors
+from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import empty
@@ -27,7 +27,7 @@ _HEAD = "lm_head.weight"
 _EMBEDDING = "embedding.word_embeddings.weight"
 
 
-class HuggingFaceSource:
+class HuggingFaceReader:
     """A directory of ``config.json`` and safetensors: weights, without optimizer state."""
 
     format = "Hugging Face"

@@ -16,13 +16,14 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
-from megatron_grow.model.builder import build_gpt, wrap_data_parallel
-from megatron_grow.model.fade_in import FadeIn
+from megatron_grow.live.data_parallel import wrap_data_parallel
+from megatron_grow.live.fade_in import FadeIn
+from megatron_grow.live.pieces import Piece, live_pieces, publish
+from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim import update
 from megatron_grow.optim.builder import build_optimizer, supports_distributed_optimizer
 from megatron_grow.parallel import cpu, process_groups
-from megatron_grow.state.axes import LogicalTensor
-from megatron_grow.state.live import Piece, live_pieces, publish
+from megatron_grow.state.tensors import LogicalTensor
 
 Batches = Iterator[dict[str, torch.Tensor]]
 
@@ -51,8 +52,8 @@ class LiveStage:
             and replicas > 1  # alone, it would only copy all gradients once more
             and supports_distributed_optimizer(config.optimizer)
         )
-        gpt = build_gpt(stage.model, stage.parallel, config.train)
-        self.chunks = wrap_data_parallel(gpt, stage.parallel, sharded)
+        chunks = architecture_of(stage.model).build(stage.model, stage.parallel, config.train)
+        self.chunks = wrap_data_parallel(chunks, stage.parallel, sharded)
         self.optimizer = build_optimizer(
             self.chunks,
             config.optimizer,
@@ -81,7 +82,7 @@ class LiveStage:
         """Mask new units, if there are any, until ``grow.mask_iters`` steps of the stage are done.
 
         Args:
-            new: by axis, which units are new; see :class:`~megatron_grow.model.fade_in.FadeIn`.
+            new: by axis, which units are new; see :class:`~megatron_grow.live.fade_in.FadeIn`.
             step: steps done.
         """
         if new and self._strength(step) < 1.0:

@@ -1,0 +1,85 @@
+"""Things that a run file names: built in ones by their name, all others by import path."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any, Generic, TypeVar
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.names import nearest
+from megatron_grow.config.typed import typed
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Registry(Generic[Kind]):
+    """Classes of one kind; importing a table of them imports none of them."""
+
+    what: str
+    """For messages, with its article: ``an operator``."""
+    word: str
+    """The key that names one beside its options: ``operator`` in ``{operator: NAME, ...}``."""
+    kind: type
+    """What each of them is a subclass of."""
+    builtin: Mapping[str, str]
+    """By name, the import path: ``package.module:Class``."""
+
+    def find(self, name: Any, where: str) -> type[Kind]:
+        """The class that ``name`` stands for: a name of the table, or an import path.
+
+        Raises:
+            UserError: neither; the message begins with ``where``.
+        """
+        if isinstance(name, str) and ":" in name:
+            return self._imported(name, where)
+        if not isinstance(name, str) or name not in self.builtin:
+            raise UserError(
+                f"{where}={name!r} is not {self.what}; {nearest(str(name), self.builtin)}, or an "
+                "import path (package.module:Class)"
+            )
+        return self._imported(self.builtin[name], where)
+
+    def make(self, spec: str | Mapping[str, Any], where: str, **given: Any) -> Kind:
+        """One that ``NAME`` or ``{<word>: NAME, ...options}`` asks for.
+
+        The class is a dataclass, whose fields are its options.
+
+        Args:
+            spec: as a run file has it.
+            where: begins the message of an error.
+            given: fields that no run file sets.
+
+        Raises:
+            UserError: an unknown name, or an option that is unknown, of another type or out of
+                range.
+        """
+        options = {self.word: spec} if isinstance(spec, str) else dict(spec)
+        name = options.pop(self.word, None)
+        made = self.find(name, where)
+        names = {field.name for field in fields(made) if field.init} - set(given)  # type: ignore[arg-type]
+        for option in options:
+            if option not in names:
+                raise UserError(
+                    f"{where}.{option} is not an option of {name}; "
+                    f"known are {', '.join(sorted(names)) or 'none'}"
+                )
+        values = typed(made, {**options, **given}, where)
+        try:
+            return made(**values)
+        except UserError as error:
+            raise UserError(f"{where}.{error}") from None
+
+    def _imported(self, path: str, where: str) -> type[Kind]:
+        module, _, name = path.partition(":")
+        try:
+            found = getattr(import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"{where}={path} cannot be imported: {error}") from None
+        if not (inspect.isclass(found) and issubclass(found, self.kind)):
+            base = f"{self.kind.__module__}.{self.kind.__qualname__}"
+            raise UserError(f"{where}={path} is not {self.what}: a subclass of {base}")
+        return found  # type: ignore[return-value]

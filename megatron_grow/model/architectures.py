@@ -1,0 +1,31 @@
+"""The architectures that a run file can name, and the tensors of a model of any of them."""
+
+from __future__ import annotations
+
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.registry import Registry
+from megatron_grow.model.architecture import Architecture
+from megatron_grow.state.tensors import LogicalTensor
+
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "an architecture",
+    "architecture",
+    Architecture,
+    {"gpt": "megatron_grow.model.gpt.architecture:GPT"},
+)
+
+
+def architecture_of(model: ModelConfig) -> Architecture:
+    """What builds ``model``, and knows its tensors.
+
+    Raises:
+        UserError: ``model.architecture`` names none.
+    """
+    return ARCHITECTURES.find(model.architecture, "model.architecture")()
+
+
+def logical_tensors(
+    model: ModelConfig, target_depth: int | None = None
+) -> dict[str, LogicalTensor]:
+    """All tensors of ``model``, by key; as :meth:`.architecture.Architecture.tensors`."""
+    return architecture_of(model).tensors(model, target_depth)

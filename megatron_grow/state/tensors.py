@@ -1,0 +1,98 @@
+"""Logical tensors: those of the whole model, whatever the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+from megatron_grow.state.axes import Axis
+from megatron_grow.state.sharding import DEALT, Dealt
+
+Part = Literal["embedding", "positions", "blocks", "final_norm", "head"]
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Fresh entries are drawn from N(0, std^2)."""
+
+    std: float
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Fresh entries have one value."""
+
+    value: float
+
+
+Init = Normal | Constant
+
+
+@dataclass(frozen=True)
+class LogicalTensor:
+    """A tensor of the whole model, whatever the layout."""
+
+    key: str
+    """Megatron's checkpoint key."""
+    axes: tuple[Axis, ...]
+    """Fine axes: those that a growth, or a cut over ranks, may treat apart."""
+    groups: tuple[int, ...]
+    """How many fine axes make each dimension that Megatron's checkpoint has."""
+    init: Init
+    """How fresh entries are made."""
+    norm: Literal["gain", "bias"] | None = None
+    """Which parameter of a norm it is, if it is one."""
+    ends_branch: bool = False
+    """Whether it is the last of a residual branch: zero here, and the branch adds nothing."""
+    part: Part = "blocks"
+    """Of the model; ``blocks`` are the layers."""
+    begins_as: str | None = None
+    """Key of the tensor that it begins as where a model that it grows from has none of its own."""
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the fine axes."""
+        return tuple(axis.size for axis in self.axes)
+
+    @cached_property
+    def checkpoint_shape(self) -> tuple[int, ...]:
+        """The shape under which Megatron's checkpoint stores the tensor."""
+        shape, axis = [], 0
+        for count in self.groups:
+            shape.append(prod(self.shape[axis : axis + count]))
+            axis += count
+        return tuple(shape)
+
+    def pads_to(self, shape: tuple[int, ...]) -> bool:
+        """Whether ``shape`` is the checkpoint's, or adds rows that pad a vocabulary."""
+        expected = self.checkpoint_shape
+        if self.axes[0].name != "vocab":
+            return shape == expected
+        return shape[:1] >= expected[:1] and shape[1:] == expected[1:]
+
+    @property
+    def cut(self) -> str | None:
+        """The axis that tensor parallelism cuts; None: every rank holds all of it."""
+        names = (axis.name for axis in self.axes)
+        return next((name for name in names if DEALT.get(name) is Dealt.TENSOR), None)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether axis 0 is the layer."""
+        return self.axes[0].name == "layer"
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether each layer's, or the whole if it has no layers, is a matrix."""
+        return len(self.groups) - self.stacked == 2
+
+    def axis(self, name: str) -> int:
+        """Position of the axis called ``name``."""
+        return next(i for i, axis in enumerate(self.axes) if axis.name == name)
+
+    def drawn_from(self, tensors: Container[str]) -> str:
+        """Which of ``tensors``, those of a model that is grown, it is drawn from."""
+        return self.begins_as if self.begins_as and self.key not in tensors else self.key
