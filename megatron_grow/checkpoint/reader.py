@@ -10,7 +10,9 @@ import torch
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box
+from megatron_grow.state.finite import is_finite
 from megatron_grow.state.kinds import describe
+from megatron_grow.state.materialise import Read
 from megatron_grow.state.tensors import LogicalTensor
 
 
@@ -53,3 +55,15 @@ def not_finite(source: Reader, key: str, kind: str) -> UserError:
         f"{source.path}: {describe(key, kind)} is not finite; take a checkpoint from before the "
         "run diverged"
     )
+
+
+def finite(source: Reader) -> Read:
+    """Reads ``source``, and raises :class:`UserError` where it holds NaN or infinite values."""
+
+    def read(key: str, kind: str, box: Box) -> torch.Tensor:
+        values = source.read(key, kind, box)
+        if not is_finite(values):
+            raise not_finite(source, key, kind)
+        return values
+
+    return read

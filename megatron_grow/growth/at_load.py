@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
-import torch
-
-from megatron_grow.checkpoint.reader import Reader, not_finite
+from megatron_grow.checkpoint.reader import Reader, finite
 from megatron_grow.config.errors import UserError
 from megatron_grow.growth.measure import of_checkpoint
 from megatron_grow.growth.plan import Plan
 from megatron_grow.live.pieces import Piece
-from megatron_grow.state.boxes import Box, slices, split
-from megatron_grow.state.finite import is_finite
+from megatron_grow.state.boxes import slices, split
 from megatron_grow.state.materialise import materialise
 
 # Values made at a time, so that memory stays bounded.
@@ -33,18 +29,12 @@ def load(plan: Plan, source: Reader, target: Sequence[Piece]) -> None:
     """
     if plan.measured:
         plan = plan.with_rms(of_checkpoint(source, plan.measured))
+    read = finite(source)
     for piece in target:
         tensor_map = plan.map(piece.key, piece.kind)
         for term in tensor_map.terms:
             if piece.kind not in source.kinds(term.source):
                 raise UserError(f"{source.path} holds no {piece.kind} of {term.source}")
-        read = partial(_read, source, piece.kind)
         for box in split(piece.box, _PART):
-            materialise(tensor_map, box, read, plan.seed, piece.data[slices(box, piece.box)])
-
-
-def _read(source: Reader, kind: str, key: str, box: Box) -> torch.Tensor:
-    values = source.read(key, kind, box)
-    if not is_finite(values):
-        raise not_finite(source, key, kind)
-    return values
+            out = piece.data[slices(box, piece.box)]
+            materialise(tensor_map, piece.kind, box, read, plan.seed, out)

@@ -207,7 +207,7 @@ def _make(
 ) -> None:
     rank = dist.get_rank()
 
-    def read(key: str, box: Box) -> torch.Tensor:
+    def read(key: str, kind: str, box: Box) -> torch.Tensor:  # all that is asked for is of one kind
         parts = []
         for part in task.needs:
             common = intersect(part.box, box) if part.key == key else None
@@ -225,5 +225,7 @@ def _make(
             whole[slices(common, box)] = values
         return whole
 
-    out = task.target.data[slices(task.box, task.target.box)]
-    materialise(plan.map(task.target.key, task.target.kind), task.box, read, plan.seed, out)
+    target = task.target
+    out = target.data[slices(task.box, target.box)]
+    tensor_map = plan.map(target.key, target.kind)
+    materialise(tensor_map, target.kind, task.box, read, plan.seed, out)

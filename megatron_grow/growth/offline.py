@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from functools import partial
 from threading import Lock
 
 import torch
@@ -55,7 +54,7 @@ class GrownReader:
         tensor_map = self._plan.map(key, kind)
         if kind == MAIN_PARAM and key in self._noisy:
             tensor_map = replace(tensor_map, rms=self._rms(key))
-        return materialise(tensor_map, box, partial(_read, self._source, kind), self._plan.seed)
+        return materialise(tensor_map, kind, box, self._source.read, self._plan.seed)
 
     def _rms(self, key: str) -> tuple[float, ...]:
         """Measured once, by the first thread that needs it."""
@@ -81,10 +80,6 @@ class GrownReader:
         if new:
             how += f", {new / volume(box):.0%} fresh"
         return how, sum(volume(b) * self._source.dtype(k, kind).itemsize for k, b in needed)
-
-
-def _read(source: Reader, kind: str, key: str, box: Box) -> torch.Tensor:
-    return source.read(key, kind, box)
 
 
 def grown_record(record: Record, plan: Plan, model: ModelConfig, grow: GrowSection) -> Record:

@@ -25,10 +25,12 @@ _NOISE_AT_A_TIME = 1 << 22
 
 
 class Read(Protocol):
-    """Supplies slices of source tensors."""
+    """Supplies slices of a source's state, as every checkpoint reader does."""
 
-    def __call__(self, key: str, box: Box) -> torch.Tensor:
-        """The values of source tensor ``key`` in ``box``, of the box's shape; not written to.
+    def __call__(self, key: str, kind: str, box: Box, /) -> torch.Tensor:
+        """The values of one kind of state of the tensor ``key`` in ``box``; not written to.
+
+        Of the box's shape.
 
         Of any floating type: whatever is calculated from them is calculated in fp32.
         """
@@ -52,12 +54,18 @@ def fresh_parts(tensor_map: TensorMap, box: Box) -> list[tuple[Box, Init]]:
 
 
 def materialise(
-    tensor_map: TensorMap, box: Box, read: Read, seed: int, out: torch.Tensor | None = None
+    tensor_map: TensorMap,
+    kind: str,
+    box: Box,
+    read: Read,
+    seed: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The values of the target in ``box``; the same bits in whatever boxes it is asked for.
 
     Args:
         tensor_map: the map.
+        kind: of state, which is drawn from the same kind of the source.
         box: in the fine axes of the target.
         read: supplies source slices; only those of :func:`sources` are asked for.
         seed: decides fresh values.
@@ -70,14 +78,14 @@ def materialise(
     blocks = [(term, block) for term in tensor_map.terms for block in _blocks(term.axes, box)]
     if out is None:
         if len(blocks) == 1 and _is_drawn(blocks[0][1]) and tensor_map.noise is None:
-            return _draw(*blocks[0], read)
+            return _draw(*blocks[0], kind, read)
         out = empty(shape_of(box))
     one_term = len(tensor_map.terms) == 1
     if not one_term:
         out.zero_()
     for term, block in blocks:
         if _is_drawn(block):
-            part, values = out[slices(_target(block), box)], _draw(term, block, read)
+            part, values = out[slices(_target(block), box)], _draw(term, block, kind, read)
             part.copy_(values) if one_term else part.add_(values.to(out.device))
     for rest, rule in _missing(tensor_map, box, blocks):
         fresh(tensor_map.target, rest, rule, seed, out[slices(rest, box)])
@@ -133,9 +141,9 @@ def _source(block: Sequence[Segment]) -> Box:
     return tuple(segment.source for segment in block)  # type: ignore[misc]
 
 
-def _draw(term: Term, block: Sequence[Segment], read: Read) -> torch.Tensor:
+def _draw(term: Term, block: Sequence[Segment], kind: str, read: Read) -> torch.Tensor:
     """What ``term`` contributes to one block."""
-    values = read(term.source, _source(block))
+    values = read(term.source, kind, _source(block))
     for axis, segment in enumerate(block):
         if segment.index is not None:
             values = _select(values, segment.index, axis)

@@ -69,12 +69,13 @@ def applied(
             }
         )
 
-    def read(key: str, box: Box) -> torch.Tensor:
+    def read(key: str, _: str, box: Box) -> torch.Tensor:
         return values[key].view(before[key].shape)[slices(box)]
 
     return {
         key: materialise(
             plan.map(key, kind),
+            kind,
             full(tensor.shape),
             read,
             plan.seed,

@@ -255,10 +255,10 @@ def test_carried_moments_follow_the_gradients(name: str, gradient_runs: Gradient
         fine = (-1, *tensor.shape[1:])
         old_gradient = torch.from_numpy(stacked(before, key)).reshape(fine)
 
-        def read(_: str, box: Box, values: torch.Tensor = old_gradient) -> torch.Tensor:
+        def read(_: str, kind: str, box: Box, values: torch.Tensor = old_gradient) -> torch.Tensor:
             return values[slices(box)]
 
-        carried = materialise(plan.map(key, "exp_avg"), full(tensor.shape), read, seed=1)
+        carried = materialise(plan.map(key, "exp_avg"), "exp_avg", full(tensor.shape), read, seed=1)
         true = torch.from_numpy(stacked(after, key)).reshape(fine)
         if tensor.ends_branch:
             old = [i for i in range(4) if i not in NEW_LAYERS[name.split(",")[0]]]

@@ -225,14 +225,16 @@ def by_algebra(plan: Plan, source: ModelConfig, state: State) -> State:
     tensors = logical_tensors(source)
     plan = plan.with_rms({key: exact_rms(state[key, "main_param"]) for key in plan.measured})
     grown: State = {}
+
+    def read(key: str, kind: str, box: Box) -> torch.Tensor:
+        return torch.from_numpy(state[key, kind]).view(tensors[key].shape)[slices(box)]
+
     for kind in {kind for _, kind in state}:
-
-        def read(key: str, box: Box, kind: str = kind) -> torch.Tensor:
-            return torch.from_numpy(state[key, kind]).view(tensors[key].shape)[slices(box)]
-
         for key, tensor in plan.tensors.items():
             whole = full(tensor.shape)
-            grown[key, kind] = materialise(plan.map(key, kind), whole, read, plan.seed).numpy()
+            grown[key, kind] = materialise(
+                plan.map(key, kind), kind, whole, read, plan.seed
+            ).numpy()
     return grown
 
 

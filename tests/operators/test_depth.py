@@ -110,10 +110,10 @@ def grown(spec: str | dict, how: str = "weights", **flags: Any) -> torch.Tensor:
     (draw,) = getattr(operator(spec), how)(tensor, model(2), model(4))
     tensor_map = TensorMap(tensor, (Term("w", (draw["layer"], Same())),), tensor.init)
 
-    def read(key: str, box: tuple) -> torch.Tensor:
+    def read(key: str, kind: str, box: tuple) -> torch.Tensor:
         return SOURCE[slices(box)]
 
-    return materialise(tensor_map, full(tensor.shape), read, seed=1)
+    return materialise(tensor_map, "main_param", full(tensor.shape), read, seed=1)
 
 
 FIRST, SECOND, NOTHING = SOURCE[0], SOURCE[1], torch.zeros(3)

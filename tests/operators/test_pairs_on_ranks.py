@@ -62,7 +62,7 @@ def grow_all(kind: str) -> list[str]:
     before, after = BETWEEN[kind]
     had = pieces(logical_tensors(source), before, whole)
 
-    def read(key: str, box: Box) -> torch.Tensor:
+    def read(key: str, kind: str, box: Box) -> torch.Tensor:
         return whole[key][slices(box)]
 
     wrong = []
@@ -74,7 +74,9 @@ def grow_all(kind: str) -> list[str]:
         made = pieces(plan.tensors, after, {})
         transfer(plan, had, made)
         for key, tensor in plan.tensors.items():
-            truth = materialise(plan.map(key, MAIN_PARAM), full(tensor.shape), read, plan.seed)
+            truth = materialise(
+                plan.map(key, MAIN_PARAM), MAIN_PARAM, full(tensor.shape), read, plan.seed
+            )
             mine = [piece for piece in made if piece.key == key]
             if not all(torch.equal(piece.data, truth[slices(piece.box)]) for piece in mine):
                 wrong.append(f"{row}: {key}")

@@ -66,11 +66,12 @@ def slice_of(
     """What ``materialise`` makes of ``box``, and what it read for that."""
     asked: list[tuple[str, Box]] = []
 
-    def read(key: str, wanted: Box) -> torch.Tensor:
+    def read(key: str, kind: str, wanted: Box) -> torch.Tensor:
+        assert kind == "exp_avg"
         asked.append((key, wanted))
         return torch.from_numpy(stored[key][slices(wanted)])
 
-    values = materialise(tensor_map, box, read, SEED)
+    values = materialise(tensor_map, "exp_avg", box, read, SEED)
     assert values.dtype == torch.float32
     return values.numpy(), asked
 
