@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.model.huggingface import Family
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:  # the converter starts without megatron-core, which takes seconds to import
@@ -40,3 +42,10 @@ class Architecture(ABC):
         initialised: whoever builds a model fills it, by a map of fresh values or by a growth, so
         that values do not depend on the layout. Padding of the vocabulary alone is zero.
         """
+
+    def families(self) -> Mapping[str, Family]:
+        """By ``model_type``, the families of Hugging Face that can hold such a model.
+
+        In the order in which they are tried for a model that could be written as several.
+        """
+        return {}

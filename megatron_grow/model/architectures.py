@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.registry import Registry
 from megatron_grow.model.architecture import Architecture
+from megatron_grow.model.huggingface import Family
 from megatron_grow.state.tensors import LogicalTensor
 
 ARCHITECTURES: Registry[Architecture] = Registry(
@@ -22,6 +23,14 @@ def architecture_of(model: ModelConfig) -> Architecture:
         UserError: ``model.architecture`` names none.
     """
     return ARCHITECTURES.find(model.architecture, "model.architecture")()
+
+
+def all_families() -> dict[str, Family]:
+    """By ``model_type``, the families of Hugging Face that an architecture of the table has."""
+    found: dict[str, Family] = {}
+    for name in ARCHITECTURES.builtin:
+        found |= ARCHITECTURES.find(name, "model.architecture")().families()
+    return found
 
 
 def logical_tensors(

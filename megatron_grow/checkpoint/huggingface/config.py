@@ -9,22 +9,20 @@ from typing import Any, get_type_hints
 
 import torch
 
-from megatron_grow.checkpoint.huggingface import rope
-from megatron_grow.checkpoint.huggingface.families import FAMILIES, Family
 from megatron_grow.checkpoint.huggingface.harmless import HARMLESS
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.model.architectures import all_families, architecture_of, logical_tensors
+from megatron_grow.model.huggingface import Family
 
-# Follow from the model, or are checked by a function of their own.
-_DERIVED = {"architectures", "dtype", "layer_types", "model_type", "torch_dtype"}
+# Follow from the model.
+_DERIVED = {"architectures", "dtype", "model_type", "torch_dtype"}
 _NEVER = {
     "quantization_config": "quantized weights are not read; store them in fp32, bf16 or fp16",
     "num_experts": "experts are not supported",
     "num_local_experts": "experts are not supported",
     "auto_map": "the model computes what its own code says",
 }
-# Null means what an absent field of ModelConfig does.
-_NULLABLE = {"head_dim", "n_ctx", "n_inner", "num_key_value_heads"}
 _HINTS = get_type_hints(ModelConfig)
 
 
@@ -34,10 +32,10 @@ def family_of(values: Mapping[str, Any], path: Path) -> Family:
     Raises:
         UserError: not one of the families here.
     """
-    name = values.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(f"{path}: model_type={name!r} is not one of {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    name, families = values.get("model_type"), all_families()
+    if not isinstance(name, str) or name not in families:
+        raise UserError(f"{path}: model_type={name!r} is not one of {', '.join(families)}")
+    return families[name]
 
 
 def to_model(values: Mapping[str, Any], path: Path) -> ModelConfig:
@@ -54,7 +52,7 @@ def to_model(values: Mapping[str, Any], path: Path) -> ModelConfig:
     try:
         said = {**family.defaults, **values}
         _refuse_unknown(values, family)
-        said |= _without_windows(said)
+        said = family.settle(said)
         for name, value in family.only.items():
             if said.get(name, value) != value:
                 raise UserError(
@@ -68,8 +66,7 @@ def to_model(values: Mapping[str, Any], path: Path) -> ModelConfig:
                 f"{', '.join(family.activations)} can"
             )
         fields["activation"] = family.activations[activation]
-        if family.rotary:
-            fields |= rope.from_config(said)
+        fields |= family.own_model(said)
         model = ModelConfig(**fields)
         if reason := _obstacle(model, family):
             raise UserError(f"{reason} does not fit a model of type {family.model_type}")
@@ -90,29 +87,31 @@ def choose_family(model: ModelConfig, wished: str | None, original: Mapping[str,
     Raises:
         UserError: none fits; names the field that stands against each.
     """
-    if wished is not None and wished not in FAMILIES:
-        raise UserError(f"family={wished} is not one of {', '.join(FAMILIES)}")
-    obstacles = {name: _obstacle(model, family) for name, family in FAMILIES.items()}
+    families = architecture_of(model).families()
+    if wished is not None and wished not in families:
+        raise UserError(f"family={wished} is not one of {', '.join(families)}")
+    obstacles = {name: _obstacle(model, family) for name, family in families.items()}
     if wished is not None:
         if obstacles[wished]:
             raise UserError(f"the model cannot be written as {wished}: {obstacles[wished]}")
-        return FAMILIES[wished]
+        return families[wished]
     fitting = [name for name, reason in obstacles.items() if reason is None]
     if not fitting:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in obstacles.items())
         raise UserError(f"no Hugging Face family can express the model ({reasons})")
     came_as = original.get("model_type")
-    return FAMILIES[came_as if came_as in fitting else fitting[0]]
+    return families[came_as if came_as in fitting else fitting[0]]
 
 
 def export_note(before: ModelConfig, after: ModelConfig) -> str:
     """Whether a model that is grown from ``before`` into ``after`` can be exported, for people."""
-    fitting = [name for name, family in FAMILIES.items() if _obstacle(after, family) is None]
+    families = architecture_of(after).families()
+    fitting = [name for name, family in families.items() if _obstacle(after, family) is None]
     if fitting:
         return f"can be exported to Hugging Face as {', '.join(fitting)}"
     lost = [
         f"{name} any more: {_obstacle(after, family)}"
-        for name, family in FAMILIES.items()
+        for name, family in families.items()
         if _obstacle(before, family) is None
     ]
     return f"cannot be exported to Hugging Face{' as ' + lost[0] if lost else ''}"
@@ -131,19 +130,22 @@ def to_config(
             without influence on the function stay; may be empty.
     """
     resolved = _resolved(model)
-    values = {name: value for name, value in original.items() if name in HARMLESS}
+    kept = HARMLESS | family.harmless
+    values = {name: value for name, value in original.items() if name in kept}
     for name, field in family.fields.items():
         values[name] = resolved.get(field, getattr(model, field))
     values |= family.only
     values[family.activation_field] = _spelling(model, family, original)
-    if family.rotary:
-        values |= rope.to_config(model)
-    return values | {
-        "model_type": family.model_type,
-        "architectures": [family.architecture],
-        # Newer versions call it dtype and read this as well.
-        "torch_dtype": str(dtype).removeprefix("torch."),
-    }
+    return (
+        values
+        | family.own_config(model)
+        | {
+            "model_type": family.model_type,
+            "architectures": [family.transformers_class],
+            # Newer versions call it dtype and read this as well.
+            "torch_dtype": str(dtype).removeprefix("torch."),
+        }
+    )
 
 
 def _resolved(model: ModelConfig) -> dict[str, Any]:
@@ -163,7 +165,7 @@ def _spelling(model: ModelConfig, family: Family, original: Mapping[str, Any]) -
 
 def _refuse_unknown(values: Mapping[str, Any], family: Family) -> None:
     known = {*HARMLESS, *_DERIVED, *family.fields, *family.defaults, *family.only}
-    known |= set(rope.FIELDS) if family.rotary else set()
+    known |= family.harmless | family.own_fields
     # What is switched off changes nothing.
     unknown = {name: value for name, value in values.items() if value and name not in known}
     for name in _NEVER:
@@ -176,30 +178,6 @@ def _refuse_unknown(values: Mapping[str, Any], family: Family) -> None:
         )
 
 
-def _without_windows(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks that attention sees the whole context; the fields that then say so."""
-    kinds = said.get("layer_types") or []
-    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        raise UserError(
-            f"layer_types={str(kinds)[:80]} cannot be expressed here; only 'full_attention' can"
-        )
-    window, context = said.get("sliding_window"), said.get("max_position_embeddings")
-    windowed = said.get("use_sliding_window", True) and not kinds
-    if windowed and window is not None:
-        # A first few layers may have none.
-        layers, first = said.get("num_hidden_layers"), said.get("max_window_layers", 0)
-        for value in (window, context, layers, first):
-            if not isinstance(value, int):
-                raise UserError(f"sliding_window={window!r}: {value!r} is not a whole number")
-        if window < context and first < layers:
-            raise UserError(
-                f"sliding_window={window} is shorter than max_position_embeddings={context}, which "
-                "cannot be expressed here; for a model of shorter sequences set "
-                f"max_position_embeddings to {window}"
-            )
-    return {"sliding_window": None, "use_sliding_window": False}
-
-
 def _mapped(said: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Fields of ``ModelConfig`` that have a field of their own in ``config.json``."""
     fields: dict[str, Any] = {}
@@ -207,7 +185,7 @@ def _mapped(said: Mapping[str, Any], family: Family) -> dict[str, Any]:
     for name, field in family.fields.items():
         value, hint = said.get(name), _HINTS[field]
         if value is None:
-            if name not in _NULLABLE:
+            if name not in family.nullable:
                 raise UserError(f"{name} is missing")
             continue
         _check(name, value, hint, least=0 if field == "num_layers" else 1)
@@ -239,20 +217,8 @@ def _obstacle(model: ModelConfig, family: Family) -> str | None:
             return f"model.{field}={getattr(model, field)}"
     if model.activation not in family.activations.values():
         return f"model.activation={model.activation}"
-    if (
-        family.rotary
-        and model.use_rope_scaling
-        and model.rotary_seq_len_interpolation_factor is not None
-    ):
-        return "model.rotary_seq_len_interpolation_factor with model.use_rope_scaling"
-    if family.whole_heads and model.hidden_size % model.num_attention_heads:
-        return (
-            f"model.hidden_size={model.hidden_size} with "
-            f"model.num_attention_heads={model.num_attention_heads}"
-        )
-    if family.plain_heads:
-        if model.query_groups != model.num_attention_heads:
-            return f"model.num_query_groups={model.query_groups}"
-        if model.head_dim * model.num_attention_heads != model.hidden_size:
-            return f"model.kv_channels={model.head_dim}"
-    return None
+    if reason := family.obstacle(model):
+        return reason
+    held = {key for key, _ in family.rows.values()}
+    lost = sorted(key for key in logical_tensors(model) if key not in held)
+    return f"tensor {lost[0]}" if lost else None

@@ -31,11 +31,7 @@ _COMMON = """
     output_past problem_type return_dict task_specific_params tf_legacy_loss tie_encoder_decoder
     tokenizer_class torchscript transformers_version use_bfloat16 use_return_dict xla_device
 """
-# Of the families here, and of tools that write their configurations.
-_FAMILIES = """
-    is_llama_config max_sequence_length n_special predict_special_tokens pretraining_tp
-    reorder_and_upcast_attn summary_activation summary_first_dropout summary_proj_to_labels
-    summary_type summary_use_proj transformers.js_config unsloth_fixed unsloth_version
-"""
-HARMLESS = frozenset(f"{_GENERATION} {_COMMON} {_FAMILIES}".split())
-"""They stay as they are when a model is written again."""
+# Of tools that write configurations.
+_TOOLS = "max_sequence_length transformers.js_config unsloth_fixed unsloth_version"
+HARMLESS = frozenset(f"{_GENERATION} {_COMMON} {_TOOLS}".split())
+"""Of any family. They stay as they are when a model is written again."""

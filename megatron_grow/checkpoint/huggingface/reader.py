@@ -12,19 +12,16 @@ import torch
 
 from megatron_grow.checkpoint.huggingface import files
 from megatron_grow.checkpoint.huggingface.config import family_of, to_model
-from megatron_grow.checkpoint.huggingface.families import Family
 from megatron_grow.checkpoint.huggingface.names import regions
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.model.huggingface import Family
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import empty
-
-_HEAD = "lm_head.weight"
-_EMBEDDING = "embedding.word_embeddings.weight"
 
 
 class HuggingFaceReader:
@@ -52,9 +49,7 @@ class HuggingFaceReader:
         self.layout = f"{len(stored)} files" if len(stored) > 1 else "1 file"
         self.tensors = logical_tensors(model)
         self._regions = self._find(family, model)
-        self._copy_of_embedding = (
-            _HEAD in self._file_of and model.share_embeddings_and_output_weights
-        )
+        self._copies = self._find_copies(family)
         self._dtypes = self._check_tensors()
         self.record = self._starting_record(model)
 
@@ -78,8 +73,8 @@ class HuggingFaceReader:
                 stored = file.get_slice(region.name)
                 for part, where in region.parts(box):
                     values = stored[slices(where)]
-                    if self._copy_of_embedding and key == _EMBEDDING:
-                        self._check_head(values, where)
+                    if key in self._copies:
+                        self._check_copy(self._copies[key].name, region.name, values, where)
                     # Copied, so that nothing stays mapped.
                     out[slices(part, box)] = region.to_logical(values, part)
         return out
@@ -95,12 +90,11 @@ class HuggingFaceReader:
         bare = not any(name.startswith(prefix) for name in self._file_of)
         found = Regions(
             replace(region, name=region.name.removeprefix(prefix)) if bare else region
-            for region in regions(family.rows, model)
+            for region in regions(family, model)
         )
         buffer = re.compile(f"({re.escape(prefix)})?({family.buffers})")
-        tied = {_HEAD} if model.share_embeddings_and_output_weights else set()
         extra = {name for name in self._file_of if not buffer.fullmatch(name)}
-        extra -= found.by_name.keys() | tied
+        extra -= found.by_name.keys() | family.ties.keys()
         missing = found.by_name.keys() - self._file_of.keys()
         for names, what in ((missing, "missing"), (extra, f"not known in {family.model_type}")):
             if names:
@@ -109,16 +103,22 @@ class HuggingFaceReader:
                 raise UserError(f"{self.path}: tensor {first} is {what}{more}")
         return found
 
+    def _find_copies(self, family: Family) -> dict[str, Region]:
+        """By logical tensor, where it is stored once more: a tied head beside the embedding."""
+        keys = {
+            key: name
+            for name, key in family.ties.items()
+            if name in self._file_of and name not in self._regions.by_name
+        }
+        regions = [region for region in self._regions.by_name.values() if region.key in keys]
+        return {region.key: replace(region, name=keys[region.key]) for region in regions}
+
     def _check_tensors(self) -> dict[str, torch.dtype]:
         """Shapes and data types of all that is stored; the data type of each logical tensor."""
         dtypes: dict[str, list[torch.dtype]] = {key: [] for key in self.tensors}
-        expected = dict(self._regions.by_name)
-        if self._copy_of_embedding:
-            region = next(r for r in expected.values() if r.key == _EMBEDDING)
-            expected[_HEAD] = replace(region, name=_HEAD)
         by_file: dict[Path, list[Region]] = {}
-        for name, region in expected.items():
-            by_file.setdefault(self._file_of[name], []).append(region)
+        for region in (*self._regions.by_name.values(), *self._copies.values()):
+            by_file.setdefault(self._file_of[region.name], []).append(region)
         for path, here in by_file.items():
             with files.opened(path) as file:
                 for region in here:
@@ -137,13 +137,13 @@ class HuggingFaceReader:
                     dtypes[region.key].append(files.DTYPES[dtype])
         return {key: reduce(torch.promote_types, found) for key, found in dtypes.items()}
 
-    def _check_head(self, embedding: torch.Tensor, where: Box) -> None:
-        """A head that is stored beside the embedding to which it is tied must be the same."""
-        with files.opened(self._file_of[_HEAD]) as file:
-            head = file.get_slice(_HEAD)[slices(where)]
-            if head.dtype != embedding.dtype or not torch.equal(head, embedding):
+    def _check_copy(self, name: str, original: str, values: torch.Tensor, where: Box) -> None:
+        """What is stored twice must be the same both times."""
+        with files.opened(self._file_of[name]) as file:
+            copy = file.get_slice(name)[slices(where)]
+            if copy.dtype != values.dtype or not torch.equal(copy, values):
                 raise UserError(
-                    f"{self._file_of[_HEAD]}: {_HEAD} differs from the embedding, although "
+                    f"{self._file_of[name]}: {name} differs from {original}, although "
                     f"{files.CONFIG} says tie_word_embeddings"
                 )
 

@@ -63,7 +63,7 @@ class HuggingFaceWriter:
         said = files.parse_object(original, Path(files.CONFIG)) if original else {}
         chosen = choose_family(model, family, said)
         self._dtypes = dict(dtypes)
-        self._regions = Regions(regions(chosen.rows, model))
+        self._regions = Regions(regions(chosen, model))
         widest = reduce(torch.promote_types, self._dtypes.values())
         self._config = to_config(model, chosen, widest, said)
         self._shards = shards.plan(

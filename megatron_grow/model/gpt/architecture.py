@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.model.architecture import Architecture
+from megatron_grow.model.gpt.huggingface.families import FAMILIES
 from megatron_grow.model.gpt.tensors import gpt_tensors
+from megatron_grow.model.huggingface import Family
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:
@@ -29,3 +32,7 @@ class GPT(Architecture):
         from megatron_grow.model.gpt.build import build_gpt
 
         return build_gpt(model, parallel, train)
+
+    def families(self) -> Mapping[str, Family]:
+        """GPT-2, Llama and its kin."""
+        return FAMILIES

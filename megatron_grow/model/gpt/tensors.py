@@ -10,6 +10,8 @@ from megatron_grow.state.tensors import Constant, LogicalTensor, Normal, Part
 
 LAYERS = "decoder.layers."
 EMBEDDING = "embedding.word_embeddings.weight"
+POSITIONS = "embedding.position_embeddings.weight"
+FINAL_NORM = "decoder.final_layernorm."
 HEAD = "output_layer.weight"
 
 
@@ -25,15 +27,13 @@ def gpt_tensors(model: ModelConfig, target_depth: int | None) -> dict[str, Logic
     tensors = [_embedding(EMBEDDING, tokens, model, "embedding")]
     if model.position_embedding_type == "learned_absolute":
         positions = Axis("position", model.max_position_embeddings, Role.INDEX)
-        tensors.append(
-            _embedding("embedding.position_embeddings.weight", positions, model, "positions")
-        )
+        tensors.append(_embedding(POSITIONS, positions, model, "positions"))
     if model.num_layers:
         tensors += _layer_tensors(model, target_depth or model.num_layers)
     # A tied head is the embedding, which copies must not divide among them: the last norm is.
     tied = model.share_embeddings_and_output_weights
     last = _hidden(model, Role.CONSUMES if tied else Role.PRODUCES)
-    tensors += _norm("decoder.final_layernorm.", (), last, model, "final_norm")
+    tensors += _norm(FINAL_NORM, (), last, model, "final_norm")
     if not model.share_embeddings_and_output_weights:
         tensors.append(_embedding(HEAD, tokens, model, "head"))
     return {tensor.key: tensor for tensor in tensors}

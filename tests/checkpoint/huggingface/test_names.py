@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from megatron_grow.checkpoint.huggingface.config import to_model
-from megatron_grow.checkpoint.huggingface.families import FAMILIES
 from megatron_grow.checkpoint.huggingface.names import regions
 from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.model.gpt.huggingface.families import FAMILIES
 from megatron_grow.state.boxes import slices
 from tests.checkpoint.huggingface import models
 
@@ -20,7 +20,7 @@ def test_each_weight_is_in_one_place(name: str) -> None:
     theirs = models.build(name)
     config = theirs.config.to_dict()
     ours = to_model(config, Path("config.json"))
-    found = list(regions(FAMILIES[config["model_type"]].rows, ours))
+    found = list(regions(FAMILIES[config["model_type"]], ours))
     # parameters() gives a tied head once, as the file does.
     assert {region.name: region.shape for region in found} == {
         key: tuple(weight.shape) for key, weight in theirs.named_parameters()

@@ -1,52 +1,18 @@
 """The families of Hugging Face models, each a table of what ``config.json`` says and means.
 
-Another dense family is another entry here, as long as a ``ModelConfig`` can express it.
+Another family is another entry here, as long as a ``ModelConfig`` can express it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_grow.checkpoint.huggingface import names
-
-
-@dataclass(frozen=True)
-class Family:
-    """How one ``model_type`` describes, names and stores what a ``ModelConfig`` says."""
-
-    model_type: str
-    architecture: str
-    """The class in ``transformers``."""
-    prefix: str
-    """Of the names of all tensors but the head; left out in files of a base model."""
-    rows: names.Rows
-    buffers: str
-    """Pattern of stored names that hold no weights: old files keep masks and frequencies."""
-    model: Mapping[str, Any]
-    """What all models of the family have, in fields of ``ModelConfig``."""
-    fields: Mapping[str, str]
-    """By field of ``config.json``, the field of ``ModelConfig`` that means the same."""
-    activation_field: str
-    activations: Mapping[str, str]
-    """By name in ``config.json``, that in ``ModelConfig``; the first of a kind is written."""
-    defaults: Mapping[str, Any]
-    """What ``transformers`` assumes where ``config.json`` says nothing."""
-    only: Mapping[str, Any] = field(default_factory=dict)
-    """The one value of a field of ``config.json`` that can be expressed here."""
-    whole_heads: bool = False
-    """Whether hidden_size must be a multiple of the number of heads."""
-    plain_heads: bool = False
-    """Whether heads together are as wide as hidden_size, each with its own key and value."""
-
-    @property
-    def rotary(self) -> bool:
-        """Whether positions are rotary."""
-        return self.model["position_embedding_type"] == "rope"
-
+from megatron_grow.model.gpt.huggingface import names
+from megatron_grow.model.gpt.huggingface.family import GPTFamily
+from megatron_grow.model.huggingface import Family, Rows
 
 _ROTARY: dict[str, Any] = {
+    "architecture": "gpt",
     "position_embedding_type": "rope",
     "rotary_percent": 1.0,
     "normalization": "RMSNorm",
@@ -81,16 +47,16 @@ _LLAMA_BUFFERS = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
 def _llama_like(
     model_type: str,
-    architecture: str,
-    rows: names.Rows,
+    transformers_class: str,
+    rows: Rows,
     model: dict[str, Any],
     defaults: dict[str, Any],
     only: dict[str, Any],
     **more: Any,
-) -> Family:
-    return Family(
+) -> GPTFamily:
+    return GPTFamily(
         model_type=model_type,
-        architecture=architecture,
+        transformers_class=transformers_class,
         prefix="model.",
         rows=rows,
         buffers=_LLAMA_BUFFERS,
@@ -108,13 +74,14 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     # In the order in which they are tried for a model that could be written as several.
     for family in (
-        Family(
+        GPTFamily(
             model_type="gpt2",
-            architecture="GPT2LMHeadModel",
+            transformers_class="GPT2LMHeadModel",
             prefix="transformer.",
             rows=names.GPT2,
             buffers=r"h\.\d+\.attn\.(masked_)?bias",
             model={
+                "architecture": "gpt",
                 "position_embedding_type": "learned_absolute",
                 "normalization": "LayerNorm",
                 "add_bias_linear": True,

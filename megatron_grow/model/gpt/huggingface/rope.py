@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from megatron_grow.config.errors import UserError
@@ -17,7 +18,7 @@ _LLAMA3 = {
 }
 
 
-def from_config(values: dict[str, Any]) -> dict[str, Any]:
+def from_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of ``ModelConfig`` for the rotary positions that ``config.json`` describes.
 
     Raises:
@@ -63,7 +64,7 @@ def to_config(model: ModelConfig) -> dict[str, Any]:
     return {"rope_theta": float(model.rotary_base), "rope_scaling": scaling}
 
 
-def _parameters(values: dict[str, Any]) -> tuple[dict[str, Any], float]:
+def _parameters(values: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
     """What is said of scaling, wherever it is said, and the base period."""
     merged: dict[str, Any] = {}
 

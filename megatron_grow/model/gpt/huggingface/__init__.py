@@ -1,0 +1,1 @@
+"""GPT in Hugging Face's words."""
