@@ -18,9 +18,9 @@ from megatron.core.optimizer import (
 )
 
 from megatron_grow.config.sections import OptimizerSection
-from megatron_grow.optim.fused_rows import row_pattern
-from megatron_grow.optim.muon import Muon
-from megatron_grow.optim.nsgd import NSGD
+from megatron_grow.optim.rules.fused_rows import row_pattern
+from megatron_grow.optim.rules.muon import Muon
+from megatron_grow.optim.rules.nsgd import NSGD
 from megatron_grow.optim.state import init_state
 
 

@@ -11,7 +11,7 @@ import torch
 
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import GrowSection, StageSection
-from megatron_grow.optim.newton_schulz import newton_schulz
+from megatron_grow.optim.rules.newton_schulz import newton_schulz
 from tests.distributed import run_ranks
 from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train_stage
 
