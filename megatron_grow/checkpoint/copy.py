@@ -21,8 +21,8 @@ from megatron_grow.state.memory import cast
 ELEMENTS_PER_BLOCK = 1 << 25
 """What is made, digested and written at a time: 128 MiB in fp32."""
 
-_PART_BYTES = 512 << 20
-"""What one thread writes before it takes the next part, at least."""
+_TASK_BYTES = 512 << 20
+"""What one thread writes before it takes the next task, at least."""
 
 Result = TypeVar("Result")
 Advance = Callable[[int], None]
@@ -31,7 +31,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Written:
-    """What is known of a part after it was written."""
+    """What is known of a task after it was done."""
 
     table: Any
     """Of the writer."""
@@ -39,8 +39,8 @@ class Written:
     """Stored name and digest of each block, in order."""
 
 
-def parts(source: Reader, writer: Writer) -> list[list[Block]]:
-    """All that is to be written, layer after layer, in parts that do not depend on who writes."""
+def tasks(source: Reader, writer: Writer) -> list[list[Block]]:
+    """All that is to be written, layer after layer, in tasks that do not depend on who writes."""
     blocks = [
         Block(key, kind, box)
         for key, tensor in source.tensors.items()
@@ -52,7 +52,7 @@ def parts(source: Reader, writer: Writer) -> list[list[Block]]:
     found: list[list[Block]] = [[]]
     held = 0
     for block in blocks:
-        if held >= _PART_BYTES:
+        if held >= _TASK_BYTES:
             found.append([])
             held = 0
         found[-1].append(block)
@@ -75,14 +75,14 @@ def write(
     threads: int,
     advance: Advance,
 ) -> dict[int, Written]:
-    """Read, make and write some parts; for several at a time, so that these overlap.
+    """Read, make and write some tasks; for several at a time, so that these overlap.
 
     Args:
         source: what is read.
         writer: what is written, prepared.
-        work: the parts of this process, by number.
+        work: the tasks of this process, by number.
         finite: whether to refuse values that are NaN or infinite.
-        threads: parts in the making at a time.
+        threads: tasks in the making at a time.
         advance: is told the bytes of each block.
 
     Raises:
@@ -144,10 +144,10 @@ def check(
 def tensor_digests(
     source: Reader, writer: Writer, written: Iterable[Written]
 ) -> dict[str, TensorDigest]:
-    """The digest of each stored tensor, from all parts in order."""
+    """The digest of each stored tensor, from all tasks in order."""
     blocks: dict[str, list[bytes]] = {}
-    for part in written:
-        for name, found in part.digests:
+    for task in written:
+        for name, found in task.digests:
             blocks.setdefault(name, []).append(found)
     return {
         name: TensorDigest(
@@ -177,7 +177,7 @@ def _check_finite(
 def _each(
     action: Callable[[int, list[Block]], Result], work: dict[int, list[Block]], threads: int
 ) -> dict[int, Result]:
-    """``action`` of every part, several at a time; the first error stops those not begun."""
+    """``action`` of every task, several at a time; the first error stops those not begun."""
     with ThreadPoolExecutor(threads) as pool:
         futures = {number: pool.submit(action, number, blocks) for number, blocks in work.items()}
         try:

@@ -26,7 +26,7 @@ from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.staging import partial, prune, publish, sweep
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
-from megatron_grow.checkpoint.torch_dist.shards import ShardWriter, Written, check_seen
+from megatron_grow.checkpoint.torch_dist.shards import RankShards, ShardWriter, check_seen
 from megatron_grow.config.errors import AgreedError, UserError, one_line
 from megatron_grow.live.pieces import Piece
 from megatron_grow.parallel.agreement import gather, together
@@ -113,10 +113,10 @@ def _write(
         storage_writer=writer,
         planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
     )
-    parts = gather(Written(dist.get_rank(), socket.gethostname(), writer.shards))
+    written_by = gather(RankShards(dist.get_rank(), socket.gethostname(), writer.shards))
 
     def finish() -> None:
-        shards = check_seen(written, parts)
+        shards = check_seen(written, written_by)
         write_companions(written, record, with_optimizer)
         write_manifest(written, COMPANIONS, shards=shards)
         if holder is not None:

@@ -27,7 +27,7 @@ class Writer(Protocol):
     """A checkpoint that is being written, into a directory that is no checkpoint yet.
 
     One process calls ``prepare`` and at the end ``finish``; between them any process and thread
-    writes parts, each once.
+    does tasks, each once.
     """
 
     directory: Path
@@ -44,14 +44,14 @@ class Writer(Protocol):
         ...
 
     def prepare(self) -> None:
-        """Before the first part."""
+        """Before the first task."""
         ...
 
-    def write(self, part: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Any:
+    def write(self, task: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Any:
         """Write some blocks, asked for one at a time.
 
         Args:
-            part: their number among all parts of the conversion.
+            task: their number among all tasks of the conversion.
             blocks: with their values under each stored name: of the box's shape, of the stored
                 dtype.
 
@@ -64,10 +64,10 @@ class Writer(Protocol):
         ...
 
     def finish(self, tables: list[Any]) -> None:
-        """After the last part.
+        """After the last task.
 
         Args:
-            tables: what ``write`` returned, by part.
+            tables: what ``write`` returned, by task.
         """
         ...
 

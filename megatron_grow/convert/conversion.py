@@ -53,7 +53,7 @@ def convert(
 ) -> Outcome:
     """Write ``source`` into a directory that appears when it is complete.
 
-    Every process of a job takes part; each makes and writes its share of the parts. Whatever goes
+    Every process of a job takes part; each makes and writes its share of the tasks. Whatever goes
     wrong, nothing stands under the final name.
 
     Args:
@@ -63,22 +63,22 @@ def convert(
         step: what the tracker file beside ``final`` will say; None: there is none.
         side_files: by name, are kept in a directory of their own beside the tensors.
         finite: whether to refuse values that are NaN or infinite.
-        threads: parts in the making at a time.
+        threads: tasks in the making at a time.
         verifies: whether to read all again and compare.
         progress: is told.
 
     Raises:
         UserError: the source is damaged or not finite, or the destination cannot take it.
     """
-    torch.set_num_threads(1)  # the parallelism is over parts
+    torch.set_num_threads(1)  # the parallelism is over tasks
     began = time.perf_counter()
     writer = make_writer(partial(final))
-    parts = copy.parts(source, writer)
-    total = sum(copy.stored_bytes(block, writer) for part in parts for block in part)
+    tasks = copy.tasks(source, writer)
+    total = sum(copy.stored_bytes(block, writer) for task in tasks for block in task)
     rank, ranks = place()
     leads = rank == 0
-    work = {number: parts[number] for number in range(rank, len(parts), ranks)}
-    mine = sum(copy.stored_bytes(block, writer) for part in work.values() for block in part)
+    work = {number: tasks[number] for number in range(rank, len(tasks), ranks)}
+    mine = sum(copy.stored_bytes(block, writer) for task in work.values() for block in task)
     with contextlib.ExitStack() as stack:
         together(lambda: stack.enter_context(_staged(final, total)) if leads else None)
         together(lambda: _io(writer.prepare) if leads else None)
@@ -90,8 +90,8 @@ def convert(
                     )
                 )
             )
-        by_number = {number: part for share in gather(written) for number, part in share.items()}
-        ordered = [by_number[number] for number in range(len(parts))]
+        by_number = {number: done for share in gather(written) for number, done in share.items()}
+        ordered = [by_number[number] for number in range(len(tasks))]
         together(lambda: _io(lambda: writer.finish([p.table for p in ordered])) if leads else None)
         seconds = time.perf_counter() - began
         if verifies:

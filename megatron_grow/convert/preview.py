@@ -22,7 +22,7 @@ def preview(source: Reader, writer: Writer, *, threads: int, verifies: bool) -> 
     Args:
         source: what would be written.
         writer: where; nothing is written.
-        threads: parts in the making at a time.
+        threads: tasks in the making at a time.
         verifies: whether all would be read again.
     """
     read = stored = 0
@@ -47,7 +47,7 @@ def preview(source: Reader, writer: Writer, *, threads: int, verifies: bool) -> 
     moved = read + stored * (2 if verifies else 1)
     yield (
         f"reads {read / 1e9:.2f} GB, writes {stored / 1e9:.2f} GB in "
-        f"{len(copy.parts(source, writer))} files or parts"
+        f"{len(copy.tasks(source, writer))} files or parts"
         + (", reads them again to verify" if verifies else "")
     )
     yield f"peak memory about {(_BASE + threads * largest) / 1e9:.1f} GB with {threads} threads"

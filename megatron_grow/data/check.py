@@ -20,12 +20,12 @@ from megatron_grow.data.indexed import Corpus, open_corpus
 from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest
 
 Share = tuple[float, float]
-"""Where a part of a corpus begins and ends, as fractions of its documents."""
+"""Where a split of a corpus begins and ends, as fractions of its documents."""
 _SPLIT = re.compile(r"\s*\d*\.?\d+\s*(,\s*\d*\.?\d+\s*){0,2}", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """The training or the validation data of a run, known to be whole and long enough."""
 
     blend: Blend
@@ -37,14 +37,14 @@ class Part:
     """Token ids that the model knows."""
 
     def documents(self, corpus: Corpus) -> tuple[int, int]:
-        """The first document of the part and the one after its last, rounded as in Megatron."""
+        """The first document of the split and the one after its last, rounded as in Megatron."""
         first, last = (round(bound * corpus.documents) for bound in self.share)
         return first, last
 
 
 def check_data(
     data: DataSection, *, seq_length: int, vocab_size: int, evaluate: bool = True
-) -> tuple[Part, Part | None]:
+) -> tuple[Split, Split | None]:
     """Check a run's corpora and open them; cheap, so that every rank does it before any model.
 
     Args:
@@ -54,7 +54,7 @@ def check_data(
         evaluate: Whether the run reads validation samples.
 
     Returns:
-        The training part and the validation part; None where the run has no validation.
+        The training split and the validation split; None where the run has no validation.
 
     Raises:
         UserError: a file that is missing or damaged, a malformed blend or split, a corpus too
@@ -73,16 +73,16 @@ def check_data(
         valid_field = f"data.split={data.split}"
     if train_share is None:
         raise UserError(f"data.split={data.split} leaves nothing to train on")
-    train = Part(train_blend, train_share, _open(train_blend, train_field), vocab_size)
-    parts = {train_field: train}
+    train = Split(train_blend, train_share, _open(train_blend, train_field), vocab_size)
+    splits = {train_field: train}
     if evaluate and valid_share is not None:
         shared = train.corpora if valid_blend is train_blend else _open(valid_blend, valid_field)
-        parts[valid_field] = Part(valid_blend, valid_share, shared, vocab_size)
-    _check_tokenizers(parts, data)
-    for field, part in parts.items():
-        _check_lengths(part, seq_length, field)
-        _check_token_ids(part, field)
-    return train, parts.get(valid_field)
+        splits[valid_field] = Split(valid_blend, valid_share, shared, vocab_size)
+    _check_tokenizers(splits, data)
+    for field, split in splits.items():
+        _check_lengths(split, seq_length, field)
+        _check_token_ids(split, field)
+    return train, splits.get(valid_field)
 
 
 def _parse_split(split: str) -> tuple[Share | None, Share | None]:
@@ -108,9 +108,9 @@ def _open(blend: Blend, where: str) -> list[Corpus]:
     return [open_corpus(prefix, where) for prefix in blend.prefixes]
 
 
-def _check_tokenizers(parts: Mapping[str, Part], data: DataSection) -> None:
+def _check_tokenizers(splits: Mapping[str, Split], data: DataSection) -> None:
     """Compare what the corpora tell of their tokenizer with the run's."""
-    told = [(field, c.prefix, c.sidecar) for field in parts for c in parts[field].corpora]
+    told = [(field, c.prefix, c.sidecar) for field in splits for c in splits[field].corpora]
     if all(sidecar is None for _, _, sidecar in told):
         return
     tokenizer = load_tokenizer(data.tokenizer, data.vocab_file, data.merge_file)
@@ -131,9 +131,9 @@ def _check_tokenizers(parts: Mapping[str, Part], data: DataSection) -> None:
         )
 
 
-def _check_lengths(part: Part, seq_length: int, where: str) -> None:
-    for corpus in part.corpora:
-        first, last = part.documents(corpus)
+def _check_lengths(split: Split, seq_length: int, where: str) -> None:
+    for corpus in split.corpora:
+        first, last = split.documents(corpus)
         tokens = corpus.begin(last) - corpus.begin(first)
         if tokens < seq_length + 1:
             raise UserError(
@@ -152,13 +152,13 @@ def _advice(where: str, corpus: Corpus) -> str:
     )
 
 
-def _check_token_ids(part: Part, where: str) -> None:
-    for corpus in part.corpora:
+def _check_token_ids(split: Split, where: str) -> None:
+    for corpus in split.corpora:
         smallest, largest = corpus.extreme_tokens()
-        if smallest < 0 or largest >= part.vocab_size:
+        if smallest < 0 or largest >= split.vocab_size:
             found = smallest if smallest < 0 else largest
             raise UserError(
                 f"{where}: {corpus.prefix}.bin has the token id {found}, and the model knows 0 to "
-                f"{part.vocab_size - 1}: the corpus is damaged or of another tokenizer, or "
+                f"{split.vocab_size - 1}: the corpus is damaged or of another tokenizer, or "
                 "model.vocab_size is too small"
             )

@@ -25,7 +25,7 @@ def _place(path: Path, format: Format, number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Record:
+class RawDocument:
     """A document as it lies in a file, not yet decoded."""
 
     path: Path
@@ -88,69 +88,69 @@ class Position:
 
 
 @dataclass
-class Chunk:
-    """Some consecutive records: what a worker is given at a time."""
+class RawBatch:
+    """Some consecutive documents: what a worker is given at a time."""
 
-    records: list[Record] = field(default_factory=list)
+    documents: list[RawDocument] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
     """Files that broke off: where, and how."""
     text_bytes: int = 0
-    """Size of the records."""
+    """Size of the documents."""
     disk_bytes: int = 0
     """What was read from disk for them, for the progress bar."""
     end: Position = Position()
-    """Behind the last record."""
+    """Behind the last document."""
 
 
-def read_chunks(
-    files: Sequence[InputFile], json_key: str, start: Position, chunk_bytes: int = 1 << 20
-) -> Iterator[Chunk]:
-    """Read ``files`` in order, in chunks of at least ``chunk_bytes`` (the last may be smaller).
+def read_batches(
+    files: Sequence[InputFile], json_key: str, start: Position, batch_bytes: int = 1 << 20
+) -> Iterator[RawBatch]:
+    """Read ``files`` in order, in batches of at least ``batch_bytes`` (the last may be smaller).
 
-    A damaged file ends where the damage begins, which its chunk tells.
+    A damaged file ends where the damage begins, which its batch tells.
 
     Args:
         files: The input.
         json_key: Column of the text in Parquet.
         start: Where to begin.
-        chunk_bytes: Size of a chunk's records, decompressed.
+        batch_bytes: Size of a batch's documents, decompressed.
 
     Raises:
         UserError: a file that cannot be read, though not by its own fault.
     """
-    chunk = Chunk()
+    batch = RawBatch()
     for number, file in enumerate(files[start.file :], start.file):
         end = begin = start if number == start.file else Position(number)
         tell = 0
         try:
             stream, raw = open_stream(file.path)
             with raw:
-                for record, end in _read_records(file, stream, json_key, begin):
-                    chunk.end = end
-                    chunk.records.append(record)
-                    chunk.text_bytes += len(record.data)
-                    chunk.disk_bytes += raw.tell() - tell
+                for document, end in _read_documents(file, stream, json_key, begin):
+                    batch.end = end
+                    batch.documents.append(document)
+                    batch.text_bytes += len(document.data)
+                    batch.disk_bytes += raw.tell() - tell
                     tell = raw.tell()
-                    if chunk.text_bytes >= chunk_bytes:
-                        yield chunk
-                        chunk = Chunk(end=end)
+                    if batch.text_bytes >= batch_bytes:
+                        yield batch
+                        batch = RawBatch(end=end)
         except DAMAGE as error:
             place = _place(file.path, file.format, end.entries + 1)
-            chunk.damage.append(f"{place}: cannot be read: {error}")
+            batch.damage.append(f"{place}: cannot be read: {error}")
         except OSError as error:
             raise UserError(f"{file.path}: cannot be read: {error.strerror or error}") from error
-        chunk.disk_bytes += file.size - tell
-        chunk.end = Position(number + 1)
-    if chunk.records or chunk.damage:
-        yield chunk
+        batch.disk_bytes += file.size - tell
+        batch.end = Position(number + 1)
+    if batch.documents or batch.damage:
+        yield batch
 
 
-def _read_records(
+def _read_documents(
     file: InputFile, stream: BinaryIO, column: str, begin: Position
-) -> Iterator[tuple[Record, Position]]:
-    """The records of a file from ``begin`` on, and where each ends."""
+) -> Iterator[tuple[RawDocument, Position]]:
+    """The documents of a file from ``begin`` on, and where each ends."""
     if file.format is Format.TEXT:
-        yield Record(file.path, file.format, 1, stream.read()), Position(begin.file + 1)
+        yield RawDocument(file.path, file.format, 1, stream.read()), Position(begin.file + 1)
         return
     entries = count(begin.entries + 1)
     if file.format is Format.JSON_LINES:
@@ -158,13 +158,13 @@ def _read_records(
         for number, line in zip(entries, stream, strict=False):
             offset += len(line)
             if line.strip():
-                record = Record(file.path, file.format, number, line)
-                yield record, Position(begin.file, number, offset)
+                document = RawDocument(file.path, file.format, number, line)
+                yield document, Position(begin.file, number, offset)
         return
     texts = read_rows(file.path, column) if file.format is Format.PARQUET else read_values(stream)
     for number, text in zip(entries, islice(texts, begin.entries, None), strict=False):
-        record = Record(file.path, file.format, number, text.encode())
-        yield record, Position(begin.file, number)
+        document = RawDocument(file.path, file.format, number, text.encode())
+        yield document, Position(begin.file, number)
 
 
 def read_texts(files: Sequence[InputFile], json_key: str, skip_bad: bool) -> Iterator[str]:
@@ -173,19 +173,19 @@ def read_texts(files: Sequence[InputFile], json_key: str, skip_bad: bool) -> Ite
     Args:
         files: The input.
         json_key: Key or column of the text.
-        skip_bad: Take a record that cannot be read for a document without text.
+        skip_bad: Take a document that cannot be read for a document without text.
 
     Raises:
-        UserError: a record or a file that cannot be read.
+        UserError: a document or a file that cannot be read.
     """
-    for chunk in read_chunks(files, json_key, Position()):
-        for record in chunk.records:
+    for batch in read_batches(files, json_key, Position()):
+        for document in batch.documents:
             try:
-                text = record.text(json_key)
+                text = document.text(json_key)
             except UserError as error:
                 if not skip_bad:
-                    raise UserError(f"{record}: {error}") from error
+                    raise UserError(f"{document}: {error}") from error
                 text = ""
             yield text
-        if chunk.damage and not skip_bad:
-            raise UserError(chunk.damage[0])
+        if batch.damage and not skip_bad:
+            raise UserError(batch.damage[0])

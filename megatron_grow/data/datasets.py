@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from megatron_grow.data.cache import cached
-from megatron_grow.data.check import Part
+from megatron_grow.data.check import Split
 from megatron_grow.data.samples import BlendedSamples, CorpusSamples, order_blend, order_corpus
 from megatron_grow.parallel.agreement import place, together
 
@@ -29,8 +29,8 @@ class Datasets:
 
 
 def build_datasets(
-    train: Part,
-    valid: Part | None,
+    train: Split,
+    valid: Split | None,
     *,
     seq_length: int,
     seed: int,
@@ -76,10 +76,10 @@ def _in_turn(action: Callable[[], Result]) -> Result:
     return results[turn]  # type: ignore[return-value]
 
 
-def _build(part: Part, samples: int, *, seq_length: int, seed: int, cache_dir: Path) -> Dataset:
+def _build(split: Split, samples: int, *, seq_length: int, seed: int, cache_dir: Path) -> Dataset:
     datasets = []
-    for corpus in part.corpora:
-        documents = part.documents(corpus)
+    for corpus in split.corpora:
+        documents = split.documents(corpus)
         depends_on = {
             "index": "corpus, version 1",
             "lengths": corpus.digest,
@@ -89,13 +89,13 @@ def _build(part: Part, samples: int, *, seq_length: int, seed: int, cache_dir: P
         }
         order = partial(order_corpus, corpus, documents, seq_length=seq_length, seed=seed)
         index = cached(cache_dir, depends_on, order)
-        vocab_size = part.vocab_size
+        vocab_size = split.vocab_size
         datasets.append(
             CorpusSamples(corpus, index, seq_length=seq_length, seed=seed, vocab_size=vocab_size)
         )
     if len(datasets) == 1:
         return datasets[0]
-    weights = np.array(part.blend.weights or [len(corpus.tokens) for corpus in part.corpora])
+    weights = np.array(split.blend.weights or [len(corpus.tokens) for corpus in split.corpora])
     shares = weights / weights.sum()
     shares = (shares / shares.sum()).tolist()  # twice, as in Megatron: one ulp decides ties
     depends_on = {"index": "blend, version 1", "shares": shares, "samples": samples}

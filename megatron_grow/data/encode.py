@@ -1,4 +1,4 @@
-"""Encoding: chunks of records to token ids.
+"""Encoding: batches of documents to token ids.
 
 Worker processes import this module and not torch, so that they start quickly.
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.corpora import Chunk, Position, Record
+from megatron_grow.data.corpora import Position, RawBatch, RawDocument
 from megatron_grow.data.findings import Findings
 from megatron_grow.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -29,8 +29,8 @@ class EncodedDocument(NamedTuple):
     """Tokens of each sequence: of the document, or of its sentences."""
 
 
-class EncodedChunk(NamedTuple):
-    """The documents of a chunk, and what there is to tell of them."""
+class EncodedBatch(NamedTuple):
+    """The documents of a batch, and what there is to tell of them."""
 
     documents: list[EncodedDocument]
     findings: Findings
@@ -42,7 +42,7 @@ class EncodedChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """How a record becomes tokens. Sent to every worker, which loads the tokenizer itself."""
+    """How a document becomes tokens. Sent to every worker, which loads the tokenizer itself."""
 
     tokenizer: str
     vocab_file: str | None
@@ -56,38 +56,38 @@ class Encoder:
         """The tokenizer; raises :class:`UserError` if it cannot be loaded."""
         return load_tokenizer(self.tokenizer, self.vocab_file, self.merge_file)
 
-    def load(self) -> Callable[[Chunk], EncodedChunk]:
+    def load(self) -> Callable[[RawBatch], EncodedBatch]:
         """The encoding function, its tokenizer loaded.
 
-        A record that cannot be encoded becomes a document without text, which is told.
+        A document that cannot be encoded becomes a document without text, which is told.
         """
         tokenizer = self.load_tokenizer()
         eod = np.array([tokenizer.eod], dtype=np.int32)
 
-        def encode(chunk: Chunk) -> EncodedChunk:
+        def encode(batch: RawBatch) -> EncodedBatch:
             findings = Findings()
-            texts = [self._texts(record) for record in chunk.records]
+            texts = [self._texts(raw) for raw in batch.documents]
             encoded = _encode_all(tokenizer, texts)
             documents = []
-            for record, text, sequences in zip(chunk.records, texts, encoded, strict=True):
+            for raw, text, sequences in zip(batch.documents, texts, encoded, strict=True):
                 document = self._document(sequences, eod)
                 if isinstance(document, UserError):
-                    findings.add_bad(f"{record}: {document}")
+                    findings.add_bad(f"{raw}: {document}")
                     document = EncodedDocument(eod[:0], [])
                 else:
-                    _tell(record, text, document, tokenizer, findings)
-                findings.add_document(record.format.value)
+                    _tell(raw, text, document, tokenizer, findings)
+                findings.add_document(raw.format.value)
                 documents.append(document)
-            for damage in chunk.damage:
+            for damage in batch.damage:
                 findings.add_bad(damage)
-            return EncodedChunk(documents, findings, chunk.disk_bytes, chunk.end)
+            return EncodedBatch(documents, findings, batch.disk_bytes, batch.end)
 
         return encode
 
-    def _texts(self, record: Record) -> list[str] | UserError:
-        """The texts in a record that become a sequence each, or what is wrong with it."""
+    def _texts(self, raw: RawDocument) -> list[str] | UserError:
+        """The texts in a document that become a sequence each, or what is wrong with it."""
         try:
-            text = record.text(self.json_key)
+            text = raw.text(self.json_key)
         except UserError as error:
             return error
         if self.split_sentences:
@@ -129,7 +129,7 @@ def _encode_all(
 
 
 def _tell(
-    record: Record,
+    raw: RawDocument,
     texts: list[str] | UserError,
     document: EncodedDocument,
     tokenizer: Tokenizer,
@@ -140,6 +140,6 @@ def _tell(
     findings.empty += not document.lengths
     if tokenizer.unknown is not None and (document.tokens == tokenizer.unknown).any():
         unknown = int((document.tokens == tokenizer.unknown).sum())
-        findings.unknown.add(unknown, f"in {record}")
+        findings.unknown.add(unknown, f"in {raw}")
     for character, count in tokenizer.dropped("".join(texts)).items():
-        findings.dropped.add(count, f"{character!r} (U+{ord(character):04X}) in {record}")
+        findings.dropped.add(count, f"{character!r} (U+{ord(character):04X}) in {raw}")

@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.data.corpora import Position
-from megatron_grow.data.encode import EncodedChunk
+from megatron_grow.data.encode import EncodedBatch
 from megatron_grow.data.files import sync
 from megatron_grow.data.findings import Findings, Met
 from megatron_grow.data.inputs import InputFile
@@ -31,16 +31,16 @@ class Made:
     """Bytes of the input, as they lie on disk."""
     findings: Findings = field(default_factory=Findings)
     sizes: dict[str, list[int]] = field(default_factory=dict)
-    """Bytes in the files of each part's writer."""
+    """Bytes in the files of each split's writer."""
     written: dict[str, list[int]] = field(default_factory=dict)
-    """Documents and tokens of each part once all files are whole, and only to be moved."""
+    """Documents and tokens of each split once all files are whole, and only to be moved."""
 
-    def after(self, chunk: EncodedChunk, sizes: dict[str, list[int]]) -> Made:
-        """The same once ``chunk`` has been written."""
+    def after(self, batch: EncodedBatch, sizes: dict[str, list[int]]) -> Made:
+        """The same once ``batch`` has been written."""
         findings = Findings()
         findings.add(self.findings)
-        findings.add(chunk.findings)
-        return Made(chunk.end, self.disk_bytes + chunk.disk_bytes, findings, sizes)
+        findings.add(batch.findings)
+        return Made(batch.end, self.disk_bytes + batch.disk_bytes, findings, sizes)
 
 
 def _made(mark: dict[str, Any]) -> Made:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.corpora import Position, read_chunks, read_texts
+from megatron_grow.data.corpora import Position, read_batches, read_texts
 from megatron_grow.data.encode import Encoder
 from megatron_grow.data.inputs import InputFile, InputOptions, Inputs, find_inputs
 from megatron_grow.data.journal import Journal, Made, claimed, origin
@@ -27,7 +27,7 @@ from megatron_grow.data.workers import map_in_order
 
 
 def preprocess(config: PreprocessConfig, console: Console) -> dict[str, str]:
-    """Encode the input into an indexed corpus for each part; returns ``config.prefixes``.
+    """Encode the input into an indexed corpus for each split; returns ``config.prefixes``.
 
     Memory is bounded by the largest documents, not by the corpus. Everything is written in
     ``config.staging`` and moved when it is whole. An interrupted run leaves that directory, and the
@@ -35,7 +35,7 @@ def preprocess(config: PreprocessConfig, console: Console) -> dict[str, str]:
 
     Raises:
         UserError: input that is missing or cannot be read; output that exists or cannot be written;
-            an empty part; a worker that was killed.
+            an empty split; a worker that was killed.
     """
     try:
         fresh = not config.staging.exists()
@@ -107,11 +107,11 @@ def _make(
         if not made.written:
             _refuse_existing(config)
             encoder = _prepare_encoder(config, inputs.files, journal, made, console)
-            made = _write_parts(config, inputs, encoder, journal, made, made_from, console)
+            made = _write_splits(config, inputs, encoder, journal, made, made_from, console)
             _refuse_existing(config)  # somebody else's, by now
             journal.mark(made, [config.staging / output.name for output in config.outputs])
         with undisturbed():
-            _publish(config, inputs, made, console)
+            _move(config, inputs, made, console)
             done = True
     except (UserError, OSError) as error:
         kept = f"; {config.kept}" if journal.marked else ""
@@ -135,7 +135,7 @@ def _prepare_encoder(
         if not journal.marked:
             console.print(f"Training a BPE of {config.train_tokenizer} tokens on the input")
             texts = read_texts(files, config.json_key, config.skips_bad)
-            kept = (text for number, text in enumerate(texts) if config.part(number) == "train")
+            kept = (text for number, text in enumerate(texts) if config.split(number) == "train")
             train_bpe(kept, config.train_tokenizer).save(tokenizer)
             journal.mark(made, [Path(tokenizer)])
     splitter = None
@@ -156,7 +156,7 @@ def _prepare_encoder(
     )
 
 
-def _write_parts(
+def _write_splits(
     config: PreprocessConfig,
     inputs: Inputs,
     encoder: Encoder,
@@ -168,49 +168,49 @@ def _write_parts(
     """Encode and write all documents from ``made`` on."""
     tokenizer = encoder.load_tokenizer()
     # Imported late: megatron-core takes seconds, which bad input should not wait for.
-    from megatron_grow.data.parts_writer import PartsWriter
+    from megatron_grow.data.splits_writer import SplitsWriter
 
-    names = {part: Path(prefix).name for part, prefix in config.prefixes.items()}
-    writer = PartsWriter(config.staging, names, config.part, tokenizer, journal, made)
+    names = {split: Path(prefix).name for split, prefix in config.prefixes.items()}
+    writer = SplitsWriter(config.staging, names, config.split, tokenizer, journal, made)
     started, before = time.monotonic(), writer.tokens
-    chunks = read_chunks(inputs.files, config.json_key, made.position)
+    batches = read_batches(inputs.files, config.json_key, made.position)
     with (
         _progress_bar(console) as progress,
-        closing(map_in_order(encoder.load, chunks, config.workers)) as encoded,
+        closing(map_in_order(encoder.load, batches, config.workers)) as encoded,
         writer,
     ):
         bar = progress.add_task("Encoding", total=inputs.size, rate="")
-        for chunk in encoded:
-            if chunk.findings.bad and not config.skips_bad:
+        for batch in encoded:
+            if batch.findings.bad and not config.skips_bad:
                 raise UserError(
-                    f"{chunk.findings.places[0]}; --on-bad-line skip leaves out what is bad"
+                    f"{batch.findings.places[0]}; --on-bad-line skip leaves out what is bad"
                 )
-            writer.write(chunk)
+            writer.write(batch)
             rate = (writer.tokens - before) / (time.monotonic() - started)
             progress.update(bar, completed=writer.made.disk_bytes, rate=f"{rate:,.0f} tokens/s")
     seconds = time.monotonic() - started
     console.print(f"{(writer.tokens - before) / seconds:,.0f} tokens/s in {seconds:.1f} s")
     made = writer.finish(config.tokenizer_name, config.append_eod, made_from)
-    for part, (documents, _) in made.written.items():
+    for split, (documents, _) in made.written.items():
         if not documents:
             journal.marked = False  # going on would end here again
             findings = made.findings
             bad = f", bad: {findings.bad}, first {findings.places[0]}" if findings.bad else ""
             raise UserError(
-                f"the {part} part has no document with text (valid_fraction="
+                f"the {split} part has no document with text (valid_fraction="
                 f"{config.valid_fraction}; documents in the input: {findings.total}{bad})"
             )
     return made
 
 
-def _publish(config: PreprocessConfig, inputs: Inputs, made: Made, console: Console) -> None:
-    """Move the parts to where they belong, and tell of them."""
-    from megatron_grow.data.writer import publish  # late, as above
+def _move(config: PreprocessConfig, inputs: Inputs, made: Made, console: Console) -> None:
+    """Move the splits to where they belong, and tell of them."""
+    from megatron_grow.data.writer import move_into_place  # late, as above
 
     target = Path(config.output_prefix).parent
-    publish(config.staging, target, [output.name for output in config.outputs])
-    for part, (documents, tokens) in made.written.items():
-        console.print(f"{config.prefixes[part]}: {documents:,} documents, {tokens:,} tokens")
+    move_into_place(config.staging, target, [output.name for output in config.outputs])
+    for split, (documents, tokens) in made.written.items():
+        console.print(f"{config.prefixes[split]}: {documents:,} documents, {tokens:,} tokens")
     for line in closing_lines(inputs, made.findings):
         console.print(line)
 

@@ -68,11 +68,13 @@ class PreprocessConfig:
 
     @property
     def prefixes(self) -> dict[str, str]:
-        """Output prefix of each part: ``train`` and, if documents are held out, ``valid``."""
+        """Output prefix of each split: ``train`` and, if documents are held out, ``valid``."""
         level = "sentence" if self.split_sentences else "document"
-        parts = {"train": "", "valid": "_valid"} if self.valid_fraction else {"train": ""}
+        infixes = {"train": "", "valid": "_valid"} if self.valid_fraction else {"train": ""}
         key = self.json_key.replace("/", "_")
-        return {part: f"{self.output_prefix}{infix}_{key}_{level}" for part, infix in parts.items()}
+        return {
+            split: f"{self.output_prefix}{infix}_{key}_{level}" for split, infix in infixes.items()
+        }
 
     @property
     def outputs(self) -> list[Path]:
@@ -121,8 +123,8 @@ class PreprocessConfig:
             "valid_fraction": self.valid_fraction,
         }
 
-    def part(self, document: int) -> str:
-        """Which part document number ``document`` (from 0, empty ones counted) belongs to."""
+    def split(self, document: int) -> str:
+        """Which split document number ``document`` (from 0, empty ones counted) belongs to."""
         share = self.valid_fraction
         held_out = math.floor((document + 1) * share + 0.5) - math.floor(document * share + 0.5)
         return "valid" if held_out else "train"

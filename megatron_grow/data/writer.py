@@ -20,7 +20,7 @@ class CorpusWriter:
     """Writes a corpus document by document; what is written can be gone on with later.
 
     Args:
-        prefix: Path without suffix, in a staging directory (see :func:`publish`).
+        prefix: Path without suffix, in a staging directory (see :func:`move_into_place`).
         vocab_size: Decides the width of a token on disk, 2 or 4 bytes.
         sizes: :attr:`sizes` of an earlier writer, to go on from there.
 
@@ -77,7 +77,7 @@ class CorpusWriter:
         Path(f"{self.prefix}.json").write_text(text, encoding="utf-8")
 
 
-def publish(staging: Path, target: Path, names: Sequence[str]) -> None:
+def move_into_place(staging: Path, target: Path, names: Sequence[str]) -> None:
     """Move files of one directory to another on the same file system, durably.
 
     Where it was interrupted before, it moves those that are left. The files are on the disk.

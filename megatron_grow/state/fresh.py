@@ -42,27 +42,27 @@ def fresh(
     if isinstance(init, Constant):
         return out.fill_(init.value)
     values = out if out.is_cpu else empty(shape_of(box))
-    for name, shape, parts in _matrices(tensor, box, values):
-        _normal(f"{seed}/{name}", shape, parts)
+    for name, shape, windows in _matrices(tensor, box, values):
+        _normal(f"{seed}/{name}", shape, windows)
     values.mul_(init.std)
     return out if values is out else out.copy_(values)
 
 
-Part = tuple[Box, torch.Tensor]
+_Window = tuple[Box, torch.Tensor]
 """A (rows, columns) box of a matrix, and the memory to fill with it."""
 
 
 def _matrices(
     tensor: LogicalTensor, box: Box, values: torch.Tensor
-) -> list[tuple[str, tuple[int, ...], list[Part]]]:
+) -> list[tuple[str, tuple[int, ...], list[_Window]]]:
     """The matrices, as Megatron's checkpoint has them, of which ``box`` is made.
 
     Returns:
-        Of each its name, its (rows, columns), and the parts of it that ``values`` must hold.
+        Of each its name, its (rows, columns), and the windows of it that ``values`` must hold.
     """
     stored = tensor.checkpoint_shape
     lead = max(len(stored) - 2, int(tensor.stacked))  # a layer, say: which matrix it is
-    parts: dict[str, list[Part]] = defaultdict(list)
+    windows: dict[str, list[_Window]] = defaultdict(list)
     for fine, coarse in fold(tensor.shape, box, tensor.groups):
         out = values[slices(fine, box)].view(shape_of(coarse))
         for index in product(*(range(*extent) for extent in coarse[:lead])):
@@ -71,15 +71,15 @@ def _matrices(
             rows_columns = coarse[lead:]
             if len(rows_columns) == 1:
                 rows_columns, matrix = ((0, 1), *rows_columns), matrix[None]
-            parts["/".join(map(str, (tensor.key, *index)))].append((rows_columns, matrix))
+            windows["/".join(map(str, (tensor.key, *index)))].append((rows_columns, matrix))
     shape = (1, *stored[lead:])[-2:]
-    return [(name, shape, found) for name, found in parts.items()]
+    return [(name, shape, found) for name, found in windows.items()]
 
 
-def _normal(name: str, shape: tuple[int, ...], parts: list[Part]) -> None:
-    """Fill ``parts`` of the standard normal matrix that ``name`` identifies."""
-    wanted: dict[tuple[int, ...], list[Part]] = defaultdict(list)
-    for box, out in parts:
+def _normal(name: str, shape: tuple[int, ...], windows: list[_Window]) -> None:
+    """Fill ``windows`` of the standard normal matrix that ``name`` identifies."""
+    wanted: dict[tuple[int, ...], list[_Window]] = defaultdict(list)
+    for box, out in windows:
         for tile in product(*(range(start // _TILE, -(-stop // _TILE)) for start, stop in box)):
             wanted[tile].append((box, out))
     for tile, users in wanted.items():

@@ -11,14 +11,14 @@ import torch
 
 Layer = tuple[str, int]
 """Key of a tensor, and the layer."""
-Parts = Iterable[tuple[Layer, torch.Tensor]]
+Slices = Iterable[tuple[Layer, torch.Tensor]]
 
 # Values converted to fp64 at a time.
-_PART = 1 << 20
+_AT_A_TIME = 1 << 20
 
 
 def root_mean_squares(
-    parts: Callable[[], Parts], everyone: Callable[[Callable[[], Any]], list[Any]]
+    parts: Callable[[], Slices], everyone: Callable[[Callable[[], Any]], list[Any]]
 ) -> dict[str, tuple[float, ...]]:
     """Of each layer of some tensors, by key.
 
@@ -50,7 +50,7 @@ def root_mean_squares(
     return {key: tuple(layers) for key, layers in by_key.items()}
 
 
-def _sizes(parts: Parts) -> dict[Layer, tuple[float, int]]:
+def _sizes(parts: Slices) -> dict[Layer, tuple[float, int]]:
     """The largest value, and how many."""
     found: dict[Layer, tuple[float, int]] = {}
     for layer, values in parts:
@@ -60,7 +60,7 @@ def _sizes(parts: Parts) -> dict[Layer, tuple[float, int]]:
     return found
 
 
-def _sums_of_squares(parts: Parts, grids: dict[Layer, float | None]) -> dict[Layer, int]:
+def _sums_of_squares(parts: Slices, grids: dict[Layer, float | None]) -> dict[Layer, int]:
     found: dict[Layer, int] = defaultdict(int)
     for layer, values in parts:
         found[layer] += _sum_of_squares(values, grids[layer])
@@ -80,5 +80,5 @@ def _sum_of_squares(values: torch.Tensor, scale: float | None) -> int:
         return 0
     return sum(
         int((part.double().square() * scale).round().long().sum())
-        for part in values.reshape(-1).split(_PART)
+        for part in values.reshape(-1).split(_AT_A_TIME)
     )

@@ -12,7 +12,7 @@ from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
-from megatron_grow.data.check import Part, check_data
+from megatron_grow.data.check import Split, check_data
 from megatron_grow.growth.plan import Plan, growth
 from megatron_grow.train.choice import Choice
 from megatron_grow.train.fits import check_fits
@@ -28,13 +28,13 @@ class Checked:
     stages: list[Stage]
     growths: list[Plan]
     """How each stage but the first begins."""
-    data: tuple[Part, Part | None]
+    data: tuple[Split, Split | None]
     """Training and validation."""
 
     @property
     def corpora(self) -> dict[str, str]:
         """As in :class:`~megatron_grow.checkpoint.record.Record`."""
-        found = [corpus for part in self.data if part for corpus in part.corpora]
+        found = [corpus for split in self.data if split for corpus in split.corpora]
         made = {c.prefix: c.sidecar and c.sidecar.tokenizer_digest for c in found}
         return {c.prefix: f"{c.digest} {made[c.prefix] or ''}".strip() for c in found}
 
@@ -49,7 +49,7 @@ class Prepared:
     """How each stage begins: from nothing, a checkpoint, or the stage before."""
     choice: Choice
     start: Start | None
-    data: tuple[Part, Part | None]
+    data: tuple[Split, Split | None]
     """Training and validation."""
     corpora: dict[str, str]
     """As in the record."""

@@ -24,7 +24,7 @@ from megatron_grow.cost.flops import flops_at_step
 from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
-from megatron_grow.data.parts import Parts
+from megatron_grow.data.subsequences import Subsequences
 from megatron_grow.live.stage import Batches, LiveStage
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.optim.state import get_step, set_step
@@ -206,7 +206,7 @@ class Trainer:
             return
         batch = live.stage.batch
         batches = micro_batches(
-            Parts(dataset, self.config.train.seq_length // batch.seq_length),
+            Subsequences(dataset, self.config.train.seq_length // batch.seq_length),
             first_sample=first_token // batch.seq_length,
             global_batch_size=batch.global_batch_size,
             micro_batch_size=batch.micro_batch_size,

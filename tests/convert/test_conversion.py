@@ -123,7 +123,7 @@ def test_a_full_disk(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(self: TorchDistWriter, part: int, blocks: object) -> None:
+    def full(self: TorchDistWriter, task: int, blocks: object) -> None:
         (self.directory / "half").write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory / "half"))
 
@@ -144,7 +144,7 @@ def test_an_interrupt_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupted(self: TorchDistWriter, part: int, blocks: object) -> None:
+    def interrupted(self: TorchDistWriter, task: int, blocks: object) -> None:
         (self.directory / "half").write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -308,7 +308,7 @@ def test_one_process_fails(tmp_path: Path) -> None:
 
 
 def fails_on_one_of_two(source: str, target: str) -> int:
-    copy._PART_BYTES = 1  # a part for each block, so that both have some
+    copy._TASK_BYTES = 1  # a task for each block, so that both have some
     if os.environ["RANK"] == "1":
         copy.digest = lambda values: _raise()
     return command("reshard", source, target, "--threads", 1)

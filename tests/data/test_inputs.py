@@ -17,7 +17,7 @@ import pytest
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.data import compression
-from megatron_grow.data.corpora import Position, Record, read_chunks, read_texts
+from megatron_grow.data.corpora import Position, RawDocument, read_batches, read_texts
 from megatron_grow.data.inputs import InputOptions, Inputs, find_inputs
 from megatron_grow.data.summary import by_kind
 
@@ -256,7 +256,7 @@ def test_an_empty_file_is_left_out(tmp_path):
         find(tmp_path / "a.txt")
 
 
-def test_reading_goes_on_from_any_chunk(tmp_path):
+def test_reading_goes_on_from_any_batch(tmp_path):
     """As if it had not been interrupted, in every format."""
     lines = b"".join(b'{"text": "%d"}\n\n' % number for number in range(9))
     array = json.dumps([{"text": str(number)} for number in range(9)]).encode()
@@ -271,15 +271,15 @@ def test_reading_goes_on_from_any_chunk(tmp_path):
     }
     files = find(write_all(tmp_path, contents)).files
 
-    def read(start: Position) -> tuple[list[Record], list[Position]]:
-        chunks = list(read_chunks(files, "text", start, chunk_bytes=40))
-        assert sum(chunk.disk_bytes for chunk in chunks) >= 0
-        return [r for chunk in chunks for r in chunk.records], [chunk.end for chunk in chunks]
+    def read(start: Position) -> tuple[list[RawDocument], list[Position]]:
+        batches = list(read_batches(files, "text", start, batch_bytes=40))
+        assert sum(batch.disk_bytes for batch in batches) >= 0
+        return [r for batch in batches for r in batch.documents], [batch.end for batch in batches]
 
-    records, ends = read(Position())
-    assert [int(r.number) for r in records] == [1, *[*range(1, 18, 2)] * 4, *range(1, 10), 1]
+    documents, ends = read(Position())
+    assert [int(r.number) for r in documents] == [1, *[*range(1, 18, 2)] * 4, *range(1, 10), 1]
     assert len(ends) == 15 and ends == sorted(ends)
     left = [read(end)[0] for end in ends]
     assert [len(rest) for rest in left] == sorted({len(rest) for rest in left}, reverse=True)
-    assert all(rest == records[len(records) - len(rest) :] for rest in left)
+    assert all(rest == documents[len(documents) - len(rest) :] for rest in left)
     assert left[-1] == []

@@ -21,8 +21,8 @@ import pytest
 from rich.console import Console
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data import parts_writer, preprocess, sentences
-from megatron_grow.data.parts_writer import PartsWriter
+from megatron_grow.data import preprocess, sentences, splits_writer
+from megatron_grow.data.splits_writer import SplitsWriter
 from tests.data.corpora import assert_same, run, write_json_lines
 
 TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"
@@ -30,31 +30,31 @@ TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Three files of four chunks each."""
+    """Three files of four batches each."""
     for number in range(3):
         texts = [f"{number} {line} One. Two. " * 600 for line in range(8)]
         write_json_lines(tmp_path / f"in/{number}.jsonl", texts)
-    read = partial(preprocess.read_chunks, chunk_bytes=16_000)
-    monkeypatch.setattr(preprocess, "read_chunks", read)
+    read = partial(preprocess.read_batches, batch_bytes=16_000)
+    monkeypatch.setattr(preprocess, "read_batches", read)
     monkeypatch.setattr(sentences, "_TRAINING_CHARACTERS", 9_999)
     return tmp_path
 
 
 @pytest.fixture
 def interrupt(monkeypatch) -> Callable[..., None]:
-    """Run until some chunks are written, then as if Ctrl-C were pressed."""
+    """Run until some batches are written, then as if Ctrl-C were pressed."""
 
-    def interrupted(chunks: int, **fields: object) -> None:
-        write, left = PartsWriter.write, [chunks]
+    def interrupted(batches: int, **fields: object) -> None:
+        write, left = SplitsWriter.write, [batches]
 
-        def stop(writer, chunk):
+        def stop(writer, batch):
             if not left[0]:
                 raise KeyboardInterrupt
             left[0] -= 1
-            write(writer, chunk)
+            write(writer, batch)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(PartsWriter, "write", stop)
+            patch.setattr(SplitsWriter, "write", stop)
             run(**fields)
 
     return interrupted
@@ -141,7 +141,7 @@ def test_what_was_moved_and_then_deleted_is_missed(folder, monkeypatch):
 
 
 def test_what_was_made_of_changed_files_is_made_again(folder, interrupt, monkeypatch):
-    monkeypatch.setattr(parts_writer, "MARK_SECONDS", 0)
+    monkeypatch.setattr(splits_writer, "MARK_SECONDS", 0)
     fields = {"input": [folder / "in"], "output_prefix": folder / "c"}
     interrupt(5, **fields)  # in the second file
     write_json_lines(folder / "in/1.jsonl", ["changed"])
@@ -196,17 +196,17 @@ def test_a_damaged_file_is_read_as_far_as_it_is_whole(folder):
 
 def test_a_killed_worker_is_one_line(folder, monkeypatch):
     fields = {"input": [folder / "in"], "output_prefix": folder / "c", "workers": 2}
-    write = PartsWriter.write
+    write = SplitsWriter.write
 
-    def kill_worker(writer, chunk):
-        write(writer, chunk)
+    def kill_worker(writer, batch):
+        write(writer, batch)
         for child in psutil.Process().children():
             with suppress(psutil.ZombieProcess):
                 if "spawn_main" in " ".join(child.cmdline()):
                     child.kill()
 
     with monkeypatch.context() as patch:
-        patch.setattr(PartsWriter, "write", kill_worker)
+        patch.setattr(SplitsWriter, "write", kill_worker)
         with pytest.raises(UserError, match="one of the 2 worker processes was killed") as error:
             run(**fields)
     assert "\n" not in str(error.value)
@@ -215,17 +215,17 @@ def test_a_killed_worker_is_one_line(folder, monkeypatch):
 
 def test_a_full_disk_loses_only_what_was_not_marked(folder, monkeypatch):
     fields = {"input": [folder / "in"], "output_prefix": folder / "c"}
-    monkeypatch.setattr(parts_writer, "MARK_SECONDS", 0)
-    write, chunks = PartsWriter.write, []
+    monkeypatch.setattr(splits_writer, "MARK_SECONDS", 0)
+    write, batches = SplitsWriter.write, []
 
-    def fill(writer, chunk):
-        chunks.append(chunk)
-        if len(chunks) > 2:
+    def fill(writer, batch):
+        batches.append(batch)
+        if len(batches) > 2:
             raise OSError(28, "No space left on device")
-        write(writer, chunk)
+        write(writer, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PartsWriter, "write", fill)
+        patch.setattr(SplitsWriter, "write", fill)
         with pytest.raises(UserError, match="No space left on device; what was done is kept in"):
             run(**fields)
     assert "goes on after 4 documents" in resume(**fields)[1]

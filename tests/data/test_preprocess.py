@@ -24,7 +24,7 @@ from rich.console import Console
 
 import tests.distributed  # noqa: F401 (its fork server has imported megatron-core)
 from megatron_grow.config.errors import UserError
-from megatron_grow.data import parts_writer
+from megatron_grow.data import splits_writer
 from megatron_grow.data.indexed import Sidecar, open_corpus
 from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest
 from tests.data.corpora import assert_same, run, stdlib_files, stdlib_texts, write_json_lines
@@ -61,7 +61,7 @@ def test_documents_are_the_bytes_of_the_input(tmp_path):
 
 def test_output_is_the_same_for_any_number_of_workers(tmp_path):
     texts = stdlib_texts(120)
-    assert sum(map(len, texts)) > 3 << 20  # several chunks
+    assert sum(map(len, texts)) > 3 << 20  # several batches
     source = write_json_lines(tmp_path / "in.jsonl", texts)
     for workers in (1, 3):
         run(input=[source], output_prefix=tmp_path / str(workers), workers=workers)
@@ -230,7 +230,7 @@ def test_a_killed_run_leaves_nothing_that_looks_whole_and_is_gone_on_with(tmp_pa
 
 
 def _preprocess_marking(source: Path, output_prefix: Path) -> None:
-    parts_writer.MARK_SECONDS = 0
+    splits_writer.MARK_SECONDS = 0
     run(input=[source], output_prefix=output_prefix, valid_fraction=0.1)
 
 

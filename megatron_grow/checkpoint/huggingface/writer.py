@@ -92,7 +92,7 @@ class HuggingFaceWriter:
                 file.write(shard.header)
                 file.truncate(len(shard.header) + shard.nbytes)
 
-    def write(self, part: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> int:
+    def write(self, task: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> int:
         """Write blocks to where they belong.
 
         Returns:
@@ -109,7 +109,7 @@ class HuggingFaceWriter:
         """Write the index and all that is not weights, and put everything on disk.
 
         Args:
-            tables: the bytes that each part has written.
+            tables: the bytes that each task has written.
         """
         total = sum(shard.nbytes for shard in self._shards)
         if sum(tables) != total:

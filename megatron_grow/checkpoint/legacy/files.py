@@ -34,7 +34,7 @@ _PROJECTIONS = (
 
 
 @dataclass(frozen=True)
-class Chunk:
+class ModelChunk:
     """A part of the model that one file holds: all of a rank's, or a virtual pipeline stage."""
 
     rank: tuple[int, int]
@@ -67,7 +67,7 @@ class Chunk:
         return [*names, "output_layer._extra_state"] if self.last else names
 
 
-def chunks(parallel: ParallelConfig, num_layers: int, where: str) -> list[Chunk]:
+def model_chunks(parallel: ParallelConfig, num_layers: int, where: str) -> list[ModelChunk]:
     """All chunks of a model of ``num_layers`` layers.
 
     Raises:
@@ -81,7 +81,7 @@ def chunks(parallel: ParallelConfig, num_layers: int, where: str) -> list[Chunk]
             path = Path(f"mp_rank_{tensor_rank:02d}{suffix}", LEGACY)
             for number, layers in enumerate(stage):
                 found.append(
-                    Chunk(
+                    ModelChunk(
                         rank=(tensor_rank, rank),
                         path=path,
                         entry=f"model{number}" if len(stage) > 1 else "model",
@@ -94,7 +94,7 @@ def chunks(parallel: ParallelConfig, num_layers: int, where: str) -> list[Chunk]
 
 
 def regions(
-    chunk: Chunk, tensors: dict[str, LogicalTensor], tensor_parallel: int, *, fused: bool
+    chunk: ModelChunk, tensors: dict[str, LogicalTensor], tensor_parallel: int, *, fused: bool
 ) -> Iterator[Region]:
     """All tensors of one chunk.
 

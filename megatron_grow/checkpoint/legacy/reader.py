@@ -11,7 +11,7 @@ import torch
 
 from megatron_grow.checkpoint.archive import Archive
 from megatron_grow.checkpoint.layout import LEGACY, RECORD
-from megatron_grow.checkpoint.legacy.files import Chunk, chunks, originals, regions
+from megatron_grow.checkpoint.legacy.files import ModelChunk, model_chunks, originals, regions
 from megatron_grow.checkpoint.megatron_lm.args import parallel_from_args
 from megatron_grow.checkpoint.megatron_lm.state import VERSION
 from megatron_grow.checkpoint.pickles import StoredTensor
@@ -65,8 +65,8 @@ class LegacyReader:
         self._dtypes: dict[str, torch.dtype] = {}
         self._stored: dict[str, tuple[Archive, StoredTensor]] = {}
         found: list[Region] = []
-        files: dict[Path, list[Chunk]] = {}
-        for chunk in chunks(parallel, model.num_layers, str(path)):
+        files: dict[Path, list[ModelChunk]] = {}
+        for chunk in model_chunks(parallel, model.num_layers, str(path)):
             files.setdefault(chunk.path, []).append(chunk)
         self._check_ranks(files)
         for file, parts in files.items():
@@ -122,7 +122,7 @@ class LegacyReader:
             )
         return args
 
-    def _check_ranks(self, files: dict[Path, list[Chunk]]) -> None:
+    def _check_ranks(self, files: dict[Path, list[ModelChunk]]) -> None:
         expected = {file.parent.name for file in files}
         there = {path.name for path in self.path.glob("mp_rank_*")}
         for name in sorted(expected ^ there):
@@ -142,7 +142,7 @@ class LegacyReader:
 
     def _open(
         self,
-        chunk: Chunk,
+        chunk: ModelChunk,
         archive: Archive,
         tensors: dict[str, LogicalTensor],
         tensor_parallel: int,
@@ -166,7 +166,7 @@ class LegacyReader:
         return found
 
     def _check_names(
-        self, chunk: Chunk, archive: Archive, weights: dict[str, Any], found: list[Region]
+        self, chunk: ModelChunk, archive: Archive, weights: dict[str, Any], found: list[Region]
     ) -> None:
         names = {chunk.name_within(region) for region in found}
         held = {str(name) for name in weights if not str(name).endswith(_UNREAD)}

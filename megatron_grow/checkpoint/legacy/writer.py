@@ -16,7 +16,7 @@ from megatron_grow.checkpoint.archive import Archive
 from megatron_grow.checkpoint.direct import DirectWriter
 from megatron_grow.checkpoint.layout import DTYPES, RECORD
 from megatron_grow.checkpoint.legacy.checksums import combine, set_checksums
-from megatron_grow.checkpoint.legacy.files import Chunk, chunks, regions
+from megatron_grow.checkpoint.legacy.files import ModelChunk, model_chunks, regions
 from megatron_grow.checkpoint.legacy.reader import LegacyReader
 from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.megatron_lm.state import legacy_state
@@ -78,8 +78,8 @@ class LegacyWriter:
                     f"tensor_model_parallel_size={tp} does not divide the {axis.size} entries of "
                     f"the axis {axis.name}"
                 )
-        found = chunks(parallel, record.model_config.num_layers, "the layout")
-        self._files: dict[Path, list[tuple[Chunk, list[Region]]]] = defaultdict(list)
+        found = model_chunks(parallel, record.model_config.num_layers, "the layout")
+        self._files: dict[Path, list[tuple[ModelChunk, list[Region]]]] = defaultdict(list)
         for chunk in found:
             parts = list(regions(chunk, tensors, tp, fused=fused_norms))
             self._files[chunk.path].append((chunk, parts))
@@ -108,7 +108,7 @@ class LegacyWriter:
                 with torch.serialization.skip_data(materialize_fake_tensors=True):
                     torch.save(state, self.directory / path)
 
-    def write(self, part: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Table:
+    def write(self, task: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Table:
         """Write blocks into all files that hold a part of them."""
         table: Table = []
         with DirectWriter() as file:

@@ -20,7 +20,7 @@ from megatron_grow.config.errors import UserError
 
 
 @dataclass(frozen=True)
-class Written:
+class RankShards:
     """The shards of one rank."""
 
     rank: int
@@ -48,25 +48,25 @@ class ShardWriter(dcp.FileSystemWriter):
         return results
 
 
-def check_seen(directory: Path, written: Iterable[Written]) -> dict[str, Shard]:
+def check_seen(directory: Path, written: Iterable[RankShards]) -> dict[str, Shard]:
     """All shards, each of which this rank sees in ``directory`` as its writer left it.
 
     Raises:
         UserError: it does not; the message names the rank and the host that wrote it.
     """
     shards: dict[str, Shard] = {}
-    for part in written:
-        for name, shard in part.shards.items():
+    for rank in written:
+        for name, shard in rank.shards.items():
             path = directory / name
             size = path.stat().st_size if path.exists() else None
             if size != shard.size:
                 seen = "nothing" if size is None else f"{size} bytes"
                 raise UserError(
-                    f"{directory.parent} is not the same directory on all ranks: rank {part.rank} "
-                    f"on {part.host} wrote {shard.size} bytes of {name}, of which rank 0 on "
+                    f"{directory.parent} is not the same directory on all ranks: rank {rank.rank} "
+                    f"on {rank.host} wrote {shard.size} bytes of {name}, of which rank 0 on "
                     f"{socket.gethostname()} sees {seen}; checkpoints need a shared file system"
                 )
-        shards |= part.shards
+        shards |= rank.shards
     return shards
 
 

@@ -81,10 +81,10 @@ class TorchDistWriter:
         """Make the directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
 
-    def write(self, part: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Table:
+    def write(self, task: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Table:
         """Write a file of blocks, each cut into the chunks of its shards."""
         table: Table = []
-        path, end = self.directory / _file(part), 0
+        path, end = self.directory / _file(task), 0
         with DirectWriter() as file:
             for block, named in blocks:
                 for stored, values in named.items():
@@ -110,8 +110,8 @@ class TorchDistWriter:
                     entries[stored] = TensorStorageMetadata(properties, size, [])
         # Pickles depend on which strings are one object, not on who sent them if they are these.
         names = {name: name for name in entries}
-        for part, table in enumerate(tables):
-            file_name = _file(part)
+        for task, table in enumerate(tables):
+            file_name = _file(task)
             seals = {start: sealed for _, _, start, _, sealed in table}
             self.shards[file_name] = Shard(sum(length for *_, length, _ in table), seals)
             for name, box, start, length, _ in table:
@@ -149,5 +149,5 @@ class TorchDistWriter:
                     yield stored, fine
 
 
-def _file(part: int) -> str:
-    return f"__{part}_0.distcp"
+def _file(task: int) -> str:
+    return f"__{task}_0.distcp"

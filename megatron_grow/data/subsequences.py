@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 
-class Parts(Dataset):
+class Subsequences(Dataset):
     """Every sample of a dataset in consecutive parts: part k is part ``k % cuts`` of ``k // cuts``.
 
     A label is the token after its own, and the last token of a sample's text is a label only. So

@@ -11,7 +11,7 @@ from megatron_grow.config.sections import DataSection
 from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
-from megatron_grow.data.parts import Parts
+from megatron_grow.data.subsequences import Subsequences
 from tests.data.corpora import write_corpus
 
 LENGTH = 16
@@ -61,7 +61,7 @@ def read(dataset, stages: list[tuple[int, ...]], workers: int = 0) -> dict[str, 
         loaders = [
             islice(
                 micro_batches(
-                    Parts(dataset, LENGTH // length),
+                    Subsequences(dataset, LENGTH // length),
                     first_sample=position // length,
                     global_batch_size=batch,
                     micro_batch_size=micro,
@@ -96,7 +96,7 @@ def test_loader_processes_change_nothing(dataset):
 
 @pytest.mark.parametrize("cuts", [1, 2, 4, 16])
 def test_fields_of_a_part(dataset, cuts):
-    parts, length = Parts(dataset, cuts), LENGTH // cuts
+    parts, length = Subsequences(dataset, cuts), LENGTH // cuts
     for number in (0, 5 * cuts + cuts - 1, 5 * cuts, 7):  # in any order
         whole, part = dataset[number // cuts], parts[number]
         start = number % cuts * length
@@ -109,7 +109,7 @@ def test_fields_of_a_part(dataset, cuts):
 
 
 def test_one_part_is_the_sample(dataset):
-    parts = Parts(dataset, 1)
+    parts = Subsequences(dataset, 1)
     for number in range(SAMPLES):
         for field, value in dataset[number].items():
             assert torch.equal(parts[number][field], value)
@@ -124,7 +124,7 @@ def test_a_sample_is_read_once_for_all_its_parts(dataset):
             return dataset[number]
 
     counting = Counting()
-    parts = Parts(counting, 8)  # type: ignore[arg-type]
+    parts = Subsequences(counting, 8)  # type: ignore[arg-type]
     for number in range(80):
         parts[number]
     assert counting.reads == 10

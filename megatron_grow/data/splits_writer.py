@@ -1,4 +1,4 @@
-"""The parts of a corpus, written side by side and marked in the journal."""
+"""The splits of a corpus, written side by side and marked in the journal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
-from megatron_grow.data.encode import EncodedChunk
+from megatron_grow.data.encode import EncodedBatch
 from megatron_grow.data.indexed import Sidecar
 from megatron_grow.data.journal import Journal, Made
 from megatron_grow.data.signals import undisturbed
@@ -20,13 +20,13 @@ MARK_SECONDS = 30
 """Work that a killed run loses, at most."""
 
 
-class PartsWriter:
-    """Writes each document into its part; as a context manager it marks what was written.
+class SplitsWriter:
+    """Writes each document into its split; as a context manager it marks what was written.
 
     Args:
-        staging: Where the parts are written.
-        names: Of each part's files, without suffix.
-        part: Number of a document in the input, from 0, to the part it belongs to.
+        staging: Where the splits are written.
+        names: Of each split's files, without suffix.
+        split: Number of a document in the input, from 0, to the split it belongs to.
         tokenizer: What the documents were encoded with.
         journal: Told now and then of what is on the disk.
         made: Where to go on.
@@ -36,37 +36,37 @@ class PartsWriter:
         self,
         staging: Path,
         names: Mapping[str, str],
-        part: Callable[[int], str],
+        split: Callable[[int], str],
         tokenizer: Tokenizer,
         journal: Journal,
         made: Made,
     ) -> None:
         self.made = made
         """What has been written."""
-        self._part, self._tokenizer, self._journal = part, tokenizer, journal
+        self._split, self._tokenizer, self._journal = split, tokenizer, journal
         self._marked = time.monotonic()
         self._writers = {
-            part: CorpusWriter(
-                staging / name, tokenizer.vocab_size, made.sizes.get(part, (0, 0, 0))
+            split: CorpusWriter(
+                staging / name, tokenizer.vocab_size, made.sizes.get(split, (0, 0, 0))
             )
-            for part, name in names.items()
+            for split, name in names.items()
         }
 
     @property
     def tokens(self) -> int:
-        """Tokens in all parts."""
+        """Tokens in all splits."""
         return sum(writer.tokens for writer in self._writers.values())
 
-    def write(self, chunk: EncodedChunk) -> None:
-        """Write the documents of a chunk: all of them, whatever signal arrives."""
+    def write(self, batch: EncodedBatch) -> None:
+        """Write the documents of a batch: all of them, whatever signal arrives."""
         with undisturbed():
             numbers = count(self.made.findings.total)
-            for document in chunk.documents:
-                writer = self._writers[self._part(next(numbers))]
+            for document in batch.documents:
+                writer = self._writers[self._split(next(numbers))]
                 if document.lengths:
                     writer.add(document.tokens, document.lengths)
-            sizes = {part: writer.sizes for part, writer in self._writers.items()}
-            self.made = self.made.after(chunk, sizes)
+            sizes = {split: writer.sizes for split, writer in self._writers.items()}
+            self.made = self.made.after(batch, sizes)
             if time.monotonic() - self._marked > MARK_SECONDS:
                 self._mark()
 
@@ -76,7 +76,7 @@ class PartsWriter:
         self._journal.mark(self.made)
         self._marked = time.monotonic()
 
-    def __enter__(self) -> PartsWriter:
+    def __enter__(self) -> SplitsWriter:
         return self
 
     def __exit__(
@@ -98,7 +98,7 @@ class PartsWriter:
             made_from: Out of what, and how (:func:`~megatron_grow.data.journal.origin`).
 
         Returns:
-            What has been made, the parts written.
+            What has been made, the splits written.
         """
         for writer in self._writers.values():
             writer.finish(
@@ -113,5 +113,5 @@ class PartsWriter:
                     made_from=made_from,
                 )
             )
-        written = {part: [file.documents, file.tokens] for part, file in self._writers.items()}
+        written = {split: [file.documents, file.tokens] for split, file in self._writers.items()}
         return replace(self.made, written=written)
