@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.cost.parameters import count_parameters
-from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.model.architectures import architecture_of
 
 Definition = Literal["total", "blocks"]
 """Which parameters cost: those of the whole model, embedding and head included, or those of the
@@ -46,9 +45,6 @@ def flops_at_step(stages: Sequence[Stage], step: int, part: Definition) -> int:
 def model_flops_per_token(model: ModelConfig, seq_length: int, *, causal: bool = False) -> int:
     """Arithmetic that training on one token needs, for model FLOPs utilisation (MFU).
 
-    Six operations for each entry of each matrix that multiplies activations: those of the layers
-    and the head, not the embedding look-ups, biases and norms; and for attention
-    ``12 x num_layers x heads x head size x seq_length`` (Chowdhery et al. 2022, appendix B).
     Recomputation does not count.
 
     Args:
@@ -57,11 +53,4 @@ def model_flops_per_token(model: ModelConfig, seq_length: int, *, causal: bool =
         causal: count half of the attention square, what a causal kernel computes, instead of the
             published convention's whole.
     """
-    layer_matrices = sum(
-        prod(tensor.shape)
-        for tensor in logical_tensors(model).values()
-        if tensor.stacked and tensor.is_matrix
-    )
-    head_matrix = model.vocabulary * model.hidden_size
-    attention = 12 * model.num_layers * model.num_attention_heads * model.head_dim * seq_length
-    return 6 * (layer_matrices + head_matrix) + (attention // 2 if causal else attention)
+    return architecture_of(model).flops_per_token(model, seq_length, causal=causal)

@@ -6,19 +6,21 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import tee
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.live.data_parallel import wrap_data_parallel
 from megatron_grow.live.fade_in import FadeIn
 from megatron_grow.live.pieces import Piece, live_pieces, publish
+from megatron_grow.model.architecture import Architecture, Loss
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim import update
 from megatron_grow.optim.builder import build_optimizer, supports_distributed_optimizer
@@ -52,7 +54,8 @@ class LiveStage:
             and replicas > 1  # alone, it would only copy all gradients once more
             and supports_distributed_optimizer(config.optimizer)
         )
-        chunks = architecture_of(stage.model).build(stage.model, stage.parallel, config.train)
+        self._architecture = architecture_of(stage.model)
+        chunks = self._architecture.build(stage.model, stage.parallel, config.train)
         self.chunks = wrap_data_parallel(chunks, stage.parallel, sharded)
         self.optimizer = build_optimizer(
             self.chunks,
@@ -64,7 +67,9 @@ class LiveStage:
         engine.finalize_model_grads_func = finalize_model_grads
         engine.grad_scale_func = self.optimizer.scale_loss
         self._chunk_reads = [
-            process_groups.is_first_chunk(i) or process_groups.is_last_chunk(i)
+            self._architecture.reads(
+                first=process_groups.is_first_chunk(i), last=process_groups.is_last_chunk(i)
+            )
             for i in range(len(self.chunks))
         ]
         batch, peers = stage.batch, parallel_state.get_data_parallel_world_size()
@@ -140,7 +145,7 @@ class LiveStage:
         return total.item() / (copies * peers * self._micro_batches * steps)
 
     def needs_data(self) -> bool:
-        """Whether this rank reads tokens: the first and the last pipeline stage do."""
+        """Whether this rank reads tokens; of a GPT, the first and the last pipeline stage do."""
         return any(self._chunk_reads)
 
     def release(self) -> None:
@@ -154,10 +159,11 @@ class LiveStage:
         process_groups.tear_down()
 
     def _run(self, batches: Batches | None, forward_only: bool) -> torch.Tensor:
+        # Each chunk goes through all micro-batches of the step by itself.
+        readers = iter(tee(batches or (), sum(self._chunk_reads)))
         results = get_forward_backward_func()(
-            forward_step_func=_forward_step,
-            # No rank of a pipeline has more than one chunk that reads.
-            data_iterator=[batches if reads else None for reads in self._chunk_reads],
+            forward_step_func=partial(_forward_step, self._architecture),
+            data_iterator=[next(readers) if reads else None for reads in self._chunk_reads],
             model=self.chunks,
             num_microbatches=self._micro_batches,
             seq_length=self.stage.batch.seq_length,
@@ -215,24 +221,17 @@ def _cut_cycles(chunks: list[DistributedDataParallel]) -> None:
         chunk.grad_accs.clear()
 
 
-def _forward_step(batches: Batches | None, model: torch.nn.Module) -> tuple:
+def _forward_step(
+    architecture: Architecture, batches: Batches | None, chunk: torch.nn.Module
+) -> tuple[Any, Callable[[Any], tuple]]:
     """megatron-core's forward step: the output, and what turns it into a loss."""
-    if batches is None:
-        return model(None, None, None), partial(_mean_loss, None)
-    batch = {name: x.to(cpu.device(), non_blocking=True) for name, x in next(batches).items()}
-    batch = get_batch_on_this_cp_rank(batch)
-    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
-    return output, partial(_mean_loss, batch["loss_mask"])
+    batch = None
+    if batches is not None:
+        batch = {name: x.to(cpu.device(), non_blocking=True) for name, x in next(batches).items()}
+    output, loss = architecture.forward_step(chunk, batch)
+    return output, partial(_reported, loss)
 
 
-def _mean_loss(mask: torch.Tensor | None, losses: torch.Tensor) -> tuple[torch.Tensor, dict]:
-    """Mean over the tokens of a micro-batch, each (batch, tokens of this rank).
-
-    The tokens of a sequence may be shared among context-parallel ranks; then so is their mean.
-    """
-    assert mask is not None, "only the last pipeline stage has losses"
-    count = mask.sum()
-    if parallel_state.get_context_parallel_world_size() > 1:
-        dist.all_reduce(count, group=parallel_state.get_context_parallel_group())
-    loss = (losses.float() * mask).sum() / count
-    return loss, {"loss": loss.detach().clone()}  # megatron-core scales the first in place
+def _reported(loss: Loss, output: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    value = loss(output)
+    return value, {"loss": value.detach().clone()}  # megatron-core scales the first in place

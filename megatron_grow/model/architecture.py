@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
@@ -14,6 +14,12 @@ from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:  # the converter starts without megatron-core, which takes seconds to import
     import torch
+
+Loss = Callable[[Any], "torch.Tensor"]
+"""From what the last chunk of a model makes of a micro-batch to its mean loss, a scalar.
+
+Where context-parallel ranks share the tokens of a sequence, the losses of these add up to it.
+"""
 
 
 class Architecture(ABC):
@@ -41,6 +47,40 @@ class Architecture(ABC):
         An interleaved pipeline has several on each rank, every other layout one. Weights are *not*
         initialised: whoever builds a model fills it, by a map of fresh values or by a growth, so
         that values do not depend on the layout. Padding of the vocabulary alone is zero.
+        """
+
+    def reads(self, *, first: bool, last: bool) -> bool:
+        """Whether a chunk of a model needs its micro-batches: the first and the last by default.
+
+        Args:
+            first: whether it has the embeddings.
+            last: whether it has the head.
+        """
+        return first or last
+
+    @abstractmethod
+    def forward_step(
+        self, chunk: torch.nn.Module, batch: Mapping[str, torch.Tensor] | None
+    ) -> tuple[Any, Loss]:
+        """What a chunk makes of a micro-batch, and what makes a loss of that.
+
+        The second is called with the first on the last pipeline stage alone.
+
+        Args:
+            chunk: one of those that :meth:`build` made.
+            batch: the fields of samples, stacked, on the model's device; None unless
+                :meth:`reads`.
+        """
+
+    @abstractmethod
+    def flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
+        """Arithmetic that training on one token needs, for model FLOPs utilisation.
+
+        Args:
+            model: the shape.
+            seq_length: tokens that attend to each other.
+            causal: count half of the attention square, what a causal kernel computes, instead of
+                the published convention's whole.
         """
 
     def families(self) -> Mapping[str, Family]:

@@ -41,7 +41,7 @@ def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[i
     from megatron_grow.train.entry import main
 
     step = 0
-    train_step, mean_loss = live_stage.LiveStage.train_step, live_stage._mean_loss
+    train_step, reported = live_stage.LiveStage.train_step, live_stage._reported
     finalize = live_stage.finalize_model_grads
 
     def strikes(kind: str) -> bool:
@@ -56,8 +56,8 @@ def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[i
             weights[0].data.view(-1)[0] = math.inf
         return result
 
-    def loss(mask: Any, values: torch.Tensor) -> Any:
-        result, shown = mean_loss(mask, values)
+    def loss(*args: Any) -> Any:
+        result, shown = reported(*args)
         # the loss alone: it leaves its gradient finite, as an overflow would
         return result, ({"loss": shown["loss"] * math.nan} if strikes("loss") else shown)
 
@@ -69,7 +69,7 @@ def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[i
             next(chunks[0].parameters()).main_grad.view(-1)[0] = math.inf
 
     live_stage.LiveStage.train_step = stepping  # type: ignore[method-assign]
-    live_stage._mean_loss = loss
+    live_stage._reported = loss
     live_stage.finalize_model_grads = gradients
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):

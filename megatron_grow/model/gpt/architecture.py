@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.model.architecture import Architecture
+from megatron_grow.model.architecture import Architecture, Loss
+from megatron_grow.model.gpt import flops
 from megatron_grow.model.gpt.huggingface.families import FAMILIES
 from megatron_grow.model.gpt.tensors import gpt_tensors
 from megatron_grow.model.huggingface import Family
@@ -32,6 +33,18 @@ class GPT(Architecture):
         from megatron_grow.model.gpt.build import build_gpt
 
         return build_gpt(model, parallel, train)
+
+    def forward_step(
+        self, chunk: torch.nn.Module, batch: Mapping[str, torch.Tensor] | None
+    ) -> tuple[Any, Loss]:
+        """As :func:`.batch.forward_step`."""
+        from megatron_grow.model.gpt import batch as batches
+
+        return batches.forward_step(chunk, batch)
+
+    def flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
+        """As :func:`.flops.flops_per_token`."""
+        return flops.flops_per_token(model, self.tensors(model, None), seq_length, causal=causal)
 
     def families(self) -> Mapping[str, Family]:
         """GPT-2, Llama and its kin."""

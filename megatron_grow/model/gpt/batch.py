@@ -1,0 +1,41 @@
+"""What a GPT trains on: samples of running text, and how a batch of them becomes a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.utils import get_batch_on_this_cp_rank
+
+from megatron_grow.model.architecture import Loss
+
+
+def forward_step(
+    chunk: torch.nn.Module, batch: Mapping[str, torch.Tensor] | None
+) -> tuple[torch.Tensor, Loss]:
+    """What a chunk makes of a batch, as :meth:`.architecture.Architecture.forward_step`.
+
+    Args:
+        chunk: of a GPT.
+        batch: as :class:`~megatron_grow.data.samples.CorpusSamples` has it, (batch, sequence) each.
+    """
+    if batch is None:
+        return chunk(None, None, None), partial(_mean_loss, None)
+    batch = get_batch_on_this_cp_rank(dict(batch))
+    output = chunk(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    return output, partial(_mean_loss, batch["loss_mask"])
+
+
+def _mean_loss(mask: torch.Tensor | None, losses: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens of a micro-batch, each (batch, tokens of this rank).
+
+    The tokens of a sequence may be shared among context-parallel ranks; then so is their mean.
+    """
+    assert mask is not None, "only the last pipeline stage has losses"
+    count = mask.sum()
+    if parallel_state.get_context_parallel_world_size() > 1:
+        dist.all_reduce(count, group=parallel_state.get_context_parallel_group())
+    return (losses.float() * mask).sum() / count
