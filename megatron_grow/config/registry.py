@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.config.names import nearest
 from megatron_grow.config.typed import typed
 
 Kind = TypeVar("Kind")
@@ -38,8 +37,8 @@ class Registry(Generic[Kind]):
             return self._imported(name, where)
         if not isinstance(name, str) or name not in self.builtin:
             raise UserError(
-                f"{where}={name!r} is not {self.what}; {nearest(str(name), self.builtin)}, or an "
-                "import path (package.module:Class)"
+                f"{where}={name!r} is not {self.what}; known are {', '.join(self.builtin)}, or "
+                "an import path (package.module:Class)"
             )
         return self._imported(self.builtin[name], where)
 
@@ -51,7 +50,7 @@ class Registry(Generic[Kind]):
         Args:
             spec: as a run file has it.
             where: begins the message of an error.
-            given: fields that no run file sets.
+            given: fields that no run file sets, of any type.
 
         Raises:
             UserError: an unknown name, or an option that is unknown, of another type or out of
@@ -67,9 +66,9 @@ class Registry(Generic[Kind]):
                     f"{where}.{option} is not an option of {name}; "
                     f"known are {', '.join(sorted(names)) or 'none'}"
                 )
-        values = typed(made, {**options, **given}, where)
+        values = typed(made, options, where, frozenset(given))
         try:
-            return made(**values)
+            return made(**values, **given)
         except UserError as error:
             raise UserError(f"{where}.{error}") from None
 
@@ -82,4 +81,6 @@ class Registry(Generic[Kind]):
         if not (inspect.isclass(found) and issubclass(found, self.kind)):
             base = f"{self.kind.__module__}.{self.kind.__qualname__}"
             raise UserError(f"{where}={path} is not {self.what}: a subclass of {base}")
+        if lacks := sorted(getattr(found, "__abstractmethods__", ())):
+            raise UserError(f"{where}={path} does not say its {', '.join(lacks)}")
         return found  # type: ignore[return-value]

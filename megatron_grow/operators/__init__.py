@@ -2,92 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.config.typed import typed
+from megatron_grow.config.registry import Registry
 from megatron_grow.operators.base import Operator
-from megatron_grow.operators.depth.copying_inter import CopyingInter
-from megatron_grow.operators.depth.copying_last import CopyingLast
-from megatron_grow.operators.depth.copying_stack import CopyingStack
-from megatron_grow.operators.depth.copying_zero import CopyingZero
-from megatron_grow.operators.depth.explicit import Explicit
-from megatron_grow.operators.depth.identity import Identity
-from megatron_grow.operators.depth.llama_pro import LlamaPro
-from megatron_grow.operators.depth.mix import Mix
-from megatron_grow.operators.depth.random import Random
-from megatron_grow.operators.depth.zero import Zero
-from megatron_grow.operators.positions.rows import (
-    PositionCopy,
-    PositionInterpolate,
-    PositionRandom,
-)
-from megatron_grow.operators.units.aki import Aki
-from megatron_grow.operators.units.base import UnitOperator
-from megatron_grow.operators.units.block_diagonal import BlockDiagonal
-from megatron_grow.operators.units.fpi import Fpi
-from megatron_grow.operators.units.head_size import HeadSize
-from megatron_grow.operators.units.hypercloning import HyperCloning
-from megatron_grow.operators.units.lemon import Lemon
-from megatron_grow.operators.units.random import UnitRandom
-from megatron_grow.operators.units.regroup import Regroup
-from megatron_grow.operators.units.sparkling import Sparkling
-from megatron_grow.operators.units.zero import UnitZero
-from megatron_grow.operators.vocab.rows import VocabMapping, VocabMean, VocabRandom
 
-_DEPTH = (
-    Random,
-    Zero,
-    CopyingStack,
-    CopyingInter,
-    CopyingLast,
-    CopyingZero,
-    Identity,
-    LlamaPro,
-    Explicit,
-    Mix,
-)
-_UNITS = (Fpi, Aki, HyperCloning, Lemon, UnitZero, UnitRandom, Sparkling)
+_HERE = "megatron_grow.operators"
+_DEPTH = {
+    "random": f"{_HERE}.depth.random:Random",
+    "zero": f"{_HERE}.depth.zero:Zero",
+    "copying_stack": f"{_HERE}.depth.copying_stack:CopyingStack",
+    "copying_inter": f"{_HERE}.depth.copying_inter:CopyingInter",
+    "copying_last": f"{_HERE}.depth.copying_last:CopyingLast",
+    "copying_zero": f"{_HERE}.depth.copying_zero:CopyingZero",
+    "identity": f"{_HERE}.depth.identity:Identity",
+    "llama_pro": f"{_HERE}.depth.llama_pro:LlamaPro",
+    "explicit": f"{_HERE}.depth.explicit:Explicit",
+    "mix": f"{_HERE}.depth.mix:Mix",
+}
+_UNITS = {
+    "fpi": f"{_HERE}.units.fpi:Fpi",
+    "aki": f"{_HERE}.units.aki:Aki",
+    "hypercloning": f"{_HERE}.units.hypercloning:HyperCloning",
+    "lemon": f"{_HERE}.units.lemon:Lemon",
+    "zero": f"{_HERE}.units.zero:UnitZero",
+    "random": f"{_HERE}.units.random:UnitRandom",
+    "sparkling": f"{_HERE}.units.sparkling:Sparkling",
+}
+_VOCAB = {
+    "random": f"{_HERE}.vocab.rows:VocabRandom",
+    "mean": f"{_HERE}.vocab.rows:VocabMean",
+    "mapping": f"{_HERE}.vocab.rows:VocabMapping",
+}
+_POSITIONS = {
+    "copy": f"{_HERE}.positions.rows:PositionCopy",
+    "random": f"{_HERE}.positions.rows:PositionRandom",
+    "interpolate": f"{_HERE}.positions.rows:PositionInterpolate",
+}
 
-
-OPERATORS: dict[str, dict[str, type[Operator]]] = {
-    key: {operator.name: operator for operator in operators}
-    for key, operators in {
+OPERATORS: dict[str, Registry[Operator]] = {
+    key: Registry("an operator", "operator", Operator, rows)
+    for key, rows in {
         "depth": _DEPTH,
-        "width": (*_UNITS, BlockDiagonal),
-        "heads": (*_UNITS, HeadSize, Regroup),
+        "width": {**_UNITS, "block_diagonal": f"{_HERE}.units.block_diagonal:BlockDiagonal"},
+        "heads": {
+            **_UNITS,
+            "head_size": f"{_HERE}.units.head_size:HeadSize",
+            "regroup": f"{_HERE}.units.regroup:Regroup",
+        },
         "ffn": _UNITS,
-        "vocab": (VocabRandom, VocabMean, VocabMapping),
-        "positions": (PositionCopy, PositionInterpolate, PositionRandom),
+        "vocab": _VOCAB,
+        "positions": _POSITIONS,
     }.items()
 }
-"""By key of ``grow``, then by name."""
+"""By key of ``grow``."""
 
 
 def operator(key: str, spec: str | dict[str, Any], where: str) -> Operator:
     """The operator that ``NAME`` or ``{operator: NAME, ...options}`` asks for under ``key``.
 
     Raises:
-        UserError: an unknown name, or an option that is unknown or of another type; the message
-            begins with ``where``.
+        UserError: an unknown name, one that does not grow what ``key`` stands for, or an option
+            that is unknown or of another type; the message begins with ``where``.
     """
-    options = {"operator": spec} if isinstance(spec, str) else dict(spec)
-    name = options.pop("operator", None)
-    known = OPERATORS[key]
-    if not isinstance(name, str) or name not in known:
-        raise UserError(f"{where}={name!r} is not an operator; known are {', '.join(known)}")
-    made = known[name]
-    kind = {"kind": key} if issubclass(made, UnitOperator) else {}
-    names = {field.name for field in fields(made)} - set(kind)
-    for option in options:
-        if option not in names:
-            raise UserError(
-                f"{where}.{option} is not an option of {name}; "
-                f"known are {', '.join(sorted(names)) or 'none'}"
-            )
-    values = typed(made, {**options, **kind}, where)
-    try:
-        return made(**values)
-    except UserError as error:
-        raise UserError(f"{where}.{error}") from None
+    name = spec if isinstance(spec, str) else spec.get("operator")
+    keys = OPERATORS[key].find(name, where).keys
+    if key not in keys:
+        raise UserError(f"{where}={name} is an operator of {' and '.join(keys)}, not of {key}")
+    return OPERATORS[key].make(spec, where, key=key, name=name)

@@ -18,7 +18,7 @@ Draw = dict[str, AxisMap]
 """How a tensor's axes are drawn, by name; an axis that is absent stays as it is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Operator(ABC):
     """Grows some axes of every tensor that has them.
 
@@ -27,7 +27,12 @@ class Operator(ABC):
     a file.
     """
 
-    name: ClassVar[str]
+    key: str
+    """The key of ``grow`` under which a run file names it; no option, as the next is none."""
+    name: str
+    """What the run file calls it."""
+    keys: ClassVar[tuple[str, ...]]
+    """Where it can be named."""
     can_fade_in: ClassVar[bool] = False
     """Whether masking its new units at first (``grow.mask_iters``) preserves the function."""
 

@@ -99,7 +99,7 @@ def test_heads_that_rotary_positions_cannot_turn() -> None:
 def sections() -> list[type]:
     hints = get_type_hints(RunConfig)
     found = [hints[f.name] for f in fields(RunConfig) if f.name != "stages"]
-    operators = {kind for named in OPERATORS.values() for kind in named.values()}
+    operators = {o.find(name, "grow") for o in OPERATORS.values() for name in o.builtin}
     return [*found, StageSection, GrowSection, *operators]
 
 

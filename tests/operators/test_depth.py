@@ -21,7 +21,8 @@ from megatron_grow.state.materialise import materialise
 from megatron_grow.state.tensors import LogicalTensor, Normal
 
 WHERE = "stages[1].grow.depth"
-NEEDS_LAYERS = [name for name in OPERATORS["depth"] if name not in ("random", "zero", "explicit")]
+NAMES = list(OPERATORS["depth"].builtin)
+NEEDS_LAYERS = [name for name in NAMES if name not in ("random", "zero", "explicit")]
 
 
 def operator(spec: str | dict) -> DepthOperator:
@@ -85,9 +86,7 @@ def test_llama_pro_spacing() -> None:
     assert [source for source in originals if source != FRESH] == list(range(32))
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in OPERATORS["depth"] if name.startswith("copying")]
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("copying")])
 @pytest.mark.parametrize(("source", "target"), [(1, 5), (3, 7), (5, 6), (7, 60)])
 def test_copies_use_every_layer(name: str, source: int, target: int) -> None:
     layers = index(name, source, target)
@@ -152,7 +151,7 @@ def test_mix_interpolates_or_follows_its_matrix() -> None:
     assert torch.equal(made, torch.tensor(matrix) @ SOURCE)
 
 
-@pytest.mark.parametrize("name", OPERATORS["depth"])
+@pytest.mark.parametrize("name", NAMES)
 def test_which_preserve_the_function_is_declared(name: str) -> None:
     preserving = ("zero", "copying_zero", "identity", "llama_pro")
     assert (operator(name).caveat(model(2), model(4)) is None) == (name in preserving)
@@ -233,6 +232,6 @@ def test_mistakes_name_the_field_and_what_is_accepted(spec: str | dict, parts: l
     assert all(part in message for part in parts)
 
 
-@pytest.mark.parametrize("name", OPERATORS["depth"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_name_and_a_mapping_ask_for_the_same(name: str) -> None:
     assert operator({"operator": name}) == operator(name)

@@ -17,6 +17,7 @@ from megatron_grow.state.tensors import LogicalTensor
 class DepthOperator(Operator):
     """Grows the ``layer`` axis."""
 
+    keys: ClassVar[tuple[str, ...]] = ("depth",)
     preserves_function: ClassVar[bool] = False
     least_source_layers: ClassVar[int] = 1
 

@@ -1,7 +1,5 @@
 """The operator ``copying_inter``."""
 
-from typing import ClassVar
-
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.state.maps import Gather
 
@@ -11,8 +9,6 @@ class CopyingInter(DepthOperator):
 
     Not function-preserving.
     """
-
-    name: ClassVar[str] = "copying_inter"
 
     def layer_map(self, source: int, target: int) -> Gather:
         """w1 w2 -> w1 w1 w2 w2."""

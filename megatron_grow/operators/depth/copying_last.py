@@ -1,7 +1,5 @@
 """The operator ``copying_last``."""
 
-from typing import ClassVar
-
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.state.maps import Gather
 
@@ -11,8 +9,6 @@ class CopyingLast(DepthOperator):
 
     Not function-preserving; clearly worse than the other copies in arXiv 2511.04981.
     """
-
-    name: ClassVar[str] = "copying_last"
 
     def layer_map(self, source: int, target: int) -> Gather:
         """w1 w2 -> w1 w2 w2 w2."""

@@ -1,7 +1,7 @@
 """The operator ``copying_stack``."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
@@ -16,8 +16,6 @@ class CopyingStack(DepthOperator):
     Not function-preserving. As good as ``copying_inter`` and slightly better than ``random`` in
     arXiv 2511.04981.
     """
-
-    name: ClassVar[str] = "copying_stack"
 
     whole_factor: bool = False
     """Refuse a target that is no multiple of the source, as G_stack has it."""

@@ -17,7 +17,6 @@ class CopyingZero(DepthOperator):
     new layer begins to move one step later.
     """
 
-    name: ClassVar[str] = "copying_zero"
     preserves_function: ClassVar[bool] = True
 
     def layer_map(self, source: int, target: int) -> Gather:

@@ -19,7 +19,6 @@ class Explicit(DepthOperator):
     order and at a scale of 1.
     """
 
-    name: ClassVar[str] = "explicit"
     least_source_layers: ClassVar[int] = 0
 
     layers: list[int] = field(default_factory=list)

@@ -1,7 +1,6 @@
 """The operator ``identity``."""
 
 from dataclasses import replace
-from typing import ClassVar
 
 from megatron_grow.operators.depth.base import originals
 from megatron_grow.operators.depth.copying_zero import CopyingZero
@@ -16,8 +15,6 @@ class Identity(CopyingZero):
     exactly: behind a zero norm a branch computes nothing. At first only the norms of a new layer
     receive gradient.
     """
-
-    name: ClassVar[str] = "identity"
 
     def layer_weights(self, tensor: LogicalTensor, layers: AxisMap) -> AxisMap:
         """Copies of matrices; zeros for norms and biases."""

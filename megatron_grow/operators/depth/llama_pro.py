@@ -1,7 +1,5 @@
 """The operator ``llama_pro``."""
 
-from typing import ClassVar
-
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.depth.copying_zero import CopyingZero
@@ -12,8 +10,6 @@ class LlamaPro(CopyingZero):
 
     LLaMA-Pro (Wu et al. 2024, arXiv 2401.02415). Function-preserving, exactly.
     """
-
-    name: ClassVar[str] = "llama_pro"
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """As many new layers as divide the source's."""

@@ -1,7 +1,6 @@
 """The operator ``mix``."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 
@@ -18,8 +17,6 @@ class Mix(DepthOperator):
     The depth half of LiGO (Wang et al. 2023, arXiv 2303.00980) with given weights; without any, a
     linear interpolation between neighbours. Not function-preserving.
     """
-
-    name: ClassVar[str] = "mix"
 
     matrix: list[list[float]] = field(default_factory=list)
     """A row for each layer of the target, a column for each of the source."""

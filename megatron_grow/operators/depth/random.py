@@ -14,7 +14,6 @@ class Random(DepthOperator):
     *target's* depth.
     """
 
-    name: ClassVar[str] = "random"
     least_source_layers: ClassVar[int] = 0
     can_fade_in: ClassVar[bool] = True
 

@@ -15,7 +15,6 @@ class Zero(Random):
     (arXiv 2511.04981, table 1, rejects it for that); it is here as a control.
     """
 
-    name: ClassVar[str] = "zero"
     preserves_function: ClassVar[bool] = True
     can_fade_in: ClassVar[bool] = False
 

@@ -19,6 +19,8 @@ from megatron_grow.state.tensors import LogicalTensor
 class PositionOperator(Operator):
     """Grows ``max_position_embeddings``; rotary positions have no rows and need none."""
 
+    keys: ClassVar[tuple[str, ...]] = ("positions",)
+
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
         """Positions."""
         return {"position"}
@@ -54,8 +56,6 @@ class PositionOperator(Operator):
 class PositionCopy(PositionOperator):
     """Repeat the source's positions."""
 
-    name: ClassVar[str] = "copy"
-
     def rows(self, source: int, target: int) -> Gather:
         """p0 p1 -> p0 p1 p0 p1."""
         return Gather(cyclic(source, target))
@@ -63,8 +63,6 @@ class PositionCopy(PositionOperator):
 
 class PositionRandom(PositionOperator):
     """Draw new positions."""
-
-    name: ClassVar[str] = "random"
 
     def rows(self, source: int, target: int) -> Gather:
         """p0 p1 -> p0 p1 * *."""
@@ -76,8 +74,6 @@ class PositionInterpolate(PositionOperator):
 
     Not function-preserving: a position now means another distance.
     """
-
-    name: ClassVar[str] = "interpolate"
 
     def rows(self, source: int, target: int) -> Dense:
         """First and last stay."""

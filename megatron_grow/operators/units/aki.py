@@ -1,7 +1,6 @@
 """The operator ``aki``."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw
@@ -20,8 +19,6 @@ class Aki(Fpi):
     new group is all from above, its key and value included; of a new query head in an old group
     the query alone, since it reads the group's own keys and values.
     """
-
-    name: ClassVar[str] = "aki"
 
     def weights(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
@@ -22,8 +22,7 @@ class UnitOperator(AxisOperator):
     size stays. A group's query heads stay with its key and value head.
     """
 
-    kind: Literal["width", "heads", "ffn"]
-    """Which units; the key of ``grow`` under which the operator was named."""
+    keys: ClassVar[tuple[str, ...]] = ("width", "heads", "ffn")
     whole_factor: ClassVar[bool] = False
     """Whether the target must be a multiple of the source."""
 
@@ -37,7 +36,7 @@ class UnitOperator(AxisOperator):
 
     def sizes(self, source: ModelConfig, target: ModelConfig) -> Sizes:
         """What grows."""
-        before, after = _units(source)[self.kind], _units(target)[self.kind]
+        before, after = _units(source)[self.key], _units(target)[self.key]
         return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
 
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
@@ -47,7 +46,7 @@ class UnitOperator(AxisOperator):
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Refuse what it cannot grow."""
-        if self.kind == "heads" and source.head_dim != target.head_dim:
+        if self.key == "heads" and source.head_dim != target.head_dim:
             raise UserError(
                 f"{where}: {self.name} keeps the size of a head, which goes from {source.head_dim} "
                 f"to {target.head_dim} (hidden_size / num_attention_heads, unless kv_channels says "

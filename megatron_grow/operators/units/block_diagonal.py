@@ -23,7 +23,7 @@ class BlockDiagonal(Operator):
     head, halves what the two copies add up to.
     """
 
-    name: ClassVar[str] = "block_diagonal"
+    keys: ClassVar[tuple[str, ...]] = ("width",)
 
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
         """All three at once."""

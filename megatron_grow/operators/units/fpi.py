@@ -1,7 +1,7 @@
 """The operator ``fpi``."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.ranges import Seed
@@ -17,8 +17,6 @@ class Fpi(UnitOperator):
     bert2BERT (arXiv 2110.07143). Exact along heads and feed-forward units with any map. Along the
     hidden size norms see other statistics unless every unit has the same number of copies.
     """
-
-    name: ClassVar[str] = "fpi"
 
     map: Literal["random", "cyclic"] = "random"
     """Copy random units (Net2Net), or all in turn."""

@@ -21,7 +21,7 @@ class HeadSize(Operator):
     rotary positions a whole factor f puts dimension i at f x i, where the same frequency is.
     """
 
-    name: ClassVar[str] = "head_size"
+    keys: ClassVar[tuple[str, ...]] = ("heads",)
 
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
         """The size, and which of a group's heads is a query."""

@@ -20,7 +20,6 @@ class HyperCloning(UnitOperator):
     tied: the last norm shares out in its place.
     """
 
-    name: ClassVar[str] = "hypercloning"
     whole_factor: ClassVar[bool] = True
 
     snr_db: float | None = None

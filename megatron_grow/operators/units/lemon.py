@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar, Literal
+from typing import Literal
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
@@ -27,8 +27,6 @@ class Lemon(UnitOperator):
     epsilon must, too: the plan says which). Uneven shares let copies learn apart; along the hidden
     size they pass through norms, so that carried moments of rows are right on average only.
     """
-
-    name: ClassVar[str] = "lemon"
 
     split: float | Literal["random"] = 0.6
     """What the first copy gets, the others get equal parts of the rest; or ``random``, as in the
@@ -69,4 +67,4 @@ class Lemon(UnitOperator):
         if reason := super().caveat(source, target):
             return reason
         kept = target.hidden_size // source.hidden_size * source.hidden_size / target.hidden_size
-        return epsilon_caveat(source, target, kept) if self.kind == "width" else None
+        return epsilon_caveat(source, target, kept) if self.key == "width" else None

@@ -15,7 +15,6 @@ class UnitRandom(UnitOperator):
     Not function-preserving at once.
     """
 
-    name: ClassVar[str] = "random"
     can_fade_in: ClassVar[bool] = True
 
     def expand(self, axis: str, source: int, target: int, model: ModelConfig) -> Expansion:

@@ -21,7 +21,7 @@ class Regroup(Operator):
     are equal.
     """
 
-    name: ClassVar[str] = "regroup"
+    keys: ClassVar[tuple[str, ...]] = ("heads",)
 
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
         """Groups, and the heads in each."""

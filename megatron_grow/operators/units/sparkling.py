@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar, Literal
+from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.expansion import Expansion, cyclic, padded
@@ -17,8 +17,6 @@ class Sparkling(UnitOperator):
     and a re-warm-up. It keeps statistics, not values: the function stays only where all units are
     copied as often, since the factor is then an even share.
     """
-
-    name: ClassVar[str] = "sparkling"
 
     copy: Literal["both", "none"] = "both"
     """Whether new units, and the weights that read them, are copies; or both are fresh."""

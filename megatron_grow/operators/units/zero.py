@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import ClassVar
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.expansion import ZERO, Expansion, padded
@@ -18,8 +17,6 @@ class UnitZero(UnitOperator):
     function (G_zero of arXiv 2405.15319, appendix A; the epsilon must scale by d / D, too, the plan
     says to what), under LayerNorm the zeros move the mean.
     """
-
-    name: ClassVar[str] = "zero"
 
     def expand(self, axis: str, source: int, target: int, model: ModelConfig) -> Expansion:
         """0 1 -> 0 1 * *."""
@@ -39,4 +36,4 @@ class UnitZero(UnitOperator):
         if reason := super().caveat(source, target):
             return reason
         kept = source.hidden_size / target.hidden_size
-        return epsilon_caveat(source, target, kept) if self.kind == "width" else None
+        return epsilon_caveat(source, target, kept) if self.key == "width" else None

@@ -20,7 +20,7 @@ class VocabRandom(Operator):
     Tokens that the source knew keep their logits; the softmax now counts the others.
     """
 
-    name: ClassVar[str] = "random"
+    keys: ClassVar[tuple[str, ...]] = ("vocab",)
 
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
         """Tokens."""
@@ -62,8 +62,6 @@ class VocabRandom(Operator):
 class VocabMean(VocabRandom):
     """Keep the rows of known tokens; new ones begin as their mean (Hewitt 2021)."""
 
-    name: ClassVar[str] = "mean"
-
     def rows(self, source: ModelConfig, target: ModelConfig) -> AxisMap:
         """Known tokens in place, then their mean."""
         kept = Gather(tuple(range(source.vocabulary)))
@@ -73,8 +71,6 @@ class VocabMean(VocabRandom):
 @dataclass(frozen=True)
 class VocabMapping(VocabRandom):
     """Give every token of the target the row that a list names: for another tokenizer."""
-
-    name: ClassVar[str] = "mapping"
 
     tokens: list[int] = field(default_factory=list)
     """For each token of the target, the source's token whose row it takes; -1: fresh."""
