@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from megatron_grow.config.batch import BatchShape
 from megatron_grow.config.errors import UserError
@@ -85,7 +85,10 @@ class TrainSection:
 class OptimizerSection:
     """The update rule; names are those of megatron-core's ``OptimizerConfig``."""
 
-    optimizer: Literal["adam", "sgd", "muon", "muon_nsgd"] = "adam"
+    optimizer: str = "adam"
+    """adam, sgd, muon, muon_nsgd, or an import path (package.module:Class)."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of an optimizer by import path: its own fields."""
     lr: Positive = 1e-3
     """Peak learning rate (of muon_nsgd's shared rate too)."""
     min_lr: NotNegative = 0.0

@@ -13,6 +13,7 @@ from megatron_grow.config.stages import GrowSection, changed_model, check_growth
 from megatron_grow.config.strict_yaml import read_yaml
 from megatron_grow.growth.offline import GrownReader
 from megatron_grow.growth.plan import growth
+from megatron_grow.optim.optimizers import recorded_optimizer
 
 
 def read_growths(path: Path) -> list[dict[str, Any]]:
@@ -50,6 +51,7 @@ def grow(source: Reader, path: Path, seed: int | None, tell: Callable[[str], Non
     config = source.record.config
     if seed is None:
         seed = int(config.get("run", {}).get("seed", 1234))
+    optimizer = recorded_optimizer(config)
     depth = int(config.get("model", {}).get("num_layers", 0))
     shapes = []
     model = source.record.model_config
@@ -74,6 +76,7 @@ def grow(source: Reader, path: Path, seed: int | None, tell: Callable[[str], Non
             section,
             target_depth=target_depth,
             seed=seed,
+            optimizer=optimizer,
             where=f"{where}.grow",
         )
         source = GrownReader(source, plan, after, section)

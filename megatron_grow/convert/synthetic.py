@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -18,13 +17,11 @@ from megatron_grow.config.sections import OptimizerSection, TrainSection
 from megatron_grow.convert.conversion import convert
 from megatron_grow.convert.progress import Progress
 from megatron_grow.model.architectures import logical_tensors
-from megatron_grow.optim.moments import moments
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.boxes import Box
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.tensors import Normal
-
-Optimizer = Literal["adam", "sgd", "muon", "muon_nsgd"]
 
 
 class SyntheticReader:
@@ -38,7 +35,7 @@ class SyntheticReader:
         self,
         model: ModelConfig,
         *,
-        optimizer: Optimizer | None = "adam",
+        optimizer: str | None = "adam",
         precision: str = "fp32",
         step: int = 10,
     ) -> None:
@@ -46,10 +43,11 @@ class SyntheticReader:
 
         Args:
             model: the shape.
-            optimizer: whose moments there are; None: weights alone.
+            optimizer: whose state there is, as a run file names it; None: weights alone.
             precision: of weights.
             step: where training stands.
         """
+        section = OptimizerSection(optimizer=optimizer or "adam")
         self.record = Record(
             step=step,
             stage=0,
@@ -65,26 +63,23 @@ class SyntheticReader:
                         seq_length=model.max_position_embeddings,
                         precision="bf16" if precision == "bf16" else "fp32",
                     ),
-                    optimizer=OptimizerSection(optimizer=optimizer or "adam"),
+                    optimizer=section,
                 )
             ),
             parallel=asdict(ParallelConfig()),
         )
         self.tensors = logical_tensors(model)
-        self._optimizer = optimizer
+        self.keeps_main = optimizer is not None
+        self._optimizer = optimizer_of(section)
 
     def kinds(self, key: str) -> tuple[str, ...]:
         """``main_param`` and the moments of one tensor."""
-        tensor = self.tensors[key]
-        if self._optimizer is None:
-            return (MAIN_PARAM,)
-        kept = moments(self._optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)
-        return (MAIN_PARAM, *kept)
+        states = self._optimizer.rule(self.tensors[key]).states
+        return (MAIN_PARAM, *(states if self.keeps_main else ()))
 
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the values."""
-        rounded = self._optimizer is None
-        return DTYPES[self.record.precision] if rounded else torch.float32
+        return torch.float32 if self.keeps_main else DTYPES[self.record.precision]
 
     def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
         """The values in ``box``: normal, of a standard deviation of 0.02."""
@@ -103,7 +98,7 @@ def write(root: Path, source: SyntheticReader, tensor_parallel: int = 1, threads
             source.record,
             source.tensors,
             {key: source.kinds(key) for key in source.tensors},
-            keeps_main=source._optimizer is not None,
+            keeps_main=source.keeps_main,
             tensor_parallel=tensor_parallel,
         ),
         step=source.record.step,

@@ -10,7 +10,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.pipeline import chunk_layers
 from megatron_grow.model.architectures import logical_tensors
-from megatron_grow.optim.moments import moments
+from megatron_grow.optim.base import Optimizer
 from megatron_grow.state.sharding import shape_on_rank
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -36,13 +36,13 @@ def estimate_memory(
     world_size: int,
     *,
     precision: Literal["fp32", "bf16"],
-    optimizer: str = "adam",
+    optimizer: Optimizer,
 ) -> MemoryEstimate:
     """Bytes of weights, fp32 gradients and optimizer state on the fullest rank.
 
     Under bf16 the optimizer keeps fp32 main parameters; under fp32 it updates the weights
-    themselves. The distributed optimizer cuts main parameters and Adam's moments over the data-
-    and context-parallel ranks.
+    themselves. The distributed optimizer shards main parameters and optimizer state over the
+    data- and context-parallel ranks, for optimizers that allow it.
     """
     stages = chunk_layers(parallel, model.num_layers, "parallel")
     return max(
@@ -63,19 +63,17 @@ def _on_pipeline_rank(
     parallel: ParallelConfig,
     world_size: int,
     precision: str,
-    optimizer: str,
+    optimizer: Optimizer,
 ) -> MemoryEstimate:
     numel = state = 0
     for tensor in logical_tensors(model).values():
         copies = _copies_on(rank, layers, tensor, model, parallel)
         here = prod(shape_on_rank(tensor.axes, parallel.tensor_model_parallel_size)) * copies
         numel += here
-        kept = moments(optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)
-        state += here * len(kept)
-    adam = optimizer == "adam"
+        state += here * len(optimizer.rule(tensor).states)
     state_cut = (
         parallel.data_parallel_size(world_size) * parallel.context_parallel_size
-        if adam and parallel.use_distributed_optimizer
+        if optimizer.shards and parallel.use_distributed_optimizer
         else 1
     )
     bf16 = precision == "bf16"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_grow.growth.plan import Plan
-from megatron_grow.optim.moments import moments
 from megatron_grow.state.boxes import full, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import fresh_parts
@@ -26,14 +25,14 @@ class Forecast:
     between ranks at most, for each copy of the model."""
 
 
-def forecast(plan: Plan, optimizer: str) -> Forecast:
-    """The sizes of ``plan`` under an ``optimizer`` of a run file; no tensor is made."""
+def forecast(plan: Plan) -> Forecast:
+    """The sizes of ``plan``, a growth; no tensor is made."""
+    assert plan.optimizer is not None, "a growth knows whose state it carries"
     total = fresh = carried = 0
     for key, tensor in plan.tensors.items():
         size = volume(full(tensor.shape))
         total += size
-        kept = moments(optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)
-        for kind in (MAIN_PARAM, *kept):
+        for kind in (MAIN_PARAM, *plan.optimizer.rule(tensor).states):
             parts = fresh_parts(plan.map(key, kind), full(tensor.shape))
             new = sum(volume(part) for part, _ in parts)
             carried += size - new

@@ -13,7 +13,6 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.measure import of_tensor
 from megatron_grow.growth.plan import Plan
-from megatron_grow.optim.moments import moments
 from megatron_grow.state.boxes import Box, full, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import fresh_parts, materialise, sources
@@ -113,13 +112,12 @@ def _state_kinds(plan: Plan, source: Reader) -> dict[str, tuple[str, ...]]:
 
     Moments of others are those that the source's optimizer would keep for them.
     """
-    optimizer = source.record.config.get("optimizer", {}).get("optimizer", "adam")
+    assert plan.optimizer is not None, "a growth knows whose state it carries"
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
     kinds = {}
     for key, tensor in plan.tensors.items():
         if (known := tensor.drawn_from(source.tensors)) in source.tensors:
             kinds[key] = source.kinds(known)
         else:
-            kept = moments(optimizer, matrix=tensor.is_matrix, in_layer=tensor.stacked)
-            kinds[key] = (MAIN_PARAM, *(kept if trains else ()))
+            kinds[key] = (MAIN_PARAM, *(plan.optimizer.rule(tensor).states if trains else ()))
     return kinds

@@ -10,19 +10,16 @@ from megatron_grow.state.tensors import Constant
 
 Policy = Literal["carry", "carry_old", "reset"]
 
-_SQUARES = ("exp_avg_sq",)
-"""Moments of squared gradients."""
 
-
-def moment_map(gradient: TensorMap, policy: Policy, kind: str) -> TensorMap:
-    """The map of a tensor's moments.
+def moment_map(gradient: TensorMap, policy: Policy, power: int) -> TensorMap:
+    """The map of one kind of optimizer state of a tensor.
 
     Args:
         gradient: how the tensor's gradient follows from the source's.
         policy: ``carry`` moves moments as gradients move; ``carry_old`` keeps, of entries that copy
             one source entry, only the first, which breaks the symmetry of copies (``[S, 0]`` of
             arXiv 2602.02472); ``reset`` keeps none.
-        kind: which moment; second ones scale by the square.
+        power: of the gradient, that this kind carries.
 
     Entries without a source start at zero.
     """
@@ -34,7 +31,7 @@ def moment_map(gradient: TensorMap, policy: Policy, kind: str) -> TensorMap:
     def moved(axis: AxisMap) -> AxisMap:
         if isinstance(axis, Gather):
             axis = replace(axis, fresh=None)
-        return axis.squared() if kind in _SQUARES else axis
+        return axis.to_power(power)
 
     terms = tuple(replace(term, axes=tuple(moved(axis) for axis in term.axes)) for term in terms)
     return replace(gradient, terms=terms, fresh=Constant(0.0))

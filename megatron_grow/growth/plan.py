@@ -8,11 +8,14 @@ from itertools import product
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.optimizer_state import Policy, moment_map
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.operators import operator
 from megatron_grow.operators.base import Draw, NewUnits, Operator
+from megatron_grow.optim.base import Optimizer
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import Dense, Gather, Identity, TensorMap, Term, all_fresh, identity
@@ -38,12 +41,16 @@ class Plan:
     """Why the function changes, if it does."""
     fading_in: NewUnits = field(default_factory=dict)
     """By axis, the new units that are masked at first."""
+    optimizer: Optimizer | None = None
+    """Whose state is carried, for the powers of the gradient that it has; None where these make no
+    difference: where all state stays as it is, or none does."""
 
     def map(self, key: str, kind: str) -> TensorMap:
         """The map of one kind of state of the tensor ``key``."""
         if kind == MAIN_PARAM:
             return self.weights[key]
-        return moment_map(self.gradients[key], self.optimizer_state, kind)
+        states = self.optimizer.rule(self.tensors[key]).states if self.optimizer else {kind: 1}
+        return moment_map(self.gradients[key], self.optimizer_state, states[kind])
 
     @property
     def measured(self) -> frozenset[str]:
@@ -88,6 +95,7 @@ def growth(
     *,
     target_depth: int,
     seed: int,
+    optimizer: Optimizer | None = None,
     where: str = "grow",
 ) -> Plan:
     """The plan that grows ``source`` into ``target``.
@@ -98,6 +106,7 @@ def growth(
         grow: the operators, and what happens to optimizer state; None keeps everything.
         target_depth: the depth that the whole run ends with, for the init of fresh layers.
         seed: decides fresh values.
+        optimizer: whose state is carried; that of a run file that names none, if absent.
         where: begins the message of an error, for example ``stages[1].grow``.
 
     Raises:
@@ -140,6 +149,7 @@ def growth(
         "; ".join((_summary(working, grown), *_in_words(source, target))),
         _caveats(working, source, target, masked=bool(grow.mask_iters)),
         _fading_in(working, source, target, where) if grow.mask_iters else {},
+        optimizer or optimizer_of(OptimizerSection()),
     )
 
 

@@ -23,7 +23,8 @@ from megatron_grow.live.pieces import Piece, live_pieces, publish
 from megatron_grow.model.architecture import Architecture, Loss
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim import update
-from megatron_grow.optim.builder import build_optimizer, supports_distributed_optimizer
+from megatron_grow.optim.builder import build_optimizer
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel import cpu, process_groups
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -52,7 +53,7 @@ class LiveStage:
         sharded = (
             stage.parallel.use_distributed_optimizer
             and replicas > 1  # alone, it would only copy all gradients once more
-            and supports_distributed_optimizer(config.optimizer)
+            and optimizer_of(config.optimizer).shards
         )
         self._architecture = architecture_of(stage.model)
         chunks = self._architecture.build(stage.model, stage.parallel, config.train)

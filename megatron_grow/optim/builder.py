@@ -24,15 +24,6 @@ from megatron_grow.optim.rules.nsgd import NSGD
 from megatron_grow.optim.state import init_state
 
 
-def supports_distributed_optimizer(section: OptimizerSection) -> bool:
-    """Whether optimizer state can be sharded over data-parallel ranks.
-
-    megatron-core's distributed optimizer cuts flat buffers, so it needs an elementwise rule, and
-    accepts Adam alone. DDP buffers must be built to match.
-    """
-    return section.optimizer == "adam"
-
-
 def build_optimizer(
     model_chunks: list[DistributedDataParallel],
     section: OptimizerSection,
@@ -59,11 +50,10 @@ def build_optimizer(
         section: the update rule.
         precision: ``fp32`` or ``bf16``; with bf16, main parameters and state are fp32 and
             Newton-Schulz runs in bf16, as in the original Muon.
-        use_distributed_optimizer: shard the state over data-parallel ranks, where
-            :func:`supports_distributed_optimizer` allows it.
+        use_distributed_optimizer: shard the state over data-parallel ranks, as the chunks'
+            gradient buffers do.
     """
-    sharded = use_distributed_optimizer and supports_distributed_optimizer(section)
-    config = _engine_config(section, precision, sharded)
+    config = _engine_config(section, precision, use_distributed_optimizer)
     if section.optimizer in ("adam", "sgd"):
         optimizer = get_megatron_optimizer(config, model_chunks, use_gloo_process_groups=False)
         # What megatron-core's parameter scheduler would do; here a schedule sets only rates.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Literal
 
 import torch
@@ -64,8 +65,8 @@ class Identity:
         """What entries ``start:stop`` need."""
         return [Segment((start, stop), (start, stop))]
 
-    def squared(self) -> Identity:
-        """The map of squares."""
+    def to_power(self, power: int) -> Identity:
+        """The map of powers of entries."""
         return self
 
 
@@ -111,11 +112,11 @@ class Gather:
             seen.add(source)
         return replace(self, index=tuple(index))
 
-    def squared(self) -> Gather:
-        """The same gather with squared scales."""
-        if self.scale is None:
+    def to_power(self, power: int) -> Gather:
+        """The map of powers of entries: the same gather with powers of its scales."""
+        if self.scale is None or power == 1:
             return self
-        return replace(self, scale=tuple(factor * factor for factor in self.scale))
+        return replace(self, scale=tuple(prod([factor] * power) for factor in self.scale))
 
     def without_fresh_tail(self) -> Gather:
         """The same gather up to its first fresh entry."""
@@ -189,9 +190,13 @@ class Dense:
         matrix = torch.zeros_like(self.matrix)
         return Dense(matrix.index_add(1, torch.tensor(first.index), self.matrix))
 
-    def squared(self) -> Dense:
-        """The map of squares of entries that are independent."""
-        return Dense(self.matrix.square())
+    def to_power(self, power: int) -> Dense:
+        """The map of squares of entries that are independent, for a ``power`` of 2."""
+        if power == 1:
+            return self
+        if power == 2:
+            return Dense(self.matrix.square())
+        raise TypeError(f"a mix has no map of powers of {power}")
 
 
 @dataclass(frozen=True)
@@ -212,9 +217,11 @@ class MeanPadding:
             found.append(Segment((max(start, end), stop), (0, self.count), matrix=mean))
         return found
 
-    def squared(self) -> MeanPadding:
-        """Not needed: nothing carries the gradient of a mean."""
-        raise TypeError("a mean has no map of squares")
+    def to_power(self, power: int) -> MeanPadding:
+        """Itself, for a ``power`` of 1; nothing carries more of the gradient of a mean."""
+        if power == 1:
+            return self
+        raise TypeError(f"a mean has no map of powers of {power}")
 
 
 AxisMap = Identity | Gather | Dense | MeanPadding

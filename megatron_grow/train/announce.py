@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from megatron_grow.checkpoint.huggingface.config import export_note
 from megatron_grow.cost.memory import estimate_memory
 from megatron_grow.growth.forecast import forecast
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.train.preflight import Prepared
 
 
@@ -34,14 +35,13 @@ def announcements(prepared: Prepared) -> Iterator[str]:
             before = stages[stage.index - 1]
             when, grown_from = f"after step {stage.first_step}", before.model
             layout = f"{before.parallel.describe(world_size)} -> {layout}"
-        optimizer = prepared.config.optimizer.optimizer
-        sizes = forecast(plan, optimizer)
+        sizes = forecast(plan)
         memory = estimate_memory(
             stage.model,
             stage.parallel,
             world_size,
             precision=prepared.config.train.precision,
-            optimizer=optimizer,
+            optimizer=optimizer_of(prepared.config.optimizer),
         )
         yield (
             f"stages[{stage.index}], {when}: {plan.summary} | {layout} | "

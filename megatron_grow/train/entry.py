@@ -12,6 +12,7 @@ from megatron_grow.config.errors import AgreedError, one_line
 from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.config.run import RunConfig, parse_run
 from megatron_grow.data.vocabulary import with_vocabulary
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 from megatron_grow.parallel.failure import lost_a_rank, report, tell_agent
 from megatron_grow.parallel.launch import complete_environment
@@ -49,6 +50,7 @@ def _read(argv: list[str] | None) -> RunConfig:
     config = parse_run(argv)
     config = replace(config, model=with_vocabulary(config.model, config.data))
     config.resolve(int(os.environ.get("WORLD_SIZE", "1")))
+    optimizer_of(config.optimizer)
     return config
 
 

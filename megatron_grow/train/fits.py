@@ -10,6 +10,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.cost.memory import estimate_memory
+from megatron_grow.optim.optimizers import optimizer_of
 
 _BYTES_OF_SAMPLE = 10
 """Of the order in which the samples of several corpora take turns: which corpus, and its turn. One
@@ -41,7 +42,7 @@ def check_fits(config: RunConfig, stages: list[Stage], world_size: int) -> None:
             stage.parallel,
             world_size,
             precision=config.train.precision,
-            optimizer=config.optimizer.optimizer,
+            optimizer=optimizer_of(config.optimizer),
         )
         _check(memory.total, there, f"{where}: the model and its optimizer state on one rank")
         tokens = batch.micro_batch_size * batch.seq_length // stage.parallel.context_parallel_size

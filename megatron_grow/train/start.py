@@ -18,7 +18,7 @@ from megatron_grow.config.stages import Stage, check_growth
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
 from megatron_grow.live.pieces import Piece
-from megatron_grow.optim.moments import moments
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.agreement import gather, place, together
 from megatron_grow.train.changes import check_changes, rate_jump
 from megatron_grow.train.choice import Choice, advising, choose
@@ -193,8 +193,22 @@ def _first_plan(source: ModelConfig, config: RunConfig, stage: Stage) -> Plan:
         stage.grow,
         target_depth=config.model.num_layers,
         seed=config.run.seed,
+        optimizer=optimizer_of(config.optimizer),
         where=f"{where}.grow",
     )
+
+
+def _check_state(stored: Reader, where: str, plan: Plan, config: RunConfig) -> None:
+    """Refuse a checkpoint without the state that the run's optimizer carries over."""
+    optimizer = optimizer_of(config.optimizer)
+    for tensor in plan.tensors.values():
+        key = tensor.drawn_from(stored.tensors)
+        for kind in optimizer.rule(tensor).states if key in stored.tensors else ():
+            if kind not in stored.kinds(key):
+                raise UserError(
+                    f"{where} holds no {kind} of {config.optimizer.optimizer}; set "
+                    "stages[0].grow.optimizer_state: reset"
+                )
 
 
 def _grow(stored: Reader, config: RunConfig, stage: Stage) -> Start:
@@ -202,12 +216,7 @@ def _grow(stored: Reader, config: RunConfig, stage: Stage) -> Start:
     source = record.model_config
     plan = _first_plan(source, config, stage)
     if plan.optimizer_state != "reset":
-        for kind in moments(config.optimizer.optimizer, matrix=False, in_layer=False):
-            if kind not in stored.kinds("decoder.final_layernorm.weight"):
-                raise UserError(
-                    f"{where} holds no {kind} of {config.optimizer.optimizer}; set "
-                    "stages[0].grow.optimizer_state: reset"
-                )
+        _check_state(stored, where, plan, config)
     step = 0
     if config.checkpoint.start == "continue":
         step = record.step

@@ -41,7 +41,7 @@ def test_gpt2(source: int, operator: str, fresh: int, carried: int) -> None:
         target_depth=12,
         seed=1,
     )
-    sizes = forecast(plan, "adam")
+    sizes = forecast(plan)
     assert sizes.parameters == 124_439_808
     assert sizes.fresh == fresh
     assert sizes.carried_bytes == 4 * carried
@@ -54,4 +54,4 @@ def test_block_diagonal_is_half_fresh_zeros() -> None:
     )
     plan = growth(GPT2, target, GrowSection(width="block_diagonal"), target_depth=12, seed=1)
     matrices = 12 * 12 * 1536**2
-    assert forecast(plan, "adam").fresh == matrices // 2
+    assert forecast(plan).fresh == matrices // 2

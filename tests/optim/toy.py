@@ -18,7 +18,8 @@ from megatron_grow.growth.plan import initialisation
 from megatron_grow.live.data_parallel import wrap_data_parallel
 from megatron_grow.live.pieces import live_pieces, publish
 from megatron_grow.model.gpt.build import build_gpt
-from megatron_grow.optim.builder import build_optimizer, supports_distributed_optimizer
+from megatron_grow.optim.builder import build_optimizer
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel import process_groups
 
 BATCH, SEQ_LENGTH, SEED = 4, 16, 5
@@ -110,7 +111,7 @@ def build(
     layout, model = layout or ParallelConfig(), model or gpt()
     process_groups.set_up(layout, SEED)
     train = TrainSection(seq_length=SEQ_LENGTH, precision=precision)  # type: ignore[arg-type]
-    sharded = layout.use_distributed_optimizer and supports_distributed_optimizer(section)
+    sharded = layout.use_distributed_optimizer and optimizer_of(section).shards
     [chunk] = wrap_data_parallel(build_gpt(model, layout, train), layout, sharded)
     optimizer = build_optimizer(
         [chunk], section, precision=precision, use_distributed_optimizer=sharded

@@ -54,11 +54,14 @@ def _parts(optimizer: dict[Any, Any]) -> Iterator[dict[str, Any]]:
             yield from _parts(value)
 
 
-def optimizer_state(section: dict[str, Any], step: int, *, mixed: bool) -> dict[str, Any]:
-    """The common state of Megatron-LM's Adam.
+def optimizer_state(
+    section: dict[str, Any], group: dict[str, Any], step: int, *, mixed: bool
+) -> dict[str, Any]:
+    """The common state of an optimizer that Megatron-LM has.
 
     Args:
         section: ``optimizer`` of a run file.
+        group: what the optimizer stores with each parameter group.
         step: updates that the moments have seen.
         mixed: for its distributed optimizer over fp32 main parameters; else for its plain fp32 one.
     """
@@ -73,18 +76,7 @@ def optimizer_state(section: dict[str, Any], step: int, *, mixed: bool) -> dict[
             "min_lr": section["min_lr"],
             "lr": section["lr"],  # until the scheduler's first step
             "weight_decay": section["weight_decay"] * wd_mult,
-            "betas": (section["adam_beta1"], section["adam_beta2"]),
-            "eps": section["adam_eps"],
-            "step": step,
-            # Transformer Engine's and Apex's Adam, and torch's.
-            "bias_correction": True,
-            "amsgrad": False,
-            "maximize": False,
-            "foreach": None,
-            "capturable": False,
-            "differentiable": False,
-            "fused": None,
-            "decoupled_weight_decay": True,
+            **group,
         }
         for wd_mult in (1.0, 0.0)  # matrices; biases and norms
     ]

@@ -15,6 +15,7 @@ from megatron_grow.checkpoint.megatron_lm.optimizer import (
 )
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.optim.optimizers import recorded_optimizer
 
 VERSION = 3.0
 """Of Megatron-LM's checkpoints: rows of queries, keys and values interleave as they do here."""
@@ -58,15 +59,18 @@ def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
 
     Args:
         record: where training stands.
-        with_optimizer: moments are stored. Megatron-LM is told so only of Adam's: others are not
-            its own.
+        with_optimizer: optimizer state is stored. Megatron-LM is told so only of optimizers that it
+            has.
     """
     section = record.config.get("optimizer", {})
     # A schedule is made from the whole run file; not every writer of records has one.
     known = record.config.keys() >= {"train", "schedule"} and "lr" in section
-    with_optimizer = with_optimizer and known and section.get("optimizer") == "adam"
+    step, group = record.optimizer_step, None
+    if with_optimizer and known:
+        group = recorded_optimizer(record.config).megatron_lm_group(step)
     parallel = ParallelConfig(**record.parallel)
-    args = megatron_args(record, parallel, ckpt_format="torch_dist", with_optimizer=with_optimizer)
+    has_it = group is not None
+    args = megatron_args(record, parallel, ckpt_format="torch_dist", with_optimizer=has_it)
     # What it finds its state of fp32 main parameters by.
     args["use_distributed_optimizer"] = mixed = record.precision == "bf16"
     content: dict[str, Any] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
@@ -80,8 +84,8 @@ def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
         "content_metadata": content,
         WRITER: True,
     }
-    if with_optimizer:
-        state["optimizer"] = optimizer_state(section, record.optimizer_step, mixed=mixed)
+    if group is not None:
+        state["optimizer"] = optimizer_state(section, group, step, mixed=mixed)
         state["opt_param_scheduler"] = scheduler_state(args, record.step)
     return state
 

@@ -1,0 +1,38 @@
+"""Adam with decoupled weight decay (AdamW), as Megatron-LM has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from megatron_grow.config.ranges import Positive, ShareBelowOne
+from megatron_grow.optim.base import Optimizer
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """All tensors under AdamW."""
+
+    states: ClassVar = {"exp_avg": 1, "exp_avg_sq": 2}
+    counts_updates: ClassVar = True
+    shards: ClassVar = True
+
+    adam_beta1: ShareBelowOne
+    adam_beta2: ShareBelowOne
+    adam_eps: Positive
+
+    def megatron_lm_group(self, step: int) -> dict[str, Any]:
+        """Fields of Transformer Engine's and Apex's Adam, and of torch's."""
+        return {
+            "betas": (self.adam_beta1, self.adam_beta2),
+            "eps": self.adam_eps,
+            "step": step,
+            "bias_correction": True,
+            "amsgrad": False,
+            "maximize": False,
+            "foreach": None,
+            "capturable": False,
+            "differentiable": False,
+            "fused": None,
+            "decoupled_weight_decay": True,
+        }

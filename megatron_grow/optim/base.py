@@ -1,0 +1,50 @@
+"""What every optimizer says of itself."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from megatron_grow.config.ranges import Positive
+from megatron_grow.state.tensors import LogicalTensor
+
+
+@dataclass(frozen=True)
+class Optimizer(ABC):
+    """An update rule, or several that share the tensors of a model.
+
+    Its fields are its options. Those that :class:`~megatron_grow.config.sections.OptimizerSection`
+    has too are set there, all others under ``optimizer.options``. Importing one
+    of ours must not import megatron-core.
+    """
+
+    states: ClassVar[Mapping[str, int]]
+    """What it keeps of a tensor, each of the tensor's shape and zero at first: by its name in the
+    state of a torch optimizer, the power of the gradient that it carries. 1: it scales as gradients
+    do, like a momentum; 2: as their squares."""
+    counts_updates: ClassVar[bool] = False
+    """Whether it keeps count of its updates beside them, as ``step``, like torch's Adam."""
+    shards: ClassVar[bool] = False
+    """Whether its state may be sharded over data-parallel ranks: the rule is elementwise, so that
+    it can work on any part of a tensor."""
+
+    lr: Positive
+    """Peak learning rate."""
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate of tensors that are under this rule."""
+        return self.lr
+
+    def rule(self, tensor: LogicalTensor) -> Optimizer:
+        """Which rule ``tensor`` is under: this one, or another that it is left to."""
+        return self
+
+    def megatron_lm_group(self, step: int) -> dict[str, Any] | None:
+        """What Megatron-LM stores with each parameter group after ``step`` updates.
+
+        None where Megatron-LM does not have this optimizer.
+        """
+        return None

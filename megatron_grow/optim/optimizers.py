@@ -1,0 +1,52 @@
+"""The optimizers that a run file can name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from megatron_grow.config.registry import Registry
+from megatron_grow.config.sections import OptimizerSection
+from megatron_grow.optim.base import Optimizer
+
+OPTIMIZERS: Registry[Optimizer] = Registry(
+    "an optimizer",
+    "optimizer",
+    Optimizer,
+    {
+        "adam": "megatron_grow.optim.adam:Adam",
+        "sgd": "megatron_grow.optim.sgd:SGD",
+        "muon": "megatron_grow.optim.muon:Muon",
+        "muon_nsgd": "megatron_grow.optim.muon_nsgd:MuonNSGD",
+    },
+)
+
+
+def optimizer_of(section: OptimizerSection) -> Optimizer:
+    """The optimizer that a run file asks for.
+
+    Raises:
+        UserError: ``optimizer.optimizer`` names none, or an option is unknown or wrong.
+    """
+    kind = OPTIMIZERS.find(section.optimizer, "optimizer.optimizer")
+    shared = {field.name for field in fields(section)} & {field.name for field in fields(kind)}
+    return OPTIMIZERS.make(
+        {"optimizer": section.optimizer, **section.options},
+        "optimizer.options",
+        **{name: getattr(section, name) for name in shared},
+    )
+
+
+def recorded_optimizer(config: Mapping[str, Any]) -> Optimizer:
+    """The optimizer of the run that a checkpoint records.
+
+    Args:
+        config: the run file as it stands in the record; adam, where it does not say.
+
+    Raises:
+        UserError: it is named by an import path that cannot be imported here.
+    """
+    known = {field.name for field in fields(OptimizerSection)}
+    said = config.get("optimizer", {}).items()
+    return optimizer_of(OptimizerSection(**{name: v for name, v in said if name in known}))
