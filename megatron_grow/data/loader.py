@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 from megatron_grow.config.errors import UserError
 from megatron_grow.data.signals import deaf_children
 
-FIELDS = ("tokens", "labels", "loss_mask", "position_ids")
-
 
 def micro_batches(
     dataset: Dataset,
@@ -41,8 +39,8 @@ def micro_batches(
         num_workers: Loader processes; 0 reads in this process.
 
     Returns:
-        ``tokens``, ``labels``, ``position_ids`` int64 and ``loss_mask`` float32, each (B, S), on
-        the CPU; pinned where there is a GPU. Closing it ends the loader processes.
+        The fields of the samples, each (B, ...), on the CPU; pinned where there is a GPU. Closing
+        it ends the loader processes.
 
     Raises:
         ValueError: micro-batches of all ranks do not divide the global batch.
@@ -99,4 +97,4 @@ def _stack(
 ) -> dict[str, torch.Tensor] | UserError:
     if isinstance(samples, UserError):
         return samples
-    return {name: torch.stack([sample[name] for sample in samples]) for name in FIELDS}
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

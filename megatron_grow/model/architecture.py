@@ -14,6 +14,12 @@ from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:  # the converter starts without megatron-core, which takes seconds to import
     import torch
+    from torch.utils.data import Dataset
+
+    from megatron_grow.config.run import RunConfig
+    from megatron_grow.config.stages import Stage
+    from megatron_grow.data.check import Split
+    from megatron_grow.data.datasets import Datasets
 
 Loss = Callable[[Any], "torch.Tensor"]
 """From what the last chunk of a model makes of a micro-batch to its mean loss, a scalar.
@@ -48,6 +54,43 @@ class Architecture(ABC):
         initialised: whoever builds a model fills it, by a map of fresh values or by a growth, so
         that values do not depend on the layout. Padding of the vocabulary alone is zero.
         """
+
+    @abstractmethod
+    def check_data(self, config: RunConfig, stages: list[Stage]) -> tuple[Split, Split | None]:
+        """Open a run's corpora and check all that can be; cheap, and before any model is built.
+
+        Args:
+            config: the run, with its vocabulary.
+            stages: what its stages resolve to.
+
+        Returns:
+            The training data, and the validation data of a run that has any.
+
+        Raises:
+            UserError: they cannot be trained on.
+        """
+
+    @abstractmethod
+    def datasets(
+        self, data: tuple[Split, Split | None], config: RunConfig, train_samples: int
+    ) -> Datasets:
+        """The samples of a run, on all ranks together.
+
+        A sample has ``train.seq_length`` tokens. Its fields are tensors, of one size in all
+        samples; those of a micro-batch are stacked. Sample number k is the same on every layout.
+
+        Args:
+            data: what :meth:`check_data` found.
+            config: the run.
+            train_samples: how many training samples it reads.
+
+        Raises:
+            UserError: on all ranks.
+        """
+
+    @abstractmethod
+    def cut(self, samples: Dataset, parts: int) -> Dataset:
+        """The same samples in the same order, each as so many shorter ones, for a stage."""
 
     def reads(self, *, first: bool, last: bool) -> bool:
         """Whether a chunk of a model needs its micro-batches: the first and the last by default.

@@ -12,8 +12,9 @@ from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
-from megatron_grow.data.check import Split, check_data
+from megatron_grow.data.check import Split
 from megatron_grow.growth.plan import Plan, growth
+from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.train.choice import Choice
 from megatron_grow.train.fits import check_fits
@@ -76,13 +77,7 @@ def check(config: RunConfig) -> Checked:
     check_fits(config, stages, dist.get_world_size())
     growths = _growths(config, stages)
     check_wandb(config.logging.wandb_project)
-    assert config.model.vocab_size is not None
-    data = check_data(
-        config.data,
-        seq_length=config.train.seq_length,
-        vocab_size=config.model.vocab_size,
-        evaluate=config.train.eval_iters > 0,
-    )
+    data = architecture_of(config.model).check_data(config, stages)
     _check_masks(config, stages)
     return Checked(config, stages, growths, data)
 

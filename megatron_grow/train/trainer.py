@@ -22,10 +22,9 @@ from megatron_grow.config.run import to_yaml
 from megatron_grow.config.stages import Stage
 from megatron_grow.cost.flops import flops_at_step
 from megatron_grow.cost.parameters import count_parameters
-from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
-from megatron_grow.data.subsequences import Subsequences
 from megatron_grow.live.stage import Batches, LiveStage
+from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.optim.state import get_step, set_step
 from megatron_grow.parallel.agreement import any_rank, sum_over_ranks, together
@@ -52,14 +51,9 @@ class Trainer:
         self.schedule = LearningRateSchedule(
             self.config.schedule, self.config.optimizer, train.train_iters
         )
-        self.datasets = build_datasets(
-            *prepared.data,
-            seq_length=train.seq_length,
-            seed=self.config.run.seed,
-            train_samples=-(-self.stages[-1].tokens_at(train.train_iters) // train.seq_length),
-            valid_samples=train.eval_iters * train.global_batch_size,
-            cache_dir=self.config.cache_dir,
-        )
+        self.architecture = architecture_of(self.config.model)
+        samples = -(-self.stages[-1].tokens_at(train.train_iters) // train.seq_length)
+        self.datasets = self.architecture.datasets(prepared.data, self.config, samples)
         self.step = 0
         self.growths: list[GrowthEvent] = []
         self.guard = FiniteGuard(train, prepared.resumed.skipped_iters if prepared.resumed else 0)
@@ -206,7 +200,7 @@ class Trainer:
             return
         batch = live.stage.batch
         batches = micro_batches(
-            Subsequences(dataset, self.config.train.seq_length // batch.seq_length),
+            self.architecture.cut(dataset, self.config.train.seq_length // batch.seq_length),
             first_sample=first_token // batch.seq_length,
             global_batch_size=batch.global_batch_size,
             micro_batch_size=batch.micro_batch_size,

@@ -17,6 +17,12 @@ from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.data import Dataset
+
+    from megatron_grow.config.run import RunConfig
+    from megatron_grow.config.stages import Stage
+    from megatron_grow.data.check import Split
+    from megatron_grow.data.datasets import Datasets
 
 
 class GPT(Architecture):
@@ -33,6 +39,38 @@ class GPT(Architecture):
         from megatron_grow.model.gpt.build import build_gpt
 
         return build_gpt(model, parallel, train)
+
+    def check_data(self, config: RunConfig, stages: list[Stage]) -> tuple[Split, Split | None]:
+        """As :func:`~megatron_grow.data.check.check_data`."""
+        from megatron_grow.data.check import check_data
+
+        return check_data(
+            config.data,
+            seq_length=config.train.seq_length,
+            vocab_size=config.model.vocabulary,
+            evaluate=config.train.eval_iters > 0,
+        )
+
+    def datasets(
+        self, data: tuple[Split, Split | None], config: RunConfig, train_samples: int
+    ) -> Datasets:
+        """As :func:`~megatron_grow.data.datasets.build_datasets`."""
+        from megatron_grow.data.datasets import build_datasets
+
+        return build_datasets(
+            *data,
+            seq_length=config.train.seq_length,
+            seed=config.run.seed,
+            train_samples=train_samples,
+            valid_samples=config.train.eval_iters * config.train.global_batch_size,
+            cache_dir=config.cache_dir,
+        )
+
+    def cut(self, samples: Dataset, parts: int) -> Dataset:
+        """As :class:`~megatron_grow.data.subsequences.Subsequences`."""
+        from megatron_grow.data.subsequences import Subsequences
+
+        return Subsequences(samples, parts)
 
     def forward_step(
         self, chunk: torch.nn.Module, batch: Mapping[str, torch.Tensor] | None
