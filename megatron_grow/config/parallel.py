@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -10,6 +11,8 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.pipeline import check_pipeline, chunk_layers, parse_layout
 from megatron_grow.config.ranges import Count, check_fields
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.state.axes import AXES, MeshDim
+from megatron_grow.state.sharding import Mesh
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ class ParallelConfig:
         fields = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
         return [field for field in fields if getattr(self, field)]
 
+    @property
+    def mesh(self) -> Mesh:
+        """Ranks along each dimension that partitions tensors in equal runs."""
+        return {MeshDim.TENSOR: self.tensor_model_parallel_size}
+
     def data_parallel_size(self, world_size: int) -> int:
         """Groups of ranks that read samples of their own, on ``world_size`` ranks."""
         return world_size // self._ranks_for_one_batch
@@ -134,6 +142,15 @@ class ParallelConfig:
         self._check_sequence(train, where)
         self._check_batch(train, world_size, where)
 
+    def undivided(self, model: ModelConfig) -> Iterator[tuple[str, int]]:
+        """Fields of ``model``, and their values, that ranks share and do not divide."""
+        sizes = model.resolved
+        for rule in AXES:
+            ranks = self.mesh.get(rule.partitioned_by, 1) if rule.partitioned_by else 1
+            for name in () if rule.padded else rule.fields:
+                if getattr(sizes, name) % ranks:
+                    yield name, getattr(sizes, name)
+
     def _check_ranks(self, model: ModelConfig, world_size: int, where: str) -> None:
         tp, cp = self.tensor_model_parallel_size, self.context_parallel_size
         if world_size % self._ranks_for_one_batch:
@@ -143,16 +160,10 @@ class ParallelConfig:
                 + (f"x context_parallel_size={cp} " if cp > 1 else "")
                 + f"does not divide the {world_size} ranks of this job"
             )
-        cut = {
-            "num_attention_heads": model.num_attention_heads,
-            "num_query_groups": model.query_groups,
-            "ffn_hidden_size": model.ffn_size,
-        }
-        for name, size in cut.items():
-            if size % tp:
-                raise UserError(
-                    f"{where}: tensor_model_parallel_size={tp} does not divide {name}={size}"
-                )
+        for name, size in self.undivided(model):
+            raise UserError(
+                f"{where}: tensor_model_parallel_size={tp} does not divide {name}={size}"
+            )
 
     def _check_sequence(self, train: TrainSection, where: str) -> None:
         tp, cp = self.tensor_model_parallel_size, self.context_parallel_size

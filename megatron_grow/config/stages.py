@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from math import gcd
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,29 +14,23 @@ from megatron_grow.config.ranges import CountOrZero, NotNegative, Range, check_f
 from megatron_grow.config.recipes import expand
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.typed import typed
+from megatron_grow.state.axes import AXES, GROW_KEYS
+
+OperatorSpec = str | dict[str, Any]
+"""A name, or ``{operator: NAME, ...its options}``."""
+
+# A field for each key of the axis table: a new axis needs no other line.
+_Operators: Any = make_dataclass(
+    "_Operators", [(key, OperatorSpec | None, field(default=None)) for key in GROW_KEYS]
+)
 
 
 @dataclass
-class GrowSection:
-    """How a stage begins from the one before: an operator for each axis, and a state policy.
-
-    An operator is a name or ``{operator: NAME, ...its options}``.
-    """
+class GrowSection(_Operators):
+    """How a stage begins from the one before: an operator for each axis, and a state policy."""
 
     recipe: str | None = None
-    """A published combination; it fills in the keys below that are absent."""
-    depth: str | dict[str, Any] | None = None
-    """num_layers."""
-    width: str | dict[str, Any] | None = None
-    """hidden_size."""
-    heads: str | dict[str, Any] | None = None
-    """num_attention_heads, num_query_groups, kv_channels."""
-    ffn: str | dict[str, Any] | None = None
-    """ffn_hidden_size."""
-    vocab: str | dict[str, Any] | None = None
-    """vocab_size."""
-    positions: str | dict[str, Any] | None = None
-    """max_position_embeddings, where positions are learned."""
+    """A published combination; it fills in the operators that are absent."""
     optimizer_state: Literal["carry", "carry_old", "reset"] | None = None
     """``carry``, the default, maps moments as gradients; ``carry_old`` keeps those of original
     entries and starts duplicates at zero; ``reset`` starts all at zero."""
@@ -51,10 +45,9 @@ class GrowSection:
         check_fields(self, "grow.")
 
     @property
-    def operators(self) -> dict[str, str | dict[str, Any]]:
+    def operators(self) -> dict[str, OperatorSpec]:
         """What was asked for, by key."""
-        keys = ("depth", "width", "heads", "ffn", "vocab", "positions")
-        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+        return {key: getattr(self, key) for key in GROW_KEYS if getattr(self, key) is not None}
 
 
 @dataclass
@@ -278,13 +271,9 @@ def _steps_between_sequences(before: Stage, stage: Stage) -> list[int]:
     return [step for step in nearest if step is not None]
 
 
-_GROWING = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings")
-_CHANGING = (
-    *_GROWING,
-    "num_query_groups",
-    "kv_channels",
-    "ffn_hidden_size",
-    "vocab_size",
+_GROWING = {name for rule in AXES if not rule.may_shrink for name in rule.fields}
+_CHANGING = {
+    *(name for rule in AXES for name in rule.fields),
     "make_vocab_size_divisible_by",
     "rotary_base",
     "rotary_seq_len_interpolation_factor",
@@ -294,7 +283,7 @@ _CHANGING = (
     "init_method_std",
     "hidden_dropout",
     "attention_dropout",
-)
+}
 """Fields in which a stage may differ from the one before."""
 
 
@@ -302,11 +291,12 @@ def check_growth(
     before: ModelConfig, after: ModelConfig, grow: GrowSection | None, where: str
 ) -> None:
     """Raise :class:`UserError` if no growth leads from ``before`` to ``after``."""
-    for name in _GROWING:
-        if getattr(after, name) < getattr(before, name):
+    for field_ in fields(ModelConfig):
+        was, is_ = getattr(before.resolved, field_.name), getattr(after.resolved, field_.name)
+        if field_.name in _GROWING and is_ < was:
             raise UserError(
-                f"{where}.model.{name}={getattr(after, name)} is less than the "
-                f"{getattr(before, name)} before; a model only grows"
+                f"{where}.model.{field_.name}={is_} is less than the {was} before; a model only "
+                "grows"
             )
     for field_ in fields(ModelConfig):
         was, is_ = getattr(before, field_.name), getattr(after, field_.name)

@@ -39,12 +39,8 @@ def check_precision(source: Reader, precision: str, allowed: bool) -> None:
 def check_layout(model: ModelConfig, layout: ParallelConfig) -> None:
     """Raise :class:`UserError` if ``model`` cannot be cut for ``layout``."""
     ranks = layout.tensor_model_parallel_size
-    for name, size in (
-        ("num_query_groups", model.query_groups),
-        ("ffn_hidden_size", model.ffn_size),
-    ):
-        if size % ranks:
-            raise UserError(f"--tensor-model-parallel-size {ranks} does not divide {name} = {size}")
+    for name, size in layout.undivided(model):
+        raise UserError(f"--tensor-model-parallel-size {ranks} does not divide {name} = {size}")
     stages = layout.pipeline_model_parallel_size
     if model.num_layers % stages:
         raise UserError(

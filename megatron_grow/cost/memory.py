@@ -68,7 +68,7 @@ def _on_pipeline_rank(
     numel = state = 0
     for tensor in logical_tensors(model).values():
         copies = _copies_on(rank, layers, tensor, model, parallel)
-        here = prod(shape_on_rank(tensor.axes, parallel.tensor_model_parallel_size)) * copies
+        here = prod(shape_on_rank(tensor.axes, parallel.mesh)) * copies
         numel += here
         state += here * len(optimizer.rule(tensor).states)
     state_cut = (

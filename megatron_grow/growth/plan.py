@@ -16,6 +16,7 @@ from megatron_grow.operators import operator
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.optimizers import optimizer_of
+from megatron_grow.state.axes import AXES, LAYER, AxisRule
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import Dense, Gather, Identity, TensorMap, Term, all_fresh, identity
@@ -117,10 +118,10 @@ def growth(
     tensors, before = logical_tensors(target, target_depth), logical_tensors(source)
     grown = _grown_axes(before, tensors)
     if source.num_layers != target.num_layers:
-        grown["layer"] = (source.num_layers, target.num_layers)
+        grown[LAYER] = (source.num_layers, target.num_layers)
     working = {}
     for key, chosen in operators.items():
-        if chosen.axes(source, target) & set(grown):
+        if chosen.axes(source, target) & {rule.name for rule in grown}:
             chosen.check(source, target, f"{where}.{key}")
             working[key] = chosen
         elif grow.recipe is None and not (source.num_layers == 0 and key in ("heads", "ffn")):
@@ -153,26 +154,14 @@ def growth(
     )
 
 
-# The key of `grow` that grows an axis, and the field of `model` that sizes it.
-_AXES = {
-    "layer": ("depth", "num_layers"),
-    "hidden": ("width", "hidden_size"),
-    "kv_group": ("heads", "num_query_groups"),
-    "query_head": ("heads", "num_attention_heads / num_query_groups"),
-    "qkv_head": ("heads", "num_attention_heads / num_query_groups"),
-    "head_dim": ("heads", "kv_channels (hidden_size / num_attention_heads)"),
-    "ffn": ("ffn", "ffn_hidden_size"),
-    "vocab": ("vocab", "vocab_size"),
-    "position": ("positions", "max_position_embeddings"),
-}
+Grown = dict[AxisRule, tuple[int, int]]
+"""Size before and after of the axes whose size changes."""
 
 
-def _grown_axes(
-    before: dict[str, LogicalTensor], after: dict[str, LogicalTensor]
-) -> dict[str, tuple[int, int]]:
-    """The axes whose size changes, of tensors that the source has: size before and after."""
+def _grown_axes(before: dict[str, LogicalTensor], after: dict[str, LogicalTensor]) -> Grown:
+    """Those of tensors that the source has."""
     return {
-        new.name: (old.size, new.size)
+        new.rule: (old.size, new.size)
         for key, tensor in after.items()
         if key in before
         for old, new in zip(before[key].axes, tensor.axes, strict=True)
@@ -181,7 +170,7 @@ def _grown_axes(
 
 
 def _check_all_grow(
-    grown: dict[str, tuple[int, int]],
+    grown: Grown,
     operators: dict[str, Operator],
     source: ModelConfig,
     target: ModelConfig,
@@ -189,19 +178,20 @@ def _check_all_grow(
 ) -> None:
     covered: dict[str, Operator] = {}
     for key, chosen in operators.items():
-        for axis in chosen.axes(source, target) & set(grown):
-            if axis in covered:
+        for rule in grown:
+            if rule.name not in chosen.axes(source, target):
+                continue
+            if rule.name in covered:
                 raise UserError(
-                    f"{where}.{key}={chosen.name} grows what {covered[axis].name} grows by itself "
-                    f"({_AXES[axis][1]}); leave it out"
+                    f"{where}.{key}={chosen.name} grows what {covered[rule.name].name} grows by "
+                    f"itself ({rule.sized_by}); leave it out"
                 )
-            covered[axis] = chosen
-    for axis, (before, after) in grown.items():
-        if axis not in covered:
-            key, field = _AXES[axis]
+            covered[rule.name] = chosen
+    for rule, (before, after) in grown.items():
+        if rule.name not in covered:
             raise UserError(
-                f"{where}.{key} is missing: {field} goes from {before} to {after}; say how it "
-                "grows, or keep it"
+                f"{where}.{rule.grown_by} is missing: {rule.sized_by} goes from {before} to "
+                f"{after}; say how it grows, or keep it"
             )
 
 
@@ -223,15 +213,15 @@ def _compose(tensor: LogicalTensor, source: str, choices: list[list[Draw]]) -> T
     return TensorMap(tensor, tuple(terms), tensor.init)
 
 
-def _summary(operators: dict[str, Operator], grown: dict[str, tuple[int, int]]) -> str:
+def _summary(operators: dict[str, Operator], grown: Grown) -> str:
     names = {key: chosen.name for key, chosen in operators.items()}
     parts = []
-    for axis, (key, sized_by) in _AXES.items():
-        if axis not in grown or axis == "qkv_head":  # of which the query heads tell
+    for rule in (*AXES, *(rule for rule in grown if rule not in AXES)):
+        if rule not in grown or rule.follows:
             continue
-        before, after = grown[axis]
-        what = "layers" if axis == "layer" else sized_by
-        by = names.get(key) or names.get("width")
+        before, after = grown[rule]
+        what = "layers" if rule is LAYER else rule.sized_by
+        by = names.get(rule.grown_by or "") or names.get("width")
         parts.append(f"{before} -> {after} {what} by {by}")
     return ", ".join(parts) or "the same model"
 

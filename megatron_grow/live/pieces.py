@@ -13,6 +13,7 @@ from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer, Mega
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from megatron.core.transformer.module import MegatronModule
 
+from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import Box, from_flat_range, shape_of, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.sharding import held
@@ -93,14 +94,13 @@ def placement(
 
     megatron-core's sharded state dict says which layer a parameter is, whatever the pipeline.
     """
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    parts = parallel_state.get_tensor_model_parallel_world_size()
+    mesh, place = process_groups.mesh(), process_groups.place()
     for entry in module.sharded_state_dict().values():
         if not isinstance(entry, ShardedTensor | ShardedTensorFactory):
             continue
         sharded = entry.build()[0] if isinstance(entry, ShardedTensorFactory) else entry
         # Of tensors with layers, the first offset is the layer.
-        box = held(tensors[entry.key].axes, sharded.global_offset[0], rank, parts)
+        box = held(tensors[entry.key].axes, sharded.global_offset[0], place, mesh)
         *model_parallel_replica, _ = entry.replica_id
         yield entry.data, (entry.key, box, not any(model_parallel_replica))
 

@@ -16,6 +16,8 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.parallel import cpu, launch
 from megatron_grow.parallel.watch import Watch
+from megatron_grow.state.axes import MeshDim
+from megatron_grow.state.sharding import Mesh, Place
 
 _watch: Watch | None = None
 
@@ -117,6 +119,16 @@ def _on_one_backend(backend: str) -> Iterator[None]:
         yield
     finally:
         parallel_state.create_group = create
+
+
+def mesh() -> Mesh:
+    """Ranks along each dimension of the current stage's layout."""
+    return {MeshDim.TENSOR: parallel_state.get_tensor_model_parallel_world_size()}
+
+
+def place() -> Place:
+    """This rank's coordinate along each dimension."""
+    return {MeshDim.TENSOR: parallel_state.get_tensor_model_parallel_rank()}
 
 
 def is_first_chunk(number: int) -> bool:

@@ -1,77 +1,68 @@
-"""How each axis is dealt to ranks: the one table.
-
-Data parallelism does not appear in it. Its replicas hold the same boxes, or, under the distributed
-optimizer, flat ranges of them.
-"""
+"""Which part of a tensor each rank holds, by the axis table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from enum import Enum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 
-from megatron_grow.state.axes import Axis
+from megatron_grow.state.axes import Axis, MeshDim
 from megatron_grow.state.boxes import Box
 
-
-class Dealt(Enum):
-    """Which ranks share the entries of an axis."""
-
-    TENSOR = "tensor"
-    """Tensor-parallel ranks: each holds one of as many equal runs. The last may end in padding, or
-    be nothing else: then the box that a rank holds is empty."""
-    PIPELINE = "pipeline"
-    """Pipeline ranks: each holds single entries, as megatron-core's layout says."""
+Mesh = Mapping[MeshDim, int]
+"""Ranks along each dimension; 1 where it says nothing."""
+Place = Mapping[MeshDim, int]
+"""A rank's coordinate along each dimension; 0 where it says nothing."""
 
 
-DEALT = {
-    "layer": Dealt.PIPELINE,
-    "vocab": Dealt.TENSOR,
-    "kv_group": Dealt.TENSOR,
-    "ffn": Dealt.TENSOR,
-}
-"""By the axis's name; every rank holds all of any other."""
+def ranks_of(axis: Axis, mesh: Mesh) -> int:
+    """How many ranks share the entries of ``axis`` in runs; 1: each holds all, or single ones."""
+    dim = axis.rule.partitioned_by
+    return 1 if dim in (None, MeshDim.PIPELINE) else mesh.get(dim, 1)
 
 
 def run(axis: Axis, ranks: int) -> int:
-    """Entries that each of ``ranks`` tensor-parallel ranks has room for, padding included."""
+    """Entries that each of ``ranks`` has room for, padding included."""
     multiple = axis.multiple or 1
     return -(-axis.size // (multiple * ranks)) * multiple
 
 
-def _cut(axis: Axis, rank: int, ranks: int) -> tuple[int, int]:
-    size = run(axis, ranks)
-    return min(rank * size, axis.size), min((rank + 1) * size, axis.size)
+def shape_on_rank(axes: Iterable[Axis], mesh: Mesh) -> tuple[int, ...]:
+    """The shape of one layer of a tensor in the memory of a rank, padding included."""
+    return tuple(
+        1 if axis.rule.partitioned_by is MeshDim.PIPELINE else run(axis, ranks_of(axis, mesh))
+        for axis in axes
+    )
 
 
-def shape_on_rank(axes: Iterable[Axis], ranks: int) -> tuple[int, ...]:
-    """The shape of one layer of a tensor in the memory of one of ``ranks``, padding included."""
-    shape = []
-    for axis in axes:
-        dealt = DEALT.get(axis.name)
-        whole = 1 if dealt is Dealt.PIPELINE else axis.size
-        shape.append(run(axis, ranks) if dealt is Dealt.TENSOR else whole)
-    return tuple(shape)
-
-
-def held(axes: Iterable[Axis], layer: int, rank: int, ranks: int) -> Box:
-    """The box of a tensor that tensor-parallel ``rank`` of ``ranks`` holds of one ``layer``."""
+def held(axes: Iterable[Axis], layer: int, place: Place, mesh: Mesh) -> Box:
+    """The box of a tensor that the rank at ``place`` holds of one ``layer``."""
     box = []
     for axis in axes:
-        dealt = DEALT.get(axis.name)
-        if dealt is Dealt.PIPELINE:
+        dim = axis.rule.partitioned_by
+        if dim is MeshDim.PIPELINE:
             box.append((layer, layer + 1))
-        elif dealt is Dealt.TENSOR:
-            box.append(_cut(axis, rank, ranks))
         else:
-            box.append((0, axis.size))
+            rank = place.get(dim, 0) if dim else 0
+            box.append(_part(axis, rank, ranks_of(axis, mesh)))
     return tuple(box)
 
 
-def shards(axes: Sequence[Axis], ranks: int) -> list[Box]:
-    """The boxes, over all layers, that ``ranks`` tensor-parallel ranks hold, replicas once."""
-    whole = tuple((0, axis.size) for axis in axes)
-    for place, axis in enumerate(axes):
-        if DEALT.get(axis.name) is Dealt.TENSOR:
-            cuts = [_cut(axis, rank, ranks) for rank in range(ranks)]
-            return [(*whole[:place], cut, *whole[place + 1 :]) for cut in cuts]
-    return [whole]
+def shards(axes: Sequence[Axis], mesh: Mesh) -> list[Box]:
+    """The boxes, over all layers, that the ranks of ``mesh`` hold, replicas once."""
+    parts = []
+    for axis in axes:
+        ranks = ranks_of(axis, mesh)
+        parts.append([_part(axis, rank, ranks) for rank in range(ranks)])
+    return list(product(*parts))
+
+
+def undivided(axes: Iterable[Axis], mesh: Mesh) -> Iterator[Axis]:
+    """Those of ``axes`` that ranks share evenly, and that are no multiple of these ranks."""
+    for axis in axes:
+        if not axis.rule.padded and axis.size % ranks_of(axis, mesh):
+            yield axis
+
+
+def _part(axis: Axis, rank: int, ranks: int) -> tuple[int, int]:
+    size = run(axis, ranks)
+    return min(rank * size, axis.size), min((rank + 1) * size, axis.size)

@@ -8,8 +8,7 @@ from functools import cached_property
 from math import prod
 from typing import Literal
 
-from megatron_grow.state.axes import Axis
-from megatron_grow.state.sharding import DEALT, Dealt
+from megatron_grow.state.axes import LAYER, VOCAB, Axis, MeshDim
 
 Part = Literal["embedding", "positions", "blocks", "final_norm", "head"]
 
@@ -69,20 +68,19 @@ class LogicalTensor:
     def pads_to(self, shape: tuple[int, ...]) -> bool:
         """Whether ``shape`` is the checkpoint's, or adds rows that pad a vocabulary."""
         expected = self.checkpoint_shape
-        if self.axes[0].name != "vocab":
+        if self.axes[0].rule != VOCAB:
             return shape == expected
         return shape[:1] >= expected[:1] and shape[1:] == expected[1:]
 
     @property
-    def cut(self) -> str | None:
-        """The axis that tensor parallelism cuts; None: every rank holds all of it."""
-        names = (axis.name for axis in self.axes)
-        return next((name for name in names if DEALT.get(name) is Dealt.TENSOR), None)
+    def is_partitioned(self) -> bool:
+        """Whether ranks share each layer's, or the whole if it has no layers."""
+        return any(axis.rule.partitioned_by not in (None, MeshDim.PIPELINE) for axis in self.axes)
 
     @property
     def stacked(self) -> bool:
         """Whether axis 0 is the layer."""
-        return self.axes[0].name == "layer"
+        return self.axes[0].rule == LAYER
 
     @property
     def is_matrix(self) -> bool:

@@ -13,7 +13,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators import OPERATORS
 from megatron_grow.operators import operator as make
 from megatron_grow.operators.depth.base import DepthOperator
-from megatron_grow.state.axes import Axis, Role
+from megatron_grow.state.axes import HIDDEN, LAYER, Axis, Role
 from megatron_grow.state.boxes import full, slices
 from megatron_grow.state.maps import FRESH, Gather, TensorMap, Term
 from megatron_grow.state.maps import Identity as Same
@@ -99,13 +99,13 @@ def test_copies_use_every_layer(name: str, source: int, target: int) -> None:
         assert counts.max() - counts.min() <= 1
 
 
-LAYER, WIDTH = Axis("layer", 4, Role.INDEX), Axis("hidden", 3, Role.PRODUCES)
+LAYERS, WIDTH = Axis(LAYER, 4, Role.INDEX), Axis(HIDDEN, 3, Role.PRODUCES)
 SOURCE = torch.arange(1.0, 7.0).view(2, 3)
 
 
 def grown(spec: str | dict, how: str = "weights", **flags: Any) -> torch.Tensor:
     """Two layers of three values, grown to four."""
-    tensor = LogicalTensor("w", (LAYER, WIDTH), (1, 1), Normal(0.1), **flags)
+    tensor = LogicalTensor("w", (LAYERS, WIDTH), (1, 1), Normal(0.1), **flags)
     (draw,) = getattr(operator(spec), how)(tensor, model(2), model(4))
     tensor_map = TensorMap(tensor, (Term("w", (draw["layer"], Same())),), tensor.init)
 

@@ -13,6 +13,7 @@ from megatron_grow.growth.in_memory import transfer
 from megatron_grow.growth.plan import growth
 from megatron_grow.live.pieces import Piece
 from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.state.axes import MeshDim
 from megatron_grow.state.boxes import Box, full, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import materialise
@@ -33,7 +34,7 @@ def boxes(tensor: LogicalTensor, layout: tuple[int, int], rank: int) -> Iterator
     tp, pp = layout
     for layer in range(tensor.shape[0]) if tensor.stacked else (0,):
         if not tensor.stacked or layer * pp // tensor.shape[0] == rank // tp:
-            yield held(tensor.axes, layer, rank % tp, tp)
+            yield held(tensor.axes, layer, {MeshDim.TENSOR: rank % tp}, {MeshDim.TENSOR: tp})
 
 
 def values(model: ModelConfig) -> dict[str, torch.Tensor]:

@@ -105,7 +105,7 @@ def table_chunks(
                 extents.append([(layer, layer + 1) for layer in layers])
             elif axis.name == "gate_up":  # megatron-core stores the two apart
                 extents.append([(0, 1), (1, 2)])
-            elif axis.name == tensor.cut:
+            elif axis.name in ("kv_group", "ffn", "vocab"):
                 extents.append([(rank * axis.size // tp, (rank + 1) * axis.size // tp)])
             else:
                 extents.append([(0, axis.size)])

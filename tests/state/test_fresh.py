@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_grow.state.axes import Axis, Role
+from megatron_grow.state.axes import LAYER, Axis, AxisRule, Role
 from megatron_grow.state.boxes import full, slices
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.tensors import Constant, LogicalTensor, Normal
@@ -24,8 +24,9 @@ def tensor(
     key: str = "weight",
     groups: tuple[int, ...] | None = None,
 ) -> LogicalTensor:
-    names = ["layer" if stacked else "rows", *(f"axis{i}" for i in range(1, len(shape)))]
-    axes = tuple(Axis(n, size, Role.INDEX) for n, size in zip(names, shape, strict=True))
+    first = LAYER if stacked else AxisRule("rows")
+    rules = [first, *(AxisRule(f"axis{i}") for i in range(1, len(shape)))]
+    axes = tuple(Axis(r, size, Role.INDEX) for r, size in zip(rules, shape, strict=True))
     return LogicalTensor(key, axes, groups or (1,) * len(shape), Normal(1.0))
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_grow.state.axes import Axis, Role
+from megatron_grow.state.axes import Axis, AxisRule, Role
 from megatron_grow.state.boxes import Box, full, shape_of, slices
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import (
@@ -32,7 +32,7 @@ ZERO = Constant(0.0)
 
 
 def tensor(shape: tuple[int, ...], init: Init = ZERO) -> LogicalTensor:
-    axes = tuple(Axis(f"axis{i}", size, Role.INDEX) for i, size in enumerate(shape))
+    axes = tuple(Axis(AxisRule(f"axis{i}"), size, Role.INDEX) for i, size in enumerate(shape))
     return LogicalTensor("target", axes, (1,) * len(shape), init)
 
 

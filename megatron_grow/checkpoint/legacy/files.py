@@ -11,6 +11,7 @@ from megatron_grow.checkpoint.regions import Region
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.pipeline import chunk_layers
 from megatron_grow.model.gpt.tensors import LAYERS
+from megatron_grow.state.axes import MeshDim
 from megatron_grow.state.boxes import shape_of
 from megatron_grow.state.sharding import held, shape_on_rank
 from megatron_grow.state.tensors import LogicalTensor
@@ -104,15 +105,15 @@ def regions(
         tensor_parallel: ranks that share each tensor.
         fused: norms are named as by Transformer Engine, else as by the local layers.
     """
-    rank = chunk.rank[0]
+    mesh, here = {MeshDim.TENSOR: tensor_parallel}, {MeshDim.TENSOR: chunk.rank[0]}
 
     def region(name: str, tensor: LogicalTensor, layer: int = 0) -> Region:
         first, *others = tensor.groups
         if tensor.stacked:  # each layer is a tensor of its own
             first, *others = first + others[0], *others[1:]
-        box = held(tensor.axes, layer, rank, tensor_parallel)
+        box = held(tensor.axes, layer, here, mesh)
         order = tuple(range(len(tensor.axes)))
-        padding = shape_on_rank(tensor.axes, tensor_parallel)[0] - shape_of(box)[0]
+        padding = shape_on_rank(tensor.axes, mesh)[0] - shape_of(box)[0]
         name = chunk.region_name(name)
         return Region(name, tensor.key, box, order, (first, *others), padding)
 

@@ -25,9 +25,10 @@ from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.writer import Block
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.state.axes import MeshDim
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.sharding import DEALT, Dealt
+from megatron_grow.state.sharding import undivided
 from megatron_grow.state.tensors import LogicalTensor
 
 Table = list[tuple[str, int, int, int]]
@@ -71,13 +72,12 @@ class LegacyWriter:
         self._parallel, self._tensors = parallel, tensors
         self._dtype = DTYPES[record.precision]
         tp = parallel.tensor_model_parallel_size
-        for axis in (axis for tensor in tensors.values() for axis in tensor.axes):
-            evenly = DEALT.get(axis.name) is Dealt.TENSOR and axis.multiple is None
-            if evenly and axis.size % tp:
-                raise UserError(
-                    f"tensor_model_parallel_size={tp} does not divide the {axis.size} entries of "
-                    f"the axis {axis.name}"
-                )
+        axes = (axis for tensor in tensors.values() for axis in tensor.axes)
+        for axis in undivided(axes, {MeshDim.TENSOR: tp}):
+            raise UserError(
+                f"tensor_model_parallel_size={tp} does not divide the {axis.size} entries of the "
+                f"axis {axis.name}"
+            )
         found = model_chunks(parallel, record.model_config.num_layers, "the layout")
         self._files: dict[Path, list[tuple[ModelChunk, list[Region]]]] = defaultdict(list)
         for chunk in found:

@@ -36,6 +36,6 @@ def extra_state(tensors: Iterable[LogicalTensor]) -> dict[str, Any]:
     return {
         f"{tensor.key.removesuffix('weight')}_extra_state/shard_{layer}_{tensor.shape[0]}": [None]
         for tensor in tensors
-        if tensor.stacked and tensor.cut and tensor.key.endswith(".weight")
+        if tensor.stacked and tensor.is_partitioned and tensor.key.endswith(".weight")
         for layer in range(tensor.shape[0])
     }

@@ -26,6 +26,7 @@ from megatron_grow.checkpoint.torch_dist.chunks import seal_of, stored_tensor
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.checkpoint.writer import Block
+from megatron_grow.state.axes import MeshDim
 from megatron_grow.state.boxes import Box, fold, intersect, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import contiguous
@@ -67,7 +68,8 @@ class TorchDistWriter:
         self.shards: dict[str, Shard] = {}
         self._record, self._tensors, self._kinds = record, tensors, kinds
         self._dtype, self._keeps_main = DTYPES[record.precision], keeps_main
-        self._shards = {key: shards(t.axes, tensor_parallel) for key, t in tensors.items()}
+        mesh = {MeshDim.TENSOR: tensor_parallel}
+        self._shards = {key: shards(t.axes, mesh) for key, t in tensors.items()}
 
     def stored(self, key: str, kind: str) -> dict[str, torch.dtype]:
         """Names and types under which a kind of state is stored."""

@@ -5,7 +5,20 @@ from __future__ import annotations
 from math import sqrt
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.state.axes import Axis, Role
+from megatron_grow.state.axes import (
+    FFN,
+    GATE_UP,
+    HEAD_DIM,
+    HIDDEN,
+    KV_GROUP,
+    LAYER,
+    POSITION,
+    QKV_HEAD,
+    QUERY_HEAD,
+    VOCAB,
+    Axis,
+    Role,
+)
 from megatron_grow.state.tensors import Constant, LogicalTensor, Normal, Part
 
 LAYERS = "decoder.layers."
@@ -23,10 +36,10 @@ def gpt_tensors(model: ModelConfig, target_depth: int | None) -> dict[str, Logic
         target_depth: the depth that the run ends with, which scales the initial residual outputs
             by 1 / sqrt(2 x depth) (GPT-2); the model's own if absent.
     """
-    tokens = Axis("vocab", model.vocabulary, Role.INDEX, model.make_vocab_size_divisible_by)
+    tokens = Axis(VOCAB, model.vocabulary, Role.INDEX, model.make_vocab_size_divisible_by)
     tensors = [_embedding(EMBEDDING, tokens, model, "embedding")]
     if model.position_embedding_type == "learned_absolute":
-        positions = Axis("position", model.max_position_embeddings, Role.INDEX)
+        positions = Axis(POSITION, model.max_position_embeddings, Role.INDEX)
         tensors.append(_embedding(POSITIONS, positions, model, "positions"))
     if model.num_layers:
         tensors += _layer_tensors(model, target_depth or model.num_layers)
@@ -40,7 +53,7 @@ def gpt_tensors(model: ModelConfig, target_depth: int | None) -> dict[str, Logic
 
 
 def _hidden(model: ModelConfig, role: Role = Role.PRODUCES) -> Axis:
-    return Axis("hidden", model.hidden_size, role)
+    return Axis(HIDDEN, model.hidden_size, role)
 
 
 def _embedding(key: str, rows: Axis, model: ModelConfig, part: Part) -> LogicalTensor:
@@ -74,25 +87,25 @@ def _norm(
 
 
 def _layer_tensors(model: ModelConfig, target_depth: int) -> list[LogicalTensor]:
-    layer = Axis("layer", model.num_layers, Role.INDEX)
+    layer = Axis(LAYER, model.num_layers, Role.INDEX)
     produced, consumed = _hidden(model), _hidden(model, Role.CONSUMES)
     queries_per_group = model.num_attention_heads // model.query_groups
     # Megatron interleaves each group's query heads with its key and its value head.
     qkv = (
-        Axis("kv_group", model.query_groups, Role.PRODUCES),
-        Axis("qkv_head", queries_per_group + 2, Role.PRODUCES),
-        Axis("head_dim", model.head_dim, Role.PRODUCES),
+        Axis(KV_GROUP, model.query_groups, Role.PRODUCES),
+        Axis(QKV_HEAD, queries_per_group + 2, Role.PRODUCES),
+        Axis(HEAD_DIM, model.head_dim, Role.PRODUCES),
     )
     context = (
-        Axis("kv_group", model.query_groups, Role.CONSUMES),
-        Axis("query_head", queries_per_group, Role.CONSUMES),
-        Axis("head_dim", model.head_dim, Role.CONSUMES),
+        Axis(KV_GROUP, model.query_groups, Role.CONSUMES),
+        Axis(QUERY_HEAD, queries_per_group, Role.CONSUMES),
+        Axis(HEAD_DIM, model.head_dim, Role.CONSUMES),
     )
     ffn_in = (
-        *((Axis("gate_up", 2, Role.INDEX),) if model.gated else ()),
-        Axis("ffn", model.ffn_size, Role.PRODUCES),
+        *((Axis(GATE_UP, 2, Role.INDEX),) if model.gated else ()),
+        Axis(FFN, model.ffn_size, Role.PRODUCES),
     )
-    ffn_out = Axis("ffn", model.ffn_size, Role.CONSUMES)
+    ffn_out = Axis(FFN, model.ffn_size, Role.CONSUMES)
     inner = Normal(model.init_method_std)
     outer = Normal(model.init_method_std / sqrt(2 * target_depth))
     attention, mlp = f"{LAYERS}self_attention.", f"{LAYERS}mlp."
@@ -132,7 +145,7 @@ def _layer_tensors(model: ModelConfig, target_depth: int) -> list[LogicalTensor]
             bias(f"{mlp}linear_fc2.bias", (produced,), ends=True),
         ]
     if model.qk_layernorm:
-        head = Axis("head_dim", model.head_dim, Role.PRODUCES)
+        head = Axis(HEAD_DIM, model.head_dim, Role.PRODUCES)
         for name in ("q_layernorm.", "k_layernorm."):
             tensors += _norm(f"{attention}{name}", (layer,), head, model)
     return tensors

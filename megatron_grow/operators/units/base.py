@@ -9,6 +9,7 @@ from typing import ClassVar
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.expansion import AxisOperator, Expansion
+from megatron_grow.state.axes import AXES
 
 Sizes = dict[str, tuple[int, int]]
 """Size before and after of each axis that grows, by name."""
@@ -36,8 +37,12 @@ class UnitOperator(AxisOperator):
 
     def sizes(self, source: ModelConfig, target: ModelConfig) -> Sizes:
         """What grows."""
-        before, after = _units(source)[self.key], _units(target)[self.key]
-        return {name: (before[name], after[name]) for name in after if before[name] != after[name]}
+        before, after = _units(source), _units(target)
+        return {
+            rule.name: (before[rule.name], after[rule.name])
+            for rule in AXES
+            if rule.grown_by == self.key and before.get(rule.name) != after.get(rule.name)
+        }
 
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
         """Those that grow."""
@@ -99,14 +104,12 @@ def epsilon_caveat(source: ModelConfig, target: ModelConfig, kept: float) -> str
     )
 
 
-def _units(model: ModelConfig) -> dict[str, dict[str, int]]:
+def _units(model: ModelConfig) -> dict[str, int]:
     return {
-        "width": {"hidden": model.hidden_size},
-        "heads": {
-            "kv_group": model.query_groups,
-            "query_head": model.num_attention_heads // model.query_groups,
-        },
-        "ffn": {"ffn": model.ffn_size},
+        "hidden": model.hidden_size,
+        "kv_group": model.query_groups,
+        "query_head": model.num_attention_heads // model.query_groups,
+        "ffn": model.ffn_size,
     }
 
 
