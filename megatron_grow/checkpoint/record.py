@@ -47,6 +47,17 @@ class GrowthEvent:
 
 
 @dataclass
+class StageEnd:
+    """The end of a stage that a rule might end."""
+
+    stage: int
+    step: int
+    """Global step after which it ends."""
+    reason: str
+    """What the rule found; ``at_most`` where it found nothing until then."""
+
+
+@dataclass
 class Record:
     """Where a run stands: read before anything else on resume."""
 
@@ -65,6 +76,8 @@ class Record:
     config: dict[str, Any]
     """The whole run file, resolved."""
     growths: list[GrowthEvent] = field(default_factory=list)
+    stage_ends: list[StageEnd] = field(default_factory=list)
+    """Those that are known, of stages with a rule; the last may be a few steps ahead."""
     parallel: dict[str, Any] = field(default_factory=dict)
     """The layout that it was written under, or for; any other reads it as well."""
     skipped_iters: int = 0
@@ -113,6 +126,7 @@ def read_record(checkpoint: Path) -> Record:
             length = values["config"]["train"]["seq_length"]
             values["consumed_tokens"] = values["consumed_samples"] * length
         values["growths"] = [GrowthEvent(**growth) for growth in values["growths"]]
+        values["stage_ends"] = [StageEnd(**end) for end in values.get("stage_ends", [])]
         begun = values.get("begun_from", [])
         values["begun_from"] = [Beginning(**beginning) for beginning in begun]
         return _checked(Record(**values), path)
@@ -127,7 +141,7 @@ def read_record(checkpoint: Path) -> Record:
 def _checked(record: Record, path: Path) -> Record:
     """``record``, of values that can be."""
     try:
-        for part in (record, *record.growths, *record.begun_from):
+        for part in (record, *record.growths, *record.stage_ends, *record.begun_from):
             check_fields(part)
         _ = record.model_config, record.layout
     except UserError as error:

@@ -65,6 +65,7 @@ def parse_error(error: Exception, where: str = "") -> UserError:
         where: in what the field stands, if not at the top.
     """
     text = _TYPE.sub(r"\1", " ".join(str(error).split())).replace("NoneType", "null")
+    text = text.replace("dict[str, typing.Any]", "dict")
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"\1", text)
     found = _MISMATCH.fullmatch(text)
     if found is None:

@@ -16,15 +16,17 @@ LARGEST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number."""
+    """Bounds of a number; what else a field may hold has none."""
 
     least: float | None = None
     above: float | None = None
     most: float = LARGEST
     below: float | None = None
 
-    def wrong(self, value: float) -> str | None:
+    def wrong(self, value: Any) -> str | None:
         """What ``value`` must be to lie within; None where it does."""
+        if not isinstance(value, (int, float)):
+            return None
         if self.least is not None and value < self.least:
             return f"at least {self.least:g}"
         if self.above is not None and value <= self.above:

@@ -7,6 +7,7 @@ from math import gcd
 from typing import Annotated, Any, Literal, TypeVar
 
 from megatron_grow.config.batch import BatchShape
+from megatron_grow.config.ending import StageRule, resolve_rule, step_of
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
@@ -54,9 +55,10 @@ class GrowSection(_Operators):
 class StageSection:
     """One entry of ``stages``, as it is written in a run file."""
 
-    until: Annotated[int | float, Range(above=0)] | None = None
+    until: Annotated[int | float | dict[str, Any], Range(above=0)] | None = None
     """Where the stage ends: a fraction of train_iters (a number with a point, at most 1.0) or an
-    integer step; absent in the last stage."""
+    integer step; or ``{rule: NAME, ...its options, at_most: ...}``, a rule that may end it before
+    (:class:`~.ending.Ending`). Absent in the last stage."""
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of ``model`` that differ from the target."""
     parallel: dict[str, Any] = field(default_factory=dict)
@@ -83,7 +85,7 @@ class Stage:
     first_step: int
     """Steps done before the stage begins."""
     last_step: int
-    """Global step after which the stage ends."""
+    """Global step after which the stage ends; at the latest, where ``rule`` may end it before."""
     model: ModelConfig
     parallel: ParallelConfig
     grow: GrowSection | None
@@ -94,6 +96,8 @@ class Stage:
     """Global batches of this stage in one evaluation: in every stage the same tokens."""
     lr_multiplier: float = 1.0
     rewarmup_iters: int = 0
+    rule: StageRule | None = None
+    """What may end the stage before its last step; None: nothing, or it is known where it ends."""
 
     def tokens_at(self, step: int) -> int:
         """Training tokens that the run has consumed after ``step``, a step of this stage."""
@@ -176,20 +180,14 @@ def resolve_stages(
         where = f"stages[{index}]"
         last = index == len(sections) - 1
         first_step = stages[-1].last_step if stages else 0
-        last_step = train_iters if last else _step(section.until, train_iters, where)
-        if (
-            last
-            and section.until is not None
-            and _step(section.until, train_iters, where) != train_iters
-        ):
-            raise UserError(
-                f"{where}.until={section.until}: the last stage ends at "
-                f"train_iters={train_iters}; leave it out"
-            )
+        last_step, rule = _end(section, train, f"{where}.until", last=last)
         if not first_step < last_step <= train_iters:
+            begins = "where the stage begins"
+            if stages and stages[-1].rule:
+                begins = f"where stages[{index - 1}] ends at the latest"
             raise UserError(
-                f"{where}.until={section.until} is step {last_step}; it must lie after step "
-                f"{first_step}, where the stage begins, and not after train_iters={train_iters}"
+                f"{_shown(section, where)} is step {last_step}; it must lie after step "
+                f"{first_step}, {begins}, and not after train_iters={train_iters}"
             )
         model = changed_model(target, section.model, f"{where}.model")
         if last and model != target:
@@ -210,6 +208,7 @@ def resolve_stages(
             eval_iters=train.eval_iters * train.batch.tokens // batch.tokens,
             lr_multiplier=section.lr_multiplier,
             rewarmup_iters=section.rewarmup_iters,
+            rule=rule,
         )
         _check_batch(stage, stages[-1] if stages else None, train, where)
         if stages:
@@ -223,16 +222,29 @@ def resolve_stages(
     return stages
 
 
-def _step(until: int | float | None, train_iters: int, where: str) -> int:
-    if until is None:
-        raise UserError(f"{where}.until is missing; only the last stage may leave it out")
-    if isinstance(until, int):
-        return until
-    if until <= 1.0:
-        return round(until * train_iters)
-    if until.is_integer():
-        return int(until)
-    raise UserError(f"{where}.until={until} must be a fraction of at most 1.0 or an integer step")
+def _end(
+    section: StageSection, train: TrainSection, where: str, *, last: bool
+) -> tuple[int, StageRule | None]:
+    """The last step of a stage, and the rule that may end it before."""
+    until, train_iters = section.until, train.train_iters
+    if last and until is None:
+        return train_iters, None
+    if isinstance(until, dict):
+        last_step, rule = resolve_rule(until, train_iters, train.eval_interval, where)
+    else:
+        last_step, rule = step_of(until, train_iters, where), None
+    if last and (rule or last_step != train_iters):
+        raise UserError(
+            f"{where}={until}: the last stage ends at train_iters={train_iters}; leave it out"
+        )
+    return last_step, rule
+
+
+def _shown(section: StageSection, where: str) -> str:
+    """Where a stage ends at the latest, as the run file has it."""
+    if isinstance(section.until, dict):
+        return f"{where}.until.at_most={section.until['at_most']}"
+    return f"{where}.until={section.until}"
 
 
 def _check_batch(stage: Stage, before: Stage | None, train: TrainSection, where: str) -> None:
@@ -243,7 +255,8 @@ def _check_batch(stage: Stage, before: Stage | None, train: TrainSection, where:
             f"{train.seq_length}, the longest of the run, of which every stage reads parts"
         )
     if before is not None and stage.first_token % length:
-        until = f"stages[{before.index}].until={before.last_step}"
+        field_ = "until.at_most" if before.rule else "until"
+        until = f"stages[{before.index}].{field_}={before.last_step}"
         steps = " or ".join(map(str, _steps_between_sequences(before, stage)))
         advice = f"could be {steps}" if steps else "has no better value: change a batch before it"
         raise UserError(

@@ -34,6 +34,8 @@ def announcements(prepared: Prepared) -> Iterator[str]:
         else:
             before = stages[stage.index - 1]
             when, grown_from = f"after step {stage.first_step}", before.model
+            if before.rule:
+                when += f", or earlier by {before.rule.name}"
             layout = f"{before.parallel.describe(world_size)} -> {layout}"
         sizes = forecast(plan)
         memory = estimate_memory(

@@ -70,6 +70,13 @@ class Console:
             f"validation loss {row['val_loss']:.4f}"
         )
 
+    def stage_end(self, row: Mapping[str, Any]) -> None:
+        """Print where a stage ends, and why."""
+        self.message(
+            f"{self._position(row['step'])} | stage {row['stage']} ends after step "
+            f"{row['last_step']} ({row['reason']})"
+        )
+
     def growth(self, row: Mapping[str, Any]) -> None:
         """Print what grew, from and to which layout and batch, and what it took."""
         if row["from_layers"] != row["to_layers"]:

@@ -9,6 +9,7 @@ from rich.filesize import decimal
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
+from megatron_grow.config.timing import most_tokens
 from megatron_grow.cost.memory import estimate_memory
 from megatron_grow.optim.optimizers import optimizer_of
 
@@ -25,8 +26,7 @@ def check_fits(config: RunConfig, stages: list[Stage], world_size: int) -> None:
     """
     there = psutil.virtual_memory().total
     samples = {
-        "train.train_iters": stages[-1].tokens_at(config.train.train_iters)
-        // config.train.seq_length,
+        "train.train_iters": most_tokens(stages) // config.train.seq_length,
         "train.eval_iters": config.train.eval_iters * config.train.global_batch_size,
     }
     paths = (config.data.train_data_path, config.data.valid_data_path)

@@ -12,10 +12,12 @@ from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
+from megatron_grow.config.timing import most_tokens
 from megatron_grow.data.check import Split
 from megatron_grow.growth.plan import Plan, growth
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim.optimizers import optimizer_of
+from megatron_grow.rules.table import RULES
 from megatron_grow.train.choice import Choice
 from megatron_grow.train.fits import check_fits
 from megatron_grow.train.metrics import check_wandb
@@ -40,6 +42,11 @@ class Checked:
         made = {c.prefix: c.sidecar and c.sidecar.tokenizer_digest for c in found}
         return {c.prefix: f"{c.digest} {made[c.prefix] or ''}".strip() for c in found}
 
+    @property
+    def train_samples(self) -> int:
+        """As many as the run reads at most, whether or not ends of its stages are known."""
+        return -(-most_tokens(self.stages) // self.config.train.seq_length)
+
 
 @dataclass
 class Prepared:
@@ -53,6 +60,8 @@ class Prepared:
     start: Start | None
     data: tuple[Split, Split | None]
     """Training and validation."""
+    train_samples: int
+    """As many as it reads at most."""
     corpora: dict[str, str]
     """As in the record."""
     holder: Holder | None = None
@@ -79,6 +88,9 @@ def check(config: RunConfig) -> Checked:
     check_wandb(config.logging.wandb_project)
     data = architecture_of(config.model).check_data(config, stages)
     _check_masks(config, stages)
+    for stage in stages:
+        if stage.rule:
+            RULES.make(stage.rule.spec, f"stages[{stage.index}].until")
     return Checked(config, stages, growths, data)
 
 
@@ -92,11 +104,19 @@ def prepare(checked: Checked, holder: Holder | None = None) -> Prepared:
     Raises:
         UserError: whatever cannot work.
     """
-    config, stages = checked.config, checked.stages
-    choice, start, first = find_start(config, stages, checked.corpora)
-    plans = [first, *checked.growths]
-    data, corpora = checked.data, checked.corpora
-    return Prepared(config, stages, plans, choice, start, data, corpora, holder)
+    config, stages, corpora = checked.config, checked.stages, checked.corpora
+    choice, start, first = find_start(config, stages, corpora)
+    return Prepared(
+        config=config,
+        stages=start.stages if start else stages,
+        plans=[first, *checked.growths],
+        choice=choice,
+        start=start,
+        data=checked.data,
+        train_samples=checked.train_samples,
+        corpora=corpora,
+        holder=holder,
+    )
 
 
 def _growths(config: RunConfig, stages: list[Stage]) -> list[Plan]:

@@ -56,6 +56,17 @@ class NotFiniteRow(Progress):
     """``skip``: the step made no update; ``stop``: the run ended here."""
 
 
+class StageEndRow(Progress):
+    """Where a stage ends that a rule might end, as soon as it is known."""
+
+    event: str
+    """``stage_end``."""
+    last_step: int
+    """The step after which the stage ends."""
+    reason: str
+    """The rule and what it found; ``at_most`` where it found nothing until then."""
+
+
 class GrowthRow(TypedDict):
     """One growth, between ``step`` and the next."""
 

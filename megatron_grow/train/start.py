@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from megatron_grow.checkpoint.layout import identity, saved_steps
 from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.checkpoint.record import GrowthEvent, Record, read_record
+from megatron_grow.checkpoint.record import GrowthEvent, Record, StageEnd, read_record
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig, to_yaml
 from megatron_grow.config.stages import Stage, check_growth
+from megatron_grow.config.timing import can_end, ended
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
 from megatron_grow.live.pieces import Piece
@@ -39,6 +40,10 @@ class Start:
     growths: list[GrowthEvent]
     resumes: bool
     """Whether its training goes on; else the run begins by a growth."""
+    stages: list[Stage]
+    """Those of the run, with the ends that are known."""
+    ends: list[StageEnd] = field(default_factory=list)
+    """The ends that are known, of stages with a rule."""
     root: Path | None = None
     """Of this run's checkpoints, if it is one of them."""
     notes: tuple[str, ...] = ()
@@ -86,7 +91,7 @@ def _open(
     if choice.path is None:
         return None, initialisation(first.model, config.model.num_layers, config.run.seed)
     if choice.grows:
-        start = _grow(open_reader(choice.path), config, first)
+        start = _grow(open_reader(choice.path), config, stages)
         return start, start.plan
     start = _resume(choice, config, stages, corpora)
     if first.grow is None and config.checkpoint.initial is None:
@@ -129,6 +134,8 @@ def _resume(
         source = TorchDistReader(path, record)
         source.check_shards(*place())
     where = f"checkpoint {path}"
+    ends = [end for end in record.stage_ends if end.stage < len(stages) and stages[end.stage].rule]
+    stages = _with_ends(stages, ends, where)
     _check_record(record, where, config, stages)
     notes = [*choice.notes, *check_changes(record, where, config, corpora)]
     stage = stages[record.stage]
@@ -145,9 +152,25 @@ def _resume(
         optimizer_step=record.optimizer_step,
         growths=record.growths,
         resumes=True,
+        stages=stages,
+        ends=ends,
         root=root,
         notes=tuple(notes),
     )
+
+
+def _with_ends(stages: list[Stage], ends: list[StageEnd], where: str) -> list[Stage]:
+    """``stages`` with the ends that a checkpoint has recorded."""
+    for end in ends:
+        if not can_end(stages, end.stage, end.step):
+            stage = stages[end.stage]
+            raise UserError(
+                f"{where} ends stages[{end.stage}] after step {end.step}, which is no end of it "
+                f"as it is now, in steps {stage.first_step} to {stage.last_step}; restore its "
+                "until.at_most and the batches of the stages"
+            )
+        stages = ended(stages, end.stage, end.step)
+    return stages
 
 
 def _check_record(record: Record, where: str, config: RunConfig, stages: list[Stage]) -> None:
@@ -211,8 +234,8 @@ def _check_state(stored: Reader, where: str, plan: Plan, config: RunConfig) -> N
                 )
 
 
-def _grow(stored: Reader, config: RunConfig, stage: Stage) -> Start:
-    record, where = stored.record, f"checkpoint {stored.path}"
+def _grow(stored: Reader, config: RunConfig, stages: list[Stage]) -> Start:
+    record, where, stage = stored.record, f"checkpoint {stored.path}", stages[0]
     source = record.model_config
     plan = _first_plan(source, config, stage)
     if plan.optimizer_state != "reset":
@@ -245,4 +268,5 @@ def _grow(stored: Reader, config: RunConfig, stage: Stage) -> Start:
         optimizer_step=0 if plan.optimizer_state == "reset" else record.optimizer_step,
         growths=[*record.growths, event] if config.checkpoint.start == "continue" else [event],
         resumes=False,
+        stages=stages,
     )

@@ -52,8 +52,9 @@ class Trainer:
             self.config.schedule, self.config.optimizer, train.train_iters
         )
         self.architecture = architecture_of(self.config.model)
-        samples = -(-self.stages[-1].tokens_at(train.train_iters) // train.seq_length)
-        self.datasets = self.architecture.datasets(prepared.data, self.config, samples)
+        self.datasets = self.architecture.datasets(
+            prepared.data, self.config, prepared.train_samples
+        )
         self.step = 0
         self.growths: list[GrowthEvent] = []
         self.guard = FiniteGuard(train, prepared.resumed.skipped_iters if prepared.resumed else 0)

@@ -11,7 +11,8 @@ import pytest
 from megatron_grow.checkpoint.layout import RECORD
 from megatron_grow.checkpoint.megatron_lm.args import model_from_args
 from megatron_grow.checkpoint.megatron_lm.state import megatron_args
-from megatron_grow.checkpoint.record import Record, read_record
+from megatron_grow.checkpoint.record import Record, StageEnd, read_record
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.convert.synthetic import SyntheticReader
@@ -26,6 +27,21 @@ def test_a_record_of_one_length_counts_its_samples_in_tokens(tmp_path: Path) -> 
     del older["consumed_tokens"]
     (tmp_path / RECORD).write_text(json.dumps(older))
     assert read_record(tmp_path) == record
+
+
+def test_a_record_says_where_stages_ended(tmp_path: Path) -> None:
+    ends = [StageEnd(0, 12, "loss_below: loss 2.4 is below 2.5"), StageEnd(2, 30, "at_most")]
+    record = Record(31, 3, 8, 8, 8, {}, "fp32", {}, stage_ends=ends)
+    (tmp_path / RECORD).write_text(record.to_json())
+    assert read_record(tmp_path).stage_ends == ends
+
+    older = json.loads(record.to_json())
+    del older["stage_ends"]
+    (tmp_path / RECORD).write_text(json.dumps(older))
+    assert read_record(tmp_path).stage_ends == []
+    (tmp_path / RECORD).write_text(json.dumps({**older, "stage_ends": [{"stage": 0, "step": "x"}]}))
+    with pytest.raises(UserError, match="is damaged"):
+        read_record(tmp_path)
 
 
 @pytest.mark.parametrize(("tokenizer", "said"), [("bytes", 256), ("tokenizer.json", 257)])

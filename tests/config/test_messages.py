@@ -14,7 +14,7 @@ STAGE_FIELDS = "known are grow, lr_multiplier, model, parallel, rewarmup_iters, 
 REFUSED = {
     "stages: [{untl: 3}]": f"stages[0].untl is not a field; {STAGE_FIELDS}",
     "stages: [3]": f"stages[0]=3 must be fields and their values; {STAGE_FIELDS}",
-    "stages: [{}, {until: x}]": "stages[1].until=x must be one of int, float, null",
+    "stages: [{}, {until: x}]": "stages[1].until=x must be one of int, float, dict, null",
     "stages: [{grow: random}]": "stages[0].grow='random' must be fields and their values; known",
     "stages: [{grow: {dept: random}}]": "stages[0].grow.dept is not a field; known are depth, ",
     "stages: [{grow: {optimizer_state: keep}}]": "stages[0].grow.optimizer_state=keep must be one "

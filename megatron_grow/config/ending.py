@@ -1,0 +1,105 @@
+"""Where a stage ends: at a step, or by a rule between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.ranges import Count, Range, check_fields
+from megatron_grow.config.typed import typed
+
+Place = Annotated[int | float, Range(above=0)]
+"""A fraction of train_iters (a number with a point, at most 1.0) or an integer step."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ``until: {rule: NAME, ...}`` holds beside the options of the rule itself."""
+
+    at_most: Place
+    """Where the stage ends if the rule has not ended it."""
+    at_least: Place | None = None
+    """The rule is not asked before; absent: it is asked from the start of the stage on."""
+    every: Count | None = None
+    """Steps: at their multiples the rule is asked, and sees the mean loss since the last of them;
+    absent: train.eval_interval."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class StageRule:
+    """How a rule may end a stage, with all that it resolves to."""
+
+    spec: dict[str, Any]
+    """As :meth:`.registry.Registry.make` takes it: ``{rule: NAME, ...its options}``."""
+    every: int
+    """Steps between the losses that it sees."""
+    first_step: int
+    """It is not asked before."""
+
+    @property
+    def name(self) -> str:
+        """As the run file has it."""
+        return str(self.spec["rule"])
+
+
+def step_of(place: int | float | None, train_iters: int, where: str) -> int:
+    """The global step that ``place`` stands for.
+
+    Raises:
+        UserError: none, or neither a fraction nor a step; the message begins with ``where``.
+    """
+    if place is None:
+        raise UserError(f"{where} is missing; only the last stage may leave it out")
+    if isinstance(place, int):
+        return place
+    if place <= 1.0:
+        return round(place * train_iters)
+    if place.is_integer():
+        return int(place)
+    raise UserError(f"{where}={place} must be a fraction of at most 1.0 or an integer step")
+
+
+def resolve_rule(
+    until: Mapping[str, Any], train_iters: int, every: int, where: str
+) -> tuple[int, StageRule]:
+    """The last step of a stage that ends by a rule, and how the rule may end it before.
+
+    The rule itself is not looked up.
+
+    Args:
+        until: as the run file has it.
+        train_iters: steps of the run.
+        every: where ``until`` has none.
+        where: begins the message of an error, for example ``stages[0].until``.
+
+    Raises:
+        UserError: a field that is missing, of another type, or out of its range or order.
+    """
+    for name, needed in {"rule": "a rule's name", "at_most": "the latest step"}.items():
+        if until.get(name) is None:
+            raise UserError(
+                f"{where}.{name} is missing: a stage that ends by a rule names {needed}, as in "
+                "{rule: loss_slope, at_most: 0.8}"
+            )
+    names = [field.name for field in fields(Ending)]
+    written = {name: value for name, value in until.items() if name in names}
+    try:
+        ending = Ending(**typed(Ending, written, where))
+    except UserError as error:
+        raise UserError(f"{where}.{str(error).removeprefix(f'{where}.')}") from None
+    last_step = step_of(ending.at_most, train_iters, f"{where}.at_most")
+    first_step = 0
+    if ending.at_least is not None:
+        first_step = step_of(ending.at_least, train_iters, f"{where}.at_least")
+        if first_step >= last_step:
+            raise UserError(
+                f"{where}.at_least={ending.at_least} is step {first_step}; it must lie before "
+                f"at_most={ending.at_most}, step {last_step}"
+            )
+    spec = {name: value for name, value in until.items() if name not in names}
+    return last_step, StageRule(spec, ending.every or every, first_step)
