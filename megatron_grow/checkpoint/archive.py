@@ -96,10 +96,6 @@ class Archive:
         """
         return self.read(replace(tensor, shape=(1,), stride=(1,)), ((0, 1),)).item()
 
-    def bytes_stored(self) -> int:
-        """Of all tensors."""
-        return sum(size for _, size, _ in self._storages.values())
-
     def place(self, tensor: StoredTensor) -> tuple[int, int]:
         """Where a tensor's values begin in the file, and their bytes."""
         offset, length, _ = self._storages[tensor.member]

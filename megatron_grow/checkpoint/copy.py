@@ -124,13 +124,13 @@ def check(
     Raises:
         UserError: it is not the same.
     """
-    read_back = writer.reopen()
+    read_back = writer.reopen().read_stored
 
     def one(number: int, blocks: list[Block]) -> None:
         expected = iter(written[number].digests)
         for block in blocks:
             for name, dtype in writer.stored(block.key, block.kind).items():
-                values = read_back(name, block)
+                values = read_back(name, block.key, block.box)
                 if values.dtype != dtype or (name, digest(values)) != next(expected):
                     raise UserError(
                         f"{writer.directory}: {name} is not what was written to it; the disk "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def write_manifest(
     files: Iterable[str],
     tensors: dict[str, TensorDigest] | None = None,
     elements_per_block: int = 0,
-    shards: dict[str, Shard] | None = None,
+    shards: Mapping[str, Shard] | None = None,
 ) -> None:
     """Write down what ``directory`` holds.
 

@@ -152,11 +152,10 @@ def _export(args: argparse.Namespace) -> int:
     source = together(lambda: open_reader(args.src, once=True))
     model = source.record.model_config
     precision = args.precision or source.record.precision
-    trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
     check_precision(source, precision, args.allow_rounding or _rounded(source, precision))
     named = args.side_files
     beside = together(lambda: side_files(named) if named else of_source(source))
-    if trains or getattr(source, "left_behind", None):
+    if source.trains or source.left_behind:
         _tell("note: a Hugging Face model has no optimizer state; it stays in the source alone")
     if not beside:
         _tell("note: no tokenizer is known; --side-files names a directory with one")
@@ -177,13 +176,13 @@ def _export(args: argparse.Namespace) -> int:
 
 def _rounded(source: Reader, precision: str) -> bool:
     """Whether training itself has rounded the weights that it computed with to ``precision``."""
-    return precision == source.record.precision and source.format != "Hugging Face"
+    return precision == source.record.precision and source.of_a_run
 
 
 def _to_megatron(source: Reader, args: argparse.Namespace) -> int:
     precision = args.precision or source.record.precision
-    trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
-    check_precision(source, precision, args.allow_rounding or trains or _rounded(source, precision))
+    exact = source.trains or _rounded(source, precision)
+    check_precision(source, precision, args.allow_rounding or exact)
     layout = ParallelConfig(
         tensor_model_parallel_size=args.tensor_model_parallel_size,
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
@@ -191,7 +190,7 @@ def _to_megatron(source: Reader, args: argparse.Namespace) -> int:
     )
     check_layout(source.record.model_config, layout)
     record = replace(source.record, precision=precision, parallel=asdict(layout))
-    if args.format == "torch" and trains:
+    if args.format == "torch" and source.trains:
         raise UserError(
             f"{source.path} has optimizer state, which is not written in the legacy format; pass "
             "--weights-only to leave it behind"
@@ -205,7 +204,7 @@ def _to_megatron(source: Reader, args: argparse.Namespace) -> int:
             record,
             source.tensors,
             {key: source.kinds(key) for key in source.tensors},
-            keeps_main=trains,
+            keeps_main=source.trains,
             tensor_parallel=layout.tensor_model_parallel_size,
         )
 

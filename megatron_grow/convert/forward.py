@@ -33,7 +33,7 @@ def compare_logits(a: Reader, b: Reader, text: str = TEXT) -> tuple[float, float
     Where one has its weights only in a less precise type, those of the other are rounded to it.
 
     Args:
-        a: one; Hugging Face models run in ``transformers``, all others in megatron-core.
+        a: one; it runs in the library of its format, if there is one, else in megatron-core.
         b: the other.
         text: what both read.
 
@@ -95,24 +95,8 @@ def read_text(path: Path) -> str:
 @torch.no_grad()
 def _logits(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """(1, length, vocabulary), fp32, of the weights rounded to ``dtype``."""
-    if source.format == "Hugging Face":
-        return _by_transformers(source, tokens, dtype)
-    return _by_engine(source, tokens, dtype)
-
-
-def _by_transformers(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    try:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils.logging import disable_progress_bar
-    except ImportError:
-        raise UserError(
-            "--forward runs a Hugging Face model in transformers: pip install 'megatron_grow[hf]'"
-        ) from None
-    disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32).eval()
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(dtype))
-    return model(tokens).logits
+    logits = source.logits(tokens, dtype)
+    return _by_engine(source, tokens, dtype) if logits is None else logits
 
 
 def _by_engine(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

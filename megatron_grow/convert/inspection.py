@@ -10,11 +10,10 @@ import torch
 from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
 from megatron_grow.checkpoint.manifest import digest, digest_of, read_checked, read_manifest
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.progress import Progress
-from megatron_grow.state.boxes import Box, full, split, volume
+from megatron_grow.state.boxes import full, split, volume
 from megatron_grow.state.finite import is_finite
 from megatron_grow.state.kinds import MAIN_PARAM, describe
 
@@ -81,15 +80,7 @@ def check_digests(source: Reader, progress: Progress) -> tuple[int, list[str]]:
     tensors, elements = manifest.tensors, manifest.elements_per_block
     if elements != ELEMENTS_PER_BLOCK:
         raise UserError(f"{source.path}: its manifest has blocks of {elements} elements")
-    if isinstance(source, TorchDistReader):  # of which rounded weights have a name of their own
-        names = {name: key for key in source.tensors for name in source.names(key)}
-        read = source.read_stored
-    else:
-        names = {key: key for key in source.tensors}
-
-        def read(name: str, key: str, box: Box) -> torch.Tensor:
-            return source.read(key, MAIN_PARAM, box)
-
+    names = {name: key for key in source.tensors for name in source.names(key)}
     if set(names) != set(tensors):
         raise UserError(f"{source.path} does not hold the tensors that its manifest lists")
     padded = []
@@ -98,7 +89,7 @@ def check_digests(source: Reader, progress: Progress) -> tuple[int, list[str]]:
         for name, key in names.items():
             blocks = []
             for box in split(full(source.tensors[key].shape), elements):
-                values = read(name, key, box)
+                values = source.read_stored(name, key, box)
                 blocks.append(digest(values))
                 if not is_finite(values):
                     broken.append(name)

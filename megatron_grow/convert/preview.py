@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from megatron_grow.checkpoint import copy
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.writer import Writer
-from megatron_grow.growth.offline import GrownReader
 from megatron_grow.state.boxes import full, volume
 
 _GB_PER_SECOND = 0.5
@@ -36,7 +35,7 @@ def preview(source: Reader, writer: Writer, *, threads: int, verifies: bool) -> 
             shape = " x ".join(map(str, tensor.checkpoint_shape))
             elements = volume(full(tensor.shape))
             out = elements * sum(dtype.itemsize for dtype in names.values())
-            origin, needed = _origin(source, key, kind)
+            origin, needed = source.origin(key, kind)
             read, stored = read + needed, stored + out
             block = min(elements, copy.ELEMENTS_PER_BLOCK)
             largest = max(largest, block * (8.0 + sum(d.itemsize for d in names.values())))
@@ -52,11 +51,3 @@ def preview(source: Reader, writer: Writer, *, threads: int, verifies: bool) -> 
     )
     yield f"peak memory about {(_BASE + threads * largest) / 1e9:.1f} GB with {threads} threads"
     yield f"about {moved / _GB_PER_SECOND / 1e9:.0f} s on a disk of {_GB_PER_SECOND} GB/s"
-
-
-def _origin(source: Reader, key: str, kind: str) -> tuple[str, int]:
-    """Where a tensor comes from, and the bytes that are read for it."""
-    if isinstance(source, GrownReader):
-        return source.origin(key, kind)
-    elements = volume(full(source.tensors[key].shape))
-    return "the same", elements * source.dtype(key, kind).itemsize

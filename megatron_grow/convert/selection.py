@@ -11,22 +11,18 @@ from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import Box
-from megatron_grow.state.kinds import MAIN_PARAM
 
 
-class WeightsOnly:
+class WeightsOnly(Reader):
     """A source without its optimizer state."""
 
     def __init__(self, source: Reader) -> None:
         """Nothing is read."""
         self.path, self.format, self.layout = source.path, source.format, source.layout
+        self.of_a_run = source.of_a_run
         self.record = replace(source.record, optimizer_step=0)
         self.tensors = source.tensors
         self._source = source
-
-    def kinds(self, key: str) -> tuple[str, ...]:
-        """``main_param``."""
-        return (MAIN_PARAM,)
 
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the stored values."""
@@ -49,10 +45,9 @@ def open_weights(path: Path, weights_only: bool, *, once: bool) -> Reader:
         UserError: damaged, or with optimizer state that cannot be read.
     """
     source = open_reader(path, once=once)
-    left_behind = getattr(source, "left_behind", ())
-    if left_behind and not weights_only:
+    if source.left_behind and not weights_only:
         raise UserError(
-            f"{source.path} has optimizer state ({left_behind[0]}) in a format that cannot be "
-            "read; pass --weights-only to convert the weights alone"
+            f"{source.path} has optimizer state ({source.left_behind[0]}) in a format that "
+            "cannot be read; pass --weights-only to convert the weights alone"
         )
     return WeightsOnly(source) if weights_only else source

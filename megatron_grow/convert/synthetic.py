@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from megatron_grow.checkpoint.layout import DTYPES, step_dir
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.torch_dist.writer import TorchDistWriter
 from megatron_grow.config.model import ModelConfig
@@ -24,7 +25,7 @@ from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.tensors import Normal
 
 
-class SyntheticReader:
+class SyntheticReader(Reader):
     """A source whose values are a function of their place."""
 
     path = Path("synthetic")

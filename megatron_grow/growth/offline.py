@@ -18,7 +18,7 @@ from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import fresh_parts, materialise, sources
 
 
-class GrownReader:
+class GrownReader(Reader):
     """What a plan makes of a source, made as it is read: one growth can follow another."""
 
     def __init__(self, source: Reader, plan: Plan, model: ModelConfig, grow: GrowSection) -> None:
@@ -31,6 +31,7 @@ class GrownReader:
             grow: the operators, for the record.
         """
         self.path, self.format, self.layout = source.path, source.format, source.layout
+        self.of_a_run = source.of_a_run
         self.record = grown_record(source.record, plan, model, grow)
         self.tensors = plan.tensors
         self._source, self._plan = source, plan
@@ -113,11 +114,11 @@ def _state_kinds(plan: Plan, source: Reader) -> dict[str, tuple[str, ...]]:
     Moments of others are those that the source's optimizer would keep for them.
     """
     assert plan.optimizer is not None, "a growth knows whose state it carries"
-    trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
     kinds = {}
     for key, tensor in plan.tensors.items():
         if (known := tensor.drawn_from(source.tensors)) in source.tensors:
             kinds[key] = source.kinds(known)
         else:
-            kinds[key] = (MAIN_PARAM, *(plan.optimizer.rule(tensor).states if trains else ()))
+            states = plan.optimizer.rule(tensor).states if source.trains else ()
+            kinds[key] = (MAIN_PARAM, *states)
     return kinds

@@ -12,14 +12,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_grow.checkpoint import copy
 from megatron_grow.checkpoint.layout import COMPLETE, TRACKER, saved_steps
 from megatron_grow.checkpoint.staging import partial
+from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.checkpoint.torch_dist.writer import TorchDistWriter
 from megatron_grow.config.errors import UserError
 from megatron_grow.convert import conversion
 from megatron_grow.convert.synthetic import SyntheticReader, write
+from megatron_grow.state.boxes import Box
 from tests.checkpoint.test_crash import kill_before_change
 from tests.convert.toy import GPT, LLAMA, by_torch, command, equal
 from tests.distributed import run_ranks
@@ -172,8 +175,15 @@ def test_what_is_read_back_differs(
 ) -> None:
     """A disk that returns other bytes than it was given."""
 
-    def reopen(self: TorchDistWriter) -> object:
-        return lambda name, block: read_back(self)(name, block) + (block.kind == "exp_avg_sq")
+    def reopen(self: TorchDistWriter) -> TorchDistReader:
+        reader = read_back(self)
+        stored = reader.read_stored
+
+        def other(name: str, key: str, box: Box) -> torch.Tensor:
+            return stored(name, key, box) + ("exp_avg_sq" in name)
+
+        monkeypatch.setattr(reader, "read_stored", other)
+        return reader
 
     read_back = TorchDistWriter.reopen
     monkeypatch.setattr(TorchDistWriter, "reopen", reopen)

@@ -13,6 +13,7 @@ import torch
 from megatron_grow.checkpoint.huggingface import files
 from megatron_grow.checkpoint.huggingface.config import family_of, to_model
 from megatron_grow.checkpoint.huggingface.names import regions
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.config.errors import UserError
@@ -20,14 +21,14 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.model.huggingface import Family
 from megatron_grow.state.boxes import Box, shape_of, slices
-from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import empty
 
 
-class HuggingFaceReader:
+class HuggingFaceReader(Reader):
     """A directory of ``config.json`` and safetensors: weights, without optimizer state."""
 
     format = "Hugging Face"
+    of_a_run = False
 
     def __init__(self, path: Path) -> None:
         """Read what the directory says of itself; no tensor is read.
@@ -53,10 +54,6 @@ class HuggingFaceReader:
         self._dtypes = self._check_tensors()
         self.record = self._starting_record(model)
 
-    def kinds(self, key: str) -> tuple[str, ...]:
-        """Weights alone."""
-        return (MAIN_PARAM,)
-
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the stored values; of several the one that holds all of them exactly."""
         return self._dtypes[key]
@@ -78,6 +75,23 @@ class HuggingFaceReader:
                     # Copied, so that nothing stays mapped.
                     out[slices(part, box)] = region.to_logical(values, part)
         return out
+
+    @torch.no_grad()
+    def logits(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Those of ``transformers``."""
+        try:
+            from transformers import AutoModelForCausalLM
+            from transformers.utils.logging import disable_progress_bar
+        except ImportError:
+            raise UserError(
+                "--forward runs a Hugging Face model in transformers: pip install "
+                "'megatron_grow[hf]'"
+            ) from None
+        disable_progress_bar()
+        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32).eval()
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))
+        return model(tokens).logits
 
     def _find(self, family: Family, model: ModelConfig) -> Regions:
         """Where all is stored; every stored tensor is accounted for."""

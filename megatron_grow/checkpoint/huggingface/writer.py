@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 
@@ -14,10 +14,9 @@ from megatron_grow.checkpoint.huggingface import files, shards
 from megatron_grow.checkpoint.huggingface.config import choose_family, to_config
 from megatron_grow.checkpoint.huggingface.names import regions
 from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
-from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.staging import sync
-from megatron_grow.checkpoint.writer import Block
+from megatron_grow.checkpoint.writer import Blocks, Writer
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.state.boxes import Box, fold, slices
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -25,7 +24,7 @@ from megatron_grow.state.kinds import MAIN_PARAM
 _GIGABYTE = 10**9
 
 
-class HuggingFaceWriter:
+class HuggingFaceWriter(Writer):
     """A directory of ``config.json`` and safetensors that ``transformers`` loads.
 
     Where each tensor will be is known from the shape alone, so any thread or process writes any
@@ -57,7 +56,6 @@ class HuggingFaceWriter:
             UserError: a model that the family, or every family, cannot express.
         """
         self.directory = directory
-        self.shards: dict[str, Shard] = {}
         self._side_files = dict(side_files or {})
         original = self._side_files.pop(files.CONFIG, None)
         said = files.parse_object(original, Path(files.CONFIG)) if original else {}
@@ -85,14 +83,14 @@ class HuggingFaceWriter:
 
     def prepare(self) -> None:
         """Make all weight files, at their full size, with their headers."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        super().prepare()
         for shard in self._shards:
             path = self.directory / shard.file
             with path.open("wb") as file:
                 file.write(shard.header)
                 file.truncate(len(shard.header) + shard.nbytes)
 
-    def write(self, task: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> int:
+    def write(self, task: int, blocks: Blocks) -> int:
         """Write blocks to where they belong.
 
         Returns:
@@ -122,10 +120,9 @@ class HuggingFaceWriter:
         self._write_json(files.CONFIG, dict(sorted(self._config.items())))
         sync([*self.directory.iterdir(), self.directory])
 
-    def reopen(self) -> Callable[[str, Block], torch.Tensor]:
-        """What a reader now finds of a block."""
-        written = HuggingFaceReader(self.directory)
-        return lambda name, block: written.read(block.key, block.kind, block.box)
+    def reopen(self) -> HuggingFaceReader:
+        """What was written."""
+        return HuggingFaceReader(self.directory)
 
     def _write_region(
         self, file: DirectWriter, region: Region, box: Box, values: torch.Tensor

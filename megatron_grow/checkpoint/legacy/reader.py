@@ -15,12 +15,12 @@ from megatron_grow.checkpoint.legacy.files import ModelChunk, model_chunks, orig
 from megatron_grow.checkpoint.megatron_lm.args import parallel_from_args
 from megatron_grow.checkpoint.megatron_lm.state import VERSION
 from megatron_grow.checkpoint.pickles import StoredTensor
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import read_record, record_of_megatron
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.config.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, shape_of, slices
-from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import empty
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -29,7 +29,7 @@ _UNREAD = ("_extra_state", "inv_freq")
 """Ends of names that hold no weights."""
 
 
-class LegacyReader:
+class LegacyReader(Reader):
     """The weights of a legacy checkpoint; see :class:`.checkpoint.reader.Reader`."""
 
     format = "legacy torch"
@@ -44,8 +44,6 @@ class LegacyReader:
             UserError: damaged, incomplete, or not a model that can be built here.
         """
         self.path = path
-        self.left_behind: tuple[str, ...] = ()
-        """Files that hold optimizer state, which is not read."""
         archive = self._first()
         args = self._args(archive)
         if (path / RECORD).exists():
@@ -78,18 +76,9 @@ class LegacyReader:
             archive.content = None  # all that is needed of it is kept
         self._regions = Regions(originals(found))
 
-    def kinds(self, key: str) -> tuple[str, ...]:
-        """``main_param``: the weights."""
-        return (MAIN_PARAM,)
-
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the stored values."""
         return self._dtypes[key]
-
-    def bytes_stored(self) -> int:
-        """Of all files, what is not read included."""
-        archives = {archive.path: archive for archive, _ in self._stored.values()}
-        return sum(archive.bytes_stored() for archive in archives.values())
 
     def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
         """The values in ``box``."""

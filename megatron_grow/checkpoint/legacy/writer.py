@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -18,11 +17,10 @@ from megatron_grow.checkpoint.layout import DTYPES, RECORD
 from megatron_grow.checkpoint.legacy.checksums import combine, set_checksums
 from megatron_grow.checkpoint.legacy.files import ModelChunk, model_chunks, regions
 from megatron_grow.checkpoint.legacy.reader import LegacyReader
-from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.megatron_lm.state import legacy_state
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
-from megatron_grow.checkpoint.writer import Block
+from megatron_grow.checkpoint.writer import Blocks, Writer
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.state.axes import MeshDim
@@ -35,14 +33,14 @@ Table = list[tuple[str, int, int, int]]
 """Stored name, offset in its bytes, length and checksum, of some pieces."""
 
 
-class LegacyWriter:
+class LegacyWriter(Writer):
     """Weights in one file for each model-parallel rank; see :class:`.writer.Writer`.
 
     The files are laid out in full before the first value is there; then any thread and process
     writes its blocks where they belong.
     """
 
-    companions: tuple[str, ...] = (RECORD,)
+    companions = (RECORD,)
 
     def __init__(
         self,
@@ -67,7 +65,6 @@ class LegacyWriter:
             UserError: the model cannot be cut this way.
         """
         self.directory = directory
-        self.shards: dict[str, Shard] = {}
         self._record = replace(record, optimizer_step=0)
         self._parallel, self._tensors = parallel, tensors
         self._dtype = DTYPES[record.precision]
@@ -108,7 +105,7 @@ class LegacyWriter:
                 with torch.serialization.skip_data(materialize_fake_tensors=True):
                     torch.save(state, self.directory / path)
 
-    def write(self, task: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Table:
+    def write(self, task: int, blocks: Blocks) -> Table:
         """Write blocks into all files that hold a part of them."""
         table: Table = []
         with DirectWriter() as file:
@@ -140,10 +137,9 @@ class LegacyWriter:
             set_checksums(path, checksums)
         (self.directory / RECORD).write_text(self._record.to_json())
 
-    def reopen(self) -> Callable[[str, Block], torch.Tensor]:
-        """What a reader now finds of a block."""
-        written = LegacyReader(self.directory)
-        return lambda name, block: written.read(block.key, block.kind, block.box)
+    def reopen(self) -> LegacyReader:
+        """What was written."""
+        return LegacyReader(self.directory)
 
     @cached_property
     def _places(self) -> dict[str, tuple[Path, int, str]]:

@@ -70,10 +70,6 @@ class ChunkReader:
         """Type of a stored tensor's values."""
         return self._tensors[key].properties.dtype
 
-    def bytes_stored(self) -> int:
-        """Of all chunks together."""
-        return sum(info.length for info in self._storage.values())
-
     def read(self, key: str, box: Box) -> torch.Tensor:
         """The values of ``key`` in ``box``, as they are stored; not to be written to.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from megatron_grow.checkpoint.layout import MAIN_NAMES, STATE_PREFIX, tensor_key
+from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
 from megatron_grow.config.errors import UserError
@@ -17,7 +18,7 @@ from megatron_grow.state.memory import empty
 from megatron_grow.state.tensors import LogicalTensor
 
 
-class TorchDistReader:
+class TorchDistReader(Reader):
     """Training state in megatron-core's sharded format; see :class:`.checkpoint.reader.Reader`."""
 
     format = "torch_dist"
@@ -52,10 +53,6 @@ class TorchDistReader:
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the stored values."""
         return self._reader.dtype(self._name(key, kind))
-
-    def bytes_stored(self) -> int:
-        """Of all tensors."""
-        return self._reader.bytes_stored()
 
     def check_shards(self, part: int = 0, parts: int = 1) -> None:
         """As :meth:`.reader.ChunkReader.check_seals`."""

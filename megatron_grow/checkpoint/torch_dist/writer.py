@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.torch_dist.chunks import seal_of, stored_tensor
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
-from megatron_grow.checkpoint.writer import Block
+from megatron_grow.checkpoint.writer import Block, Blocks, Writer
 from megatron_grow.state.axes import MeshDim
 from megatron_grow.state.boxes import Box, fold, intersect, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -39,10 +39,10 @@ Table = list[tuple[str, Box, int, int, int]]
 """Of some chunks: stored name, box in the stored shape; start, length and seal in the file."""
 
 
-class TorchDistWriter:
+class TorchDistWriter(Writer):
     """Training state in megatron-core's sharded format; see :class:`.writer.Writer`."""
 
-    companions: tuple[str, ...] = COMPANIONS
+    companions = COMPANIONS
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class TorchDistWriter:
             tensor_parallel: ranks whose shards the chunks are cut for.
         """
         self.directory = directory
-        self.shards: dict[str, Shard] = {}
+        self.shards = self._found = dict[str, Shard]()
         self._record, self._tensors, self._kinds = record, tensors, kinds
         self._dtype, self._keeps_main = DTYPES[record.precision], keeps_main
         mesh = {MeshDim.TENSOR: tensor_parallel}
@@ -79,11 +79,7 @@ class TorchDistWriter:
             return {key: self._dtype, tensor_key(key, kind): torch.float32}
         return {key: self._dtype}
 
-    def prepare(self) -> None:
-        """Make the directory."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-
-    def write(self, task: int, blocks: Iterable[tuple[Block, dict[str, torch.Tensor]]]) -> Table:
+    def write(self, task: int, blocks: Blocks) -> Table:
         """Write a file of blocks, each cut into the chunks of its shards."""
         table: Table = []
         path, end = self.directory / _file(task), 0
@@ -115,7 +111,7 @@ class TorchDistWriter:
         for task, table in enumerate(tables):
             file_name = _file(task)
             seals = {start: sealed for _, _, start, _, sealed in table}
-            self.shards[file_name] = Shard(sum(length for *_, length, _ in table), seals)
+            self._found[file_name] = Shard(sum(length for *_, length, _ in table), seals)
             for name, box, start, length, _ in table:
                 stored, offsets = names[name], torch.Size(begin for begin, _ in box)
                 chunk = ChunkStorageMetadata(offsets, torch.Size(shape_of(box)))
@@ -128,7 +124,7 @@ class TorchDistWriter:
                 torch.save(value, file)
                 objects[name] = BytesStorageMetadata()
                 storage[MetadataIndex(name)] = _StorageInfo(_OBJECTS, start, file.tell() - start)
-            self.shards[_OBJECTS] = Shard(file.tell(), {})
+            self._found[_OBJECTS] = Shard(file.tell(), {})
         with (self.directory / METADATA).open("wb") as file:
             meta = StorageMeta(checkpoint_id=None, save_id=None)
             metadata = Metadata({**entries, **objects}, storage_data=storage, storage_meta=meta)
@@ -136,10 +132,9 @@ class TorchDistWriter:
         trains = any(len(kinds) > 1 for kinds in self._kinds.values())
         write_companions(self.directory, self._record, trains)
 
-    def reopen(self) -> Callable[[str, Block], torch.Tensor]:
-        """What a reader now finds of a block under a stored name."""
-        written = TorchDistReader(self.directory, once=True)
-        return lambda name, block: written.read_stored(name, block.key, block.box)
+    def reopen(self) -> TorchDistReader:
+        """What was written; its values are read once."""
+        return TorchDistReader(self.directory, once=True)
 
     def _chunks(self, block: Block) -> Iterator[tuple[Box, Box]]:
         """The chunks that a block is cut into: boxes in the stored shape, and in fine axes."""
