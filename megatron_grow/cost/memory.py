@@ -67,7 +67,7 @@ def _on_pipeline_rank(
 ) -> MemoryEstimate:
     numel = state = 0
     for tensor in logical_tensors(model).values():
-        copies = _copies_on(rank, layers, tensor, model, parallel)
+        copies = _copies_on(rank, layers, tensor, parallel)
         here = prod(shape_on_rank(tensor.axes, parallel.mesh)) * copies
         numel += here
         state += here * len(optimizer.rule(tensor).states)
@@ -85,14 +85,10 @@ def _on_pipeline_rank(
     )
 
 
-def _copies_on(
-    rank: int, layers: int, tensor: LogicalTensor, model: ModelConfig, parallel: ParallelConfig
-) -> int:
+def _copies_on(rank: int, layers: int, tensor: LogicalTensor, parallel: ParallelConfig) -> int:
     """How many copies of a tensor, or of a layer's, pipeline rank ``rank`` of ``layers`` holds."""
-    first, last = rank == 0, rank == parallel.pipeline_model_parallel_size - 1
-    part = tensor.part
-    if part == "blocks":
+    if tensor.stacked:
         return layers
-    if part == "embedding":  # the last rank keeps a copy as its tied head
-        return int(first or (last and model.share_embeddings_and_output_weights))
-    return int(first if part == "positions" else last)
+    last = rank == parallel.pipeline_model_parallel_size - 1
+    here = rank == 0 if tensor.on_first_stage else last
+    return int(here or (last and tensor.tied_as is not None))

@@ -49,8 +49,6 @@ class Family:
     """Fields of ``config.json`` whose null means what an absent field of ``ModelConfig`` does."""
     harmless: frozenset[str] = frozenset()
     """Fields of ``config.json`` that change nothing in what a model of the family computes."""
-    ties: Mapping[str, str] = field(default_factory=dict)
-    """By stored tensor, the key of the logical one that it repeats where a model ties the two."""
 
     @property
     def own_fields(self) -> frozenset[str]:

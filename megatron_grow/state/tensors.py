@@ -48,6 +48,10 @@ class LogicalTensor:
     """Whether it is the last of a residual branch: zero here, and the branch adds nothing."""
     part: Part = "blocks"
     """Of the model; ``blocks`` are the layers."""
+    unfused_key: str | None = None
+    """Its key where it is a norm's and layers do not fuse it with the projection behind it."""
+    tied_as: str | None = None
+    """Key of a tied head: a copy of this tensor, which the last pipeline stage has."""
     begins_as: str | None = None
     """Key of the tensor that it begins as where a model that it grows from has none of its own."""
 
@@ -83,6 +87,11 @@ class LogicalTensor:
         return self.axes[0].rule == LAYER
 
     @property
+    def on_first_stage(self) -> bool:
+        """Whether it is of the first pipeline stage; what is not, nor in a layer, of the last."""
+        return self.part in ("embedding", "positions")
+
+    @property
     def is_matrix(self) -> bool:
         """Whether each layer's, or the whole if it has no layers, is a matrix."""
         return len(self.groups) - self.stacked == 2
@@ -94,3 +103,8 @@ class LogicalTensor:
     def drawn_from(self, tensors: Container[str]) -> str:
         """Which of ``tensors``, those of a model that is grown, it is drawn from."""
         return self.begins_as if self.begins_as and self.key not in tensors else self.key
+
+
+def layer_key(key: str, layer: int) -> str:
+    """What Megatron calls one layer's share of the stacked tensor ``key``."""
+    return key.replace(".layers.", f".layers.{layer}.", 1)

@@ -108,7 +108,8 @@ class HuggingFaceReader(Reader):
         )
         buffer = re.compile(f"({re.escape(prefix)})?({family.buffers})")
         extra = {name for name in self._file_of if not buffer.fullmatch(name)}
-        extra -= found.by_name.keys() | family.ties.keys()
+        # A tied head may be stored once more.
+        extra -= {*found.by_name, *self._ties(family)}
         missing = found.by_name.keys() - self._file_of.keys()
         for names, what in ((missing, "missing"), (extra, f"not known in {family.model_type}")):
             if names:
@@ -119,13 +120,14 @@ class HuggingFaceReader(Reader):
 
     def _find_copies(self, family: Family) -> dict[str, Region]:
         """By logical tensor, where it is stored once more: a tied head beside the embedding."""
-        keys = {
-            key: name
-            for name, key in family.ties.items()
-            if name in self._file_of and name not in self._regions.by_name
-        }
+        keys = {key: name for name, key in self._ties(family).items() if name in self._file_of}
         regions = [region for region in self._regions.by_name.values() if region.key in keys]
         return {region.key: replace(region, name=keys[region.key]) for region in regions}
+
+    def _ties(self, family: Family) -> dict[str, str]:
+        """By the name of a tied head, the key of what it is tied to."""
+        tied = {tensor.tied_as: key for key, tensor in self.tensors.items() if tensor.tied_as}
+        return {name: tied[key] for name, (key, _) in family.rows.items() if key in tied}
 
     def _check_tensors(self) -> dict[str, torch.dtype]:
         """Shapes and data types of all that is stored; the data type of each logical tensor."""

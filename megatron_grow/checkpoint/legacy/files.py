@@ -10,28 +10,10 @@ from megatron_grow.checkpoint.layout import LEGACY
 from megatron_grow.checkpoint.regions import Region
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.pipeline import chunk_layers
-from megatron_grow.model.gpt.tensors import LAYERS
 from megatron_grow.state.axes import MeshDim
 from megatron_grow.state.boxes import shape_of
 from megatron_grow.state.sharding import held, shape_on_rank
-from megatron_grow.state.tensors import LogicalTensor
-
-_EMBEDDING = "embedding.word_embeddings.weight"
-_HEAD = "output_layer.weight"
-
-_LOCAL_NORMS = {
-    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
-    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
-}
-"""Fused with a projection, as Transformer Engine has them, and by themselves."""
-
-_PROJECTIONS = (
-    "self_attention.linear_qkv",
-    "self_attention.linear_proj",
-    "mlp.linear_fc1",
-    "mlp.linear_fc2",
-)
-"""Modules that have an extra state, empty but for FP8."""
+from megatron_grow.state.tensors import LogicalTensor, layer_key
 
 
 @dataclass(frozen=True)
@@ -58,14 +40,14 @@ class ModelChunk:
         """The name in this chunk of a region of it."""
         return region.name.removeprefix(self.region_name(""))
 
-    def extra_states(self) -> list[str]:
-        """Names of the entries for FP8."""
-        names = [
-            f"{LAYERS}{place}.{projection}._extra_state"
-            for place in range(len(self.layers))
-            for projection in _PROJECTIONS
-        ]
-        return [*names, "output_layer._extra_state"] if self.last else names
+    def extra_states(self, tensors: dict[str, LogicalTensor]) -> list[str]:
+        """Names of the entries for FP8: projections in layers have one, and the head."""
+        projections = [key for key, t in tensors.items() if t.stacked and t.is_matrix]
+        weights = [layer_key(key, n) for n in range(len(self.layers)) for key in projections]
+        if self.last:
+            weights += [key for key, t in tensors.items() if t.part == "head" and t.is_matrix]
+            weights += [tensor.tied_as for tensor in tensors.values() if tensor.tied_as]
+        return [f"{weight.removesuffix('weight')}_extra_state" for weight in weights]
 
 
 def model_chunks(parallel: ParallelConfig, num_layers: int, where: str) -> list[ModelChunk]:
@@ -119,13 +101,15 @@ def regions(
 
     for key, tensor in tensors.items():
         if tensor.stacked:
+            name = key if fused else tensor.unfused_key or key
             for place, layer in enumerate(chunk.layers):
-                yield region(_layer_name(key, place, fused), tensor, layer)
-        elif chunk.first if key.startswith("embedding.") else chunk.last:
+                yield region(layer_key(name, place), tensor, layer)
+        elif chunk.first if tensor.on_first_stage else chunk.last:
             yield region(key, tensor)
-    if chunk.last and not chunk.first and _HEAD not in tensors:
-        # The last pipeline stage has a copy of the embedding that the head is tied to.
-        yield region(_HEAD, tensors[_EMBEDDING])
+    if chunk.last and not chunk.first:
+        for tensor in tensors.values():
+            if tensor.tied_as:
+                yield region(tensor.tied_as, tensor)
 
 
 def originals(found: Iterable[Region]) -> Iterator[Region]:
@@ -135,11 +119,3 @@ def originals(found: Iterable[Region]) -> Iterator[Region]:
         if (region.key, region.box) not in seen:
             seen.add((region.key, region.box))
             yield region
-
-
-def _layer_name(key: str, place: int, fused: bool) -> str:
-    name = key.removeprefix(LAYERS)
-    if not fused:
-        for theirs, local in _LOCAL_NORMS.items():
-            name = name.replace(theirs, local)
-    return f"{LAYERS}{place}.{name}"

@@ -22,7 +22,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.memory import empty
-from megatron_grow.state.tensors import LogicalTensor
+from megatron_grow.state.tensors import LogicalTensor, layer_key
 
 _OPTIMIZER_FILE = "distrib_optim.pt"
 _UNREAD = ("_extra_state", "inv_freq")
@@ -139,7 +139,8 @@ class LegacyReader(Reader):
         weights = archive.content.get(chunk.entry)
         if not isinstance(weights, dict):
             raise UserError(f"{archive.path} has no {chunk.entry}; its arguments say {self.layout}")
-        fused = not any(".input_layernorm." in name for name in weights)
+        apart = (layer_key(t.unfused_key, 0) for t in tensors.values() if t.unfused_key)
+        fused = not any(name in weights for name in apart)
         found = list(regions(chunk, tensors, tensor_parallel, fused=fused))
         self._check_names(chunk, archive, weights, found)
         for region in found:

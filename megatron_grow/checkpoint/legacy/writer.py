@@ -100,7 +100,7 @@ class LegacyWriter(Writer):
                         chunk.name_within(region): torch.empty(region.shape, dtype=self._dtype)
                         for region in found
                     }
-                    state[chunk.entry] = weights | dict.fromkeys(chunk.extra_states())
+                    state[chunk.entry] = weights | dict.fromkeys(chunk.extra_states(self._tensors))
                 (self.directory / path.parent).mkdir(parents=True, exist_ok=True)
                 with torch.serialization.skip_data(materialize_fake_tensors=True):
                     torch.save(state, self.directory / path)

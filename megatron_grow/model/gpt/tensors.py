@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import sqrt
+from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.state.axes import (
@@ -66,6 +67,7 @@ def _embedding(key: str, rows: Axis, model: ModelConfig, part: Part) -> LogicalT
         init=Normal(model.init_method_std),
         part=part,
         begins_as=EMBEDDING if key == HEAD else None,
+        tied_as=HEAD if key == EMBEDDING and model.share_embeddings_and_output_weights else None,
     )
 
 
@@ -75,15 +77,21 @@ def _norm(
     axis: Axis,
     model: ModelConfig,
     part: Part = "blocks",
+    unfused: str | None = None,
 ) -> list[LogicalTensor]:
-    axes, groups = (*layer, axis), (1,) * (len(layer) + 1)
-    gain = LogicalTensor(f"{prefix}weight", axes, groups, Constant(1.0), norm="gain", part=part)
-    if model.normalization == "RMSNorm":
-        return [gain]
-    return [
-        gain,
-        LogicalTensor(f"{prefix}bias", axes, groups, Constant(0.0), norm="bias", part=part),
-    ]
+    def parameter(name: str, init: float, norm: Literal["gain", "bias"]) -> LogicalTensor:
+        return LogicalTensor(
+            f"{prefix}{name}",
+            (*layer, axis),
+            (1,) * (len(layer) + 1),
+            Constant(init),
+            norm=norm,
+            part=part,
+            unfused_key=unfused and f"{unfused}{name}",
+        )
+
+    gain, bias = parameter("weight", 1.0, "gain"), parameter("bias", 0.0, "bias")
+    return [gain] if model.normalization == "RMSNorm" else [gain, bias]
 
 
 def _layer_tensors(model: ModelConfig, target_depth: int) -> list[LogicalTensor]:
@@ -115,7 +123,13 @@ def _layer_tensors(model: ModelConfig, target_depth: int) -> list[LogicalTensor]
 
     tensors = [
         # Megatron keeps the norms under the names that they have when fused with the projection.
-        *_norm(f"{attention}linear_qkv.layer_norm_", (layer,), produced, model),
+        *_norm(
+            f"{attention}linear_qkv.layer_norm_",
+            (layer,),
+            produced,
+            model,
+            unfused=f"{LAYERS}input_layernorm.",
+        ),
         LogicalTensor(f"{attention}linear_qkv.weight", (layer, *qkv, consumed), (1, 3, 1), inner),
         LogicalTensor(
             f"{attention}linear_proj.weight",
@@ -124,7 +138,13 @@ def _layer_tensors(model: ModelConfig, target_depth: int) -> list[LogicalTensor]
             outer,
             ends_branch=True,
         ),
-        *_norm(f"{mlp}linear_fc1.layer_norm_", (layer,), produced, model),
+        *_norm(
+            f"{mlp}linear_fc1.layer_norm_",
+            (layer,),
+            produced,
+            model,
+            unfused=f"{LAYERS}pre_mlp_layernorm.",
+        ),
         LogicalTensor(
             f"{mlp}linear_fc1.weight", (layer, *ffn_in, consumed), (1, len(ffn_in), 1), inner
         ),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.model.gpt.huggingface import rope
-from megatron_grow.model.gpt.tensors import EMBEDDING
 from megatron_grow.model.huggingface import Family, Parts
 
 _HARMLESS = """
@@ -24,7 +23,6 @@ class GPTFamily(Family):
 
     nullable: frozenset[str] = frozenset({"head_dim", "n_ctx", "n_inner", "num_key_value_heads"})
     harmless: frozenset[str] = frozenset(_HARMLESS.split())
-    ties: Mapping[str, str] = field(default_factory=lambda: {"lm_head.weight": EMBEDDING})
     whole_heads: bool = False
     """Whether hidden_size must be a multiple of the number of heads."""
     plain_heads: bool = False
