@@ -1,0 +1,1 @@
+"""Pieces of one's own, which a run file names by import path."""
