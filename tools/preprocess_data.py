@@ -125,8 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from rich.console import Console
 
-        from megatron_grow.data.preprocess import preprocess
-        from megatron_grow.data.preprocess_config import PreprocessConfig
+        from megatron_grow.data.preprocess.config import PreprocessConfig
+        from megatron_grow.data.preprocess.run import preprocess
 
         console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
         config = PreprocessConfig(**vars(args))

@@ -10,7 +10,7 @@ from megatron_grow.checkpoint.huggingface.files import CONFIG, side_files
 from megatron_grow.checkpoint.layout import SIDE_FILES
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.tokenizers import Tokenizer, load_tokenizer
+from megatron_grow.data.tokenizers.load import Tokenizer, load_tokenizer
 
 _SETTINGS = "tokenizer_config.json"
 

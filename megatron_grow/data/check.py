@@ -17,7 +17,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.sections import DataSection
 from megatron_grow.data.blend import Blend, parse_blend
 from megatron_grow.data.indexed import Corpus, open_corpus
-from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest
+from megatron_grow.data.tokenizers.load import load_tokenizer, tokenizer_digest
 
 Share = tuple[float, float]
 """Where a split of a corpus begins and ends, as fractions of its documents."""

@@ -27,9 +27,9 @@ class Sidecar:
     documents: int
     tokens: int
     tokenizer_digest: str | None = None
-    """:func:`~megatron_grow.data.tokenizers.tokenizer_digest`; older corpora have none."""
+    """:func:`~megatron_grow.data.tokenizers.load.tokenizer_digest`; older corpora have none."""
     made_from: str | None = None
-    """:func:`~megatron_grow.data.journal.origin`: tells whether it would be made alike again."""
+    """Tells whether it would be made alike again (``data/preprocess/journal.py``)."""
 
 
 _MAGIC = b"MMIDIDX\x00\x00"

@@ -11,7 +11,7 @@ from datetime import timedelta
 from megatron_grow.config.errors import AgreedError, one_line
 from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.config.run import RunConfig, parse_run
-from megatron_grow.data.vocabulary import with_vocabulary
+from megatron_grow.data.tokenizers.vocabulary import with_vocabulary
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 from megatron_grow.parallel.failure import lost_a_rank, report, tell_agent

@@ -77,7 +77,7 @@ def check(config: RunConfig) -> Checked:
     """Check on this rank what does not depend on the run's directories.
 
     Args:
-        config: with its vocabulary (:func:`~megatron_grow.data.tokenizers.with_vocabulary`).
+        config: with its vocabulary (:mod:`~megatron_grow.data.tokenizers.vocabulary`).
 
     Raises:
         UserError: whatever cannot work.

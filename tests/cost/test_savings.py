@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_grow.cost.savings import flops_ratio
+from megatron_grow.config.batch import BatchShape
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.stages import Stage
+from megatron_grow.cost.flops import flops_at_step
 from tests.cost.gpt2 import gpt2
 
 GPT2_124M, GPT2_7B = (12, 768), (60, 3072)
+
+STEPS = 600_000
 
 TABLE = [
     # target, source layers, tau, definition, ratio as printed
@@ -29,16 +34,21 @@ TABLE = [
 @pytest.mark.parametrize(("target", "source_layers", "tau", "definition", "printed"), TABLE)
 def test_published_table(target, source_layers, tau, definition, printed):
     layers, hidden = target
-    stages = [(tau, gpt2(source_layers, hidden)), (1 - tau, gpt2(layers, hidden))]
-    assert round(flops_ratio(stages, definition), 3) == printed
+    small, large = gpt2(source_layers, hidden), gpt2(layers, hidden)
+    grown = [_stage(small, 0, round(STEPS * tau)), _stage(large, round(STEPS * tau), STEPS)]
+    cost, full = (
+        flops_at_step(run, STEPS, definition) for run in (grown, [_stage(large, 0, STEPS)])
+    )
+    assert round(cost / full, 3) == printed
 
 
-def test_unit_of_steps_does_not_matter():
-    small, large = gpt2(0, 768), gpt2(12, 768)
-    shares = flops_ratio([(0.5, small), (0.5, large)], "total")
-    steps = flops_ratio([(300_000, small), (300_000, large)], "total")
-    assert shares == pytest.approx(steps, rel=1e-12)
-
-
-def test_a_run_without_growth_saves_nothing():
-    assert flops_ratio([(10, gpt2(12, 768))], "total") == 1.0
+def _stage(model, first, last):
+    return Stage(
+        index=0,
+        first_step=first,
+        last_step=last,
+        model=model,
+        parallel=ParallelConfig(),
+        grow=None,
+        batch=BatchShape(seq_length=1024, global_batch_size=512, micro_batch_size=1),
+    )

@@ -11,9 +11,9 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from rich.console import Console
 
-from megatron_grow.data.preprocess import preprocess
-from megatron_grow.data.preprocess_config import PreprocessConfig
-from megatron_grow.data.tokenizers import ByteTokenizer, tokenizer_digest
+from megatron_grow.data.preprocess.config import PreprocessConfig
+from megatron_grow.data.preprocess.run import preprocess
+from megatron_grow.data.tokenizers.load import ByteTokenizer, tokenizer_digest
 
 
 def stdlib_files(count: int) -> list[Path]:

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data import compression
-from megatron_grow.data.corpora import Position, RawDocument, read_batches, read_texts
-from megatron_grow.data.inputs import InputOptions, Inputs, find_inputs
-from megatron_grow.data.summary import by_kind
+from megatron_grow.data.preprocess import compression
+from megatron_grow.data.preprocess.corpora import Position, RawDocument, read_batches, read_texts
+from megatron_grow.data.preprocess.inputs import InputOptions, Inputs, find_inputs
+from megatron_grow.data.preprocess.summary import by_kind
 
 LINES = b'{"text": "one"}\n{"text": "two"}\n'
 

@@ -21,8 +21,9 @@ import pytest
 from rich.console import Console
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data import preprocess, sentences, splits_writer
-from megatron_grow.data.splits_writer import SplitsWriter
+from megatron_grow.data.preprocess import run as preprocess
+from megatron_grow.data.preprocess import sentences, splits_writer
+from megatron_grow.data.preprocess.splits_writer import SplitsWriter
 from tests.data.corpora import assert_same, run, write_json_lines
 
 TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"

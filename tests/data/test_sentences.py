@@ -8,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
 
-from megatron_grow.data.sentences import SentenceSplitter, installed_splitter, train_splitter
+from megatron_grow.data.preprocess.sentences import (
+    SentenceSplitter,
+    installed_splitter,
+    train_splitter,
+)
 
 # Dr. is an abbreviation: it is always followed by a period, often inside a sentence.
 TRAINING = "We met Dr. Jones. Then Dr. Smith came. I saw Dr. Jones again. He left. It rained. " * 40

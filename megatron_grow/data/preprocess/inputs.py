@@ -10,8 +10,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.compression import DAMAGE, UnreadableError
-from megatron_grow.data.sniff import Content, Format, sniff
+from megatron_grow.data.preprocess.compression import DAMAGE, UnreadableError
+from megatron_grow.data.preprocess.sniff import Content, Format, sniff
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.corpora import Position, read_batches, read_texts
-from megatron_grow.data.encode import Encoder
-from megatron_grow.data.inputs import InputFile, InputOptions, Inputs, find_inputs
-from megatron_grow.data.journal import Journal, Made, claimed, origin
-from megatron_grow.data.preprocess_config import PreprocessConfig
+from megatron_grow.data.preprocess.config import PreprocessConfig
+from megatron_grow.data.preprocess.corpora import Position, read_batches, read_texts
+from megatron_grow.data.preprocess.encode import Encoder
+from megatron_grow.data.preprocess.inputs import InputFile, InputOptions, Inputs, find_inputs
+from megatron_grow.data.preprocess.journal import Journal, Made, claimed, origin
+from megatron_grow.data.preprocess.summary import by_kind, closing_lines
+from megatron_grow.data.preprocess.workers import map_in_order
 from megatron_grow.data.signals import undisturbed
-from megatron_grow.data.summary import by_kind, closing_lines
-from megatron_grow.data.tokenizers import train_bpe
-from megatron_grow.data.workers import map_in_order
+from megatron_grow.data.tokenizers.load import train_bpe
 
 
 def preprocess(config: PreprocessConfig, console: Console) -> dict[str, str]:
@@ -140,7 +140,7 @@ def _prepare_encoder(
             journal.mark(made, [Path(tokenizer)])
     splitter = None
     if config.split_sentences:
-        from megatron_grow.data.sentences import installed_splitter, train_splitter
+        from megatron_grow.data.preprocess.sentences import installed_splitter, train_splitter
 
         splitter = installed_splitter(config.language)
         if splitter is None:
@@ -168,7 +168,7 @@ def _write_splits(
     """Encode and write all documents from ``made`` on."""
     tokenizer = encoder.load_tokenizer()
     # Imported late: megatron-core takes seconds, which bad input should not wait for.
-    from megatron_grow.data.splits_writer import SplitsWriter
+    from megatron_grow.data.preprocess.splits_writer import SplitsWriter
 
     names = {split: Path(prefix).name for split, prefix in config.prefixes.items()}
     writer = SplitsWriter(config.staging, names, config.split, tokenizer, journal, made)
@@ -205,7 +205,7 @@ def _write_splits(
 
 def _move(config: PreprocessConfig, inputs: Inputs, made: Made, console: Console) -> None:
     """Move the splits to where they belong, and tell of them."""
-    from megatron_grow.data.writer import move_into_place  # late, as above
+    from megatron_grow.data.preprocess.writer import move_into_place  # late, as above
 
     target = Path(config.output_prefix).parent
     move_into_place(config.staging, target, [output.name for output in config.outputs])

@@ -15,11 +15,11 @@ from typing import Any
 from blake3 import blake3
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.corpora import Position
-from megatron_grow.data.encode import EncodedBatch
 from megatron_grow.data.files import sync
-from megatron_grow.data.findings import Findings, Met
-from megatron_grow.data.inputs import InputFile
+from megatron_grow.data.preprocess.corpora import Position
+from megatron_grow.data.preprocess.encode import EncodedBatch
+from megatron_grow.data.preprocess.findings import Findings, Met
+from megatron_grow.data.preprocess.inputs import InputFile
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from megatron_grow.data.compression import DAMAGE, SUFFIXES, UnreadableError, open_stream
-from megatron_grow.data.parquet import text_columns
+from megatron_grow.data.preprocess.compression import DAMAGE, SUFFIXES, UnreadableError, open_stream
+from megatron_grow.data.preprocess.parquet import text_columns
 
 _HEAD = 1 << 16
 # A first document that does not end in the head is looked at up to this size.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_grow.data.compression import DamagedError, UnreadableError
+from megatron_grow.data.preprocess.compression import DamagedError, UnreadableError
 
 
 def text_columns(path: Path) -> list[str]:

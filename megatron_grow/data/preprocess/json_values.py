@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from megatron_grow.data.compression import DamagedError
+from megatron_grow.data.preprocess.compression import DamagedError
 
 _BLOCK = 1 << 20
 

@@ -9,12 +9,12 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
-from megatron_grow.data.encode import EncodedBatch
 from megatron_grow.data.indexed import Sidecar
-from megatron_grow.data.journal import Journal, Made
+from megatron_grow.data.preprocess.encode import EncodedBatch
+from megatron_grow.data.preprocess.journal import Journal, Made
+from megatron_grow.data.preprocess.writer import CorpusWriter
 from megatron_grow.data.signals import undisturbed
-from megatron_grow.data.tokenizers import Tokenizer, tokenizer_digest
-from megatron_grow.data.writer import CorpusWriter
+from megatron_grow.data.tokenizers.load import Tokenizer, tokenizer_digest
 
 MARK_SECONDS = 30
 """Work that a killed run loses, at most."""
@@ -95,7 +95,7 @@ class SplitsWriter:
         Args:
             tokenizer_name: The tokenizer as a run file names it.
             append_eod: Whether documents end with the end-of-document token.
-            made_from: Out of what, and how (:func:`~megatron_grow.data.journal.origin`).
+            made_from: Out of what, and how (:func:`~megatron_grow.data.preprocess.journal.origin`).
 
         Returns:
             What has been made, the splits written.

@@ -15,8 +15,8 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.coverage import Coverage
-from megatron_grow.data.tokenizer_files import (
+from megatron_grow.data.tokenizers.coverage import Coverage
+from megatron_grow.data.tokenizers.files import (
     END_OF_DOCUMENT,
     byte_level,
     library_errors,

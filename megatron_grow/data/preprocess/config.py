@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_grow import __version__
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.tokenizers import load_tokenizer, tokenizer_digest
+from megatron_grow.data.tokenizers.load import load_tokenizer, tokenizer_digest
 
 _SUFFIXES = (".bin", ".idx", ".json")
 _MOST_WORKERS = 1024

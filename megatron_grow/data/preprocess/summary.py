@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from megatron_grow.data.compression import SUFFIXES
-from megatron_grow.data.findings import Findings
-from megatron_grow.data.inputs import InputFile, Inputs, LeftOut
+from megatron_grow.data.preprocess.compression import SUFFIXES
+from megatron_grow.data.preprocess.findings import Findings
+from megatron_grow.data.preprocess.inputs import InputFile, Inputs, LeftOut
 
 
 def by_kind(files: Iterable[InputFile | LeftOut]) -> str:

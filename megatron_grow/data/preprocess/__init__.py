@@ -1,0 +1,1 @@
+"""Making corpora: documents in, Megatron's indexed format out."""
