@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -15,10 +15,13 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, TrainSection
 from megatron_grow.config.stages import GrowSection, StageSection
-from megatron_grow.growth.plan import growth, initialisation
+from megatron_grow.growth import filling
+from megatron_grow.growth.plan import Plan, growth, initialisation
 from megatron_grow.live.stage import LiveStage
-from megatron_grow.optim.schedule import LearningRateSchedule
-from megatron_grow.train import transition
+from megatron_grow.methods import methods_of
+from megatron_grow.methods.base import Context
+from megatron_grow.optim.optimizers import optimizer_of
+from megatron_grow.train.loop import Loop
 
 MODEL = ModelConfig(
     num_layers=4,
@@ -122,41 +125,55 @@ class Trace:
     received: list[int] = field(default_factory=list)
 
 
+def plan_of(config: RunConfig, world_size: int, index: int) -> Plan:
+    """How stage ``index`` begins."""
+    stages, depth, seed = config.resolve(world_size), config.model.num_layers, config.run.seed
+    stage = stages[index]
+    if index == 0:
+        return initialisation(stage.model, depth, seed)
+    return growth(
+        stages[index - 1].model,
+        stage.model,
+        stage.grow,
+        target_depth=depth,
+        seed=seed,
+        optimizer=optimizer_of(config.optimizer),
+    )
+
+
 def begin(config: RunConfig, world_size: int) -> LiveStage:
     """The first stage, initialised."""
-    stage = config.resolve(world_size)[0]
-    plan = initialisation(stage.model, config.model.num_layers, config.run.seed)
-    return transition.begin(stage, config, plan)
+    return filling.fresh(config.resolve(world_size)[0], config, plan_of(config, world_size, 0))
 
 
 def grow(
     live: LiveStage, config: RunConfig, world_size: int, trace: Trace | None = None
 ) -> LiveStage:
     """The stage after ``live``, grown from it."""
-    stage = config.resolve(world_size)[live.stage.index + 1]
-    plan = growth(
-        live.stage.model,
-        stage.model,
-        stage.grow,
-        target_depth=config.model.num_layers,
-        seed=config.run.seed,
-    )
-    grown, received = transition.grow(live, stage, config, plan)
+    index = live.stage.index + 1
+    plan = plan_of(config, world_size, index)
+    grown, received = filling.grown(live, config.resolve(world_size)[index], config, plan)
     if trace is not None:
         trace.received.append(received)
     return grown
 
 
+def loop_over(live: LiveStage, config: RunConfig, step: int | None = None) -> Loop:
+    """The loop over a stage of which ``step`` steps of the run are done; none of its own."""
+    world_size, stage = dist.get_world_size(), live.stage
+    plan = plan_of(config, world_size, stage.index)
+    methods = methods_of(stage, config, plan)
+    step = stage.first_step if step is None else step
+    return Loop(Context(config, config.resolve(world_size), live, plan, step, methods))
+
+
 def train_stage(live: LiveStage, config: RunConfig, trace: Trace, steps: int | None = None) -> None:
     """Train from the stage's start to its end, or for ``steps`` steps."""
-    schedule = LearningRateSchedule(config.schedule, config.optimizer, config.train.train_iters)
-    first = live.stage.first_step
-    batches = micro_batches(config, first)
-    for step in range(first + 1, (first + steps if steps else live.stage.last_step) + 1):
-        schedule.apply(live.optimizer, step, live.stage)
-        loss, norm = live.train_step(step, batches)
-        trace.losses.append(live.mean_loss(loss, 1))
-        trace.grad_norms.append(norm)
+    loop = loop_over(live, config)
+    for ctx in islice(loop.steps(micro_batches(config, live.stage.first_step)), steps):
+        trace.losses.append(ctx.mean_loss())
+        trace.grad_norms.append(ctx.grad_norm)
+    loop.end()
 
 
 def train(config: RunConfig, world_size: int) -> Trace:

@@ -11,7 +11,7 @@ import megatron.core.models.gpt.gpt_layer_specs
 import megatron.core.optimizer
 import megatron.core.pipeline_parallel  # noqa: F401
 
-import megatron_grow.train.transition  # noqa: F401
+import megatron_grow.train.loop  # noqa: F401
 import tests.toy  # noqa: F401
 
 # Ranks share these pages as long as no collector writes to them.

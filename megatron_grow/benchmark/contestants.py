@@ -13,13 +13,16 @@ from megatron.core import parallel_state
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
-from megatron_grow.config.sections import OptimizerSection, TrainSection
+from megatron_grow.config.sections import OptimizerSection, ScheduleSection, TrainSection
 from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.growth.filling import fresh, grown
 from megatron_grow.growth.plan import Plan, growth, initialisation
+from megatron_grow.methods.base import Context
 from megatron_grow.parallel import process_groups
-from megatron_grow.train.transition import begin, grow
+from megatron_grow.train.loop import Loop
 
 OPTIMIZER = OptimizerSection(lr=1e-4)
+SCHEDULE = ScheduleSection(lr_warmup_fraction=0.0, lr_decay_style="constant")
 
 
 def train_section(model: ModelConfig, batch: int, precision: str) -> TrainSection:
@@ -47,13 +50,12 @@ class MegatronGrow:
         process_groups.start()
         self.config = self.run_config(model, train)
         self.stages = self.config.resolve(torch.distributed.get_world_size())
-        self.live = begin(self.stages[0], self.config, self.plan(0))
-        self.steps = 0
-        self._set_rate()
+        self.live = fresh(self.stages[0], self.config, self.plan(0))
+        self.loop = self._loop(0)
 
     def run_config(self, model: ModelConfig, train: TrainSection) -> RunConfig:
         """The run to take steps of."""
-        return RunConfig(model=model, train=train, optimizer=OPTIMIZER)
+        return RunConfig(model=model, train=train, optimizer=OPTIMIZER, schedule=SCHEDULE)
 
     def plan(self, index: int) -> Plan:
         """How stage ``index`` begins."""
@@ -65,16 +67,16 @@ class MegatronGrow:
 
     def step(self) -> float:
         """Train for a step; seconds."""
-        self.steps += 1
         batches = self._micro_batches()
         began = time.perf_counter()
-        self.live.train_step(self.steps, batches)
+        self.loop.step(batches)
         torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    def _set_rate(self) -> None:
-        for group in self.live.optimizer.param_groups:
-            group["lr"] = self.config.optimizer.lr
+    def _loop(self, steps: int) -> Loop:
+        """Over the live stage, of which ``steps`` steps of the run are done."""
+        plan = self.plan(self.live.stage.index)
+        return Loop(Context(self.config, self.stages, self.live, plan, steps))
 
     def _micro_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         train = self.config.train
@@ -99,8 +101,8 @@ class Grown(MegatronGrow):
         super().__init__(model, train)
         for _ in range(self.small_steps):
             self.step()
-        self.live, _ = grow(self.live, self.stages[1], self.config, self.plan(1))
-        self._set_rate()
+        self.live, _ = grown(self.live, self.stages[1], self.config, self.plan(1))
+        self.loop = self._loop(self.small_steps)
 
     def run_config(self, model: ModelConfig, train: TrainSection) -> RunConfig:
         """From no layers to all."""

@@ -23,10 +23,10 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.growth.filling import fresh, grown
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.parallel import process_groups
-from megatron_grow.train.transition import begin, grow
 
 RANKS = 4
 _MIB = 2**20
@@ -53,7 +53,7 @@ class Pause(MegatronGrow):
     def restart(self) -> None:
         """Back to the small stage, with moments that are not zero."""
         self.live.release()
-        self.live = begin(self.stages[0], self.config, self.plan(0))
+        self.live = fresh(self.stages[0], self.config, self.plan(0))
         for piece in self.live.pieces():
             piece.data.normal_()
 
@@ -63,7 +63,7 @@ class Pause(MegatronGrow):
         memory.start_peak()
         dist.barrier()
         began = time.perf_counter()
-        self.live, _ = grow(self.live, self.stages[1], self.config, plan)
+        self.live, _ = grown(self.live, self.stages[1], self.config, plan)
         dist.barrier()
         seconds = time.perf_counter() - began
         peak = memory.peak() - self.empty

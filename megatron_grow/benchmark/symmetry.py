@@ -13,15 +13,17 @@ from megatron_grow.benchmark.gang import Gang
 from megatron_grow.benchmark.report import Report
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
-from megatron_grow.config.sections import OptimizerSection, TrainSection
+from megatron_grow.config.sections import OptimizerSection, ScheduleSection, TrainSection
 from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.growth.filling import fresh, grown
 from megatron_grow.growth.plan import Plan, growth, initialisation
 from megatron_grow.live.stage import LiveStage
+from megatron_grow.methods.base import Context
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import FRESH, Gather
-from megatron_grow.train.transition import begin, grow
+from megatron_grow.train.loop import Loop
 
 _VOCABULARY = 128
 SMALL = ModelConfig(
@@ -112,31 +114,26 @@ class Copies:
                 seq_length=model.max_position_embeddings,
             ),
             optimizer=OptimizerSection(**{"lr": 1e-3, **variant.optimizer}),
+            schedule=ScheduleSection(lr_warmup_fraction=0.0, lr_decay_style="constant"),
             stages=[
                 StageSection(until=BEFORE, model={k: getattr(model, k) for k in doubled}),
                 StageSection(grow=GrowSection(**said)),
             ],
         )
-        small, large = config.resolve(1)
-        live = begin(small, config, initialisation(small.model, model.num_layers, seed=0))
-        _train(live, config, 0, BEFORE)
+        small, large = stages = config.resolve(1)
+        plan = initialisation(small.model, model.num_layers, seed=0)
+        live = fresh(small, config, plan)
+        for _ in Loop(Context(config, stages, live, plan, 0)).steps(_batches(config.train, 0)):
+            pass
         plan = growth(small.model, large.model, large.grow, target_depth=2, seed=0)
-        live, _ = grow(live, large, config, plan)
-        distances, done = [], 0
-        for step in STEPS:
-            _train(live, config, BEFORE + done, step - done)
-            done = step
-            distances.append(_distance(live, plan, tensor, axis))
+        live, _ = grown(live, large, config, plan)
+        loop = Loop(Context(config, stages, live, plan, BEFORE))
+        steps = loop.steps(_batches(config.train, BEFORE))
+        distances = [
+            _distance(live, plan, tensor, axis) for ctx in steps if ctx.step - BEFORE in STEPS
+        ]
         live.release()
         return distances
-
-
-def _train(live: LiveStage, config: RunConfig, first: int, steps: int) -> None:
-    for group in live.optimizer.param_groups:
-        group["lr"] = config.optimizer.lr
-    batches = _batches(config.train, first)
-    for step in range(first + 1, first + steps + 1):
-        live.train_step(step, batches)
 
 
 def _batches(train: TrainSection, first: int) -> Iterator[dict[str, torch.Tensor]]:

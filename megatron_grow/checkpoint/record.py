@@ -90,6 +90,8 @@ class Record:
     """Of the run, drawn when it began; those of two runs differ."""
     begun_from: list[Beginning] = field(default_factory=list)
     """What the run was told to begin from, and to go back to since."""
+    methods: dict[str, Any] = field(default_factory=dict)
+    """What the training methods of the stage remember, by their place in its section."""
     format: int = 1
 
     @property

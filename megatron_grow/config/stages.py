@@ -68,6 +68,8 @@ class StageSection:
     run's; ``seq_length`` divides the run's, of whose sequences it takes the parts in order."""
     grow: GrowSection | None = None
     """How this stage grows out of the one before; required in every stage but the first."""
+    methods: list[str | dict[str, Any]] = field(default_factory=list)
+    """What acts while the stage trains: names or ``{name: NAME, ...its options}``."""
     lr_multiplier: NotNegative = 1.0
     """Factor on the learning rate of this stage."""
     rewarmup_iters: CountOrZero = 0
@@ -98,6 +100,8 @@ class Stage:
     rewarmup_iters: int = 0
     rule: StageRule | None = None
     """What may end the stage before its last step; None: nothing, or it is known where it ends."""
+    methods: dict[str, str | dict[str, Any]] = field(default_factory=dict)
+    """As the run file has them, by the place in the stage's section that asks for each."""
 
     def tokens_at(self, step: int) -> int:
         """Training tokens that the run has consumed after ``step``, a step of this stage."""
@@ -209,6 +213,7 @@ def resolve_stages(
             lr_multiplier=section.lr_multiplier,
             rewarmup_iters=section.rewarmup_iters,
             rule=rule,
+            methods=_methods(section),
         )
         _check_batch(stage, stages[-1] if stages else None, train, where)
         if stages:
@@ -245,6 +250,13 @@ def _shown(section: StageSection, where: str) -> str:
     if isinstance(section.until, dict):
         return f"{where}.until.at_most={section.until['at_most']}"
     return f"{where}.until={section.until}"
+
+
+def _methods(section: StageSection) -> dict[str, str | dict[str, Any]]:
+    found = {f"methods[{number}]": method for number, method in enumerate(section.methods)}
+    if section.grow is not None and section.grow.mask_iters:
+        found["grow.mask_iters"] = {"name": "fade_in", "iters": section.grow.mask_iters}
+    return found
 
 
 def _check_batch(stage: Stage, before: Stage | None, train: TrainSection, where: str) -> None:

@@ -40,8 +40,10 @@ class Plan:
     """What grows, for people."""
     caveats: tuple[str, ...] = ()
     """Why the function changes, if it does."""
-    fading_in: NewUnits = field(default_factory=dict)
-    """By axis, the new units that are masked at first."""
+    new_units: NewUnits = field(default_factory=dict)
+    """By axis, new units whose masking at first would preserve the function."""
+    caveats_masked: tuple[str, ...] = ()
+    """Those of the caveats that hold while these units are masked."""
     optimizer: Optimizer | None = None
     """Whose state is carried, for the powers of the gradient that it has; None where these make no
     difference: where all state stays as it is, or none does."""
@@ -148,8 +150,9 @@ def growth(
         grow.optimizer_state or "carry",
         seed,
         "; ".join((_summary(working, grown), *_in_words(source, target))),
-        _caveats(working, source, target, masked=bool(grow.mask_iters)),
-        _fading_in(working, source, target, where) if grow.mask_iters else {},
+        _caveats(working, source, target, masked=False),
+        _new_units(working, source, target),
+        _caveats(working, source, target, masked=True),
         optimizer or optimizer_of(OptimizerSection()),
     )
 
@@ -238,15 +241,13 @@ def _in_words(source: ModelConfig, target: ModelConfig) -> Iterator[str]:
         yield "the head, no longer tied, begins as the embedding"
 
 
-def _fading_in(
-    operators: dict[str, Operator], source: ModelConfig, target: ModelConfig, where: str
+def _new_units(
+    operators: dict[str, Operator], source: ModelConfig, target: ModelConfig
 ) -> NewUnits:
-    fading = [chosen for chosen in operators.values() if chosen.can_fade_in]
-    if not fading:
-        raise UserError(f"{where}.mask_iters masks random new units; no operator here makes any")
     return {
         axis: flags
-        for chosen in fading
+        for chosen in operators.values()
+        if chosen.can_fade_in
         for axis, flags in chosen.new_units(source, target).items()
         if any(flags)
     }

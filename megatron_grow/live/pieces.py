@@ -72,13 +72,22 @@ def live_pieces(
     return sorted(pieces, key=lambda piece: (piece.key, piece.kind, piece.box))
 
 
-def publish(chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
-    """Make the model's weights those of the main parameters, after these were written to."""
+def write_back(
+    chunks: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    *,
+    overlapped: bool = False,
+) -> None:
+    """Make the model's weights those of the main parameters, after these were written to.
+
+    With ``overlapped``, ranks whose gathers overlap with the forward pass leave them to it.
+    """
     for part in _parts(optimizer):
         if isinstance(part, DistributedOptimizer | Float16OptimizerWithFloat16Params):
             part._copy_main_params_to_model_params()
     for chunk in chunks:
-        if chunk.ddp_config.use_distributed_optimizer:
+        ddp = chunk.ddp_config
+        if ddp.use_distributed_optimizer and not (overlapped and ddp.overlap_param_gather):
             chunk.start_param_sync(force_sync=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import tee
@@ -18,13 +18,13 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.live.data_parallel import wrap_data_parallel
-from megatron_grow.live.fade_in import FadeIn
-from megatron_grow.live.pieces import Piece, live_pieces, publish
+from megatron_grow.live.pieces import Piece, live_pieces, write_back
 from megatron_grow.model.architecture import Architecture, Loss
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim import update
 from megatron_grow.optim.builder import build_optimizer
 from megatron_grow.optim.optimizers import optimizer_of
+from megatron_grow.optim.state import set_step
 from megatron_grow.parallel import cpu, process_groups
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -34,20 +34,16 @@ Batches = Iterator[dict[str, torch.Tensor]]
 class LiveStage:
     """A model and its optimizer under one layout.
 
-    It starts without values: fill :meth:`pieces`, then call :meth:`publish`.
+    It starts without values: :func:`filled` makes one that has them.
     """
 
     def __init__(self, stage: Stage, config: RunConfig, tensors: dict[str, LogicalTensor]) -> None:
         """Set up the layout of ``stage`` and build its model, of which ``tensors`` tells all."""
         self.stage = stage
         self.tensors = tensors
+        self.updates = 0
+        """Updates that the moments have seen; the same on every rank."""
         self._seed = config.run.seed
-        self._fade_in: FadeIn | None = None
-        self.allows_update: Callable[[torch.Tensor, float], bool] = lambda losses, grad_norm: True
-        """Asked on every rank between gradients and update, with this rank's losses and the
-        gradient norm; its answer is the same on all."""
-        self.interrupted: Callable[[], bool] = lambda: False
-        """Asked on every rank between the batches of an evaluation; as above."""
         process_groups.set_up(stage.parallel, config.run.seed)
         replicas = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
         sharded = (
@@ -80,57 +76,71 @@ class LiveStage:
         """All state that this rank holds; writing to it changes the live state."""
         return live_pieces(self.chunks, self.optimizer, self.tensors)
 
-    def publish(self) -> None:
+    def write_back(self) -> None:
         """Make the model's weights those of the main parameters."""
-        publish(self.chunks, self.optimizer)
+        write_back(self.chunks, self.optimizer)
 
-    def fade_in(self, new: Mapping[str, Sequence[bool]], step: int) -> None:
-        """Mask new units, if there are any, until ``grow.mask_iters`` steps of the stage are done.
+    def count_from(self, updates: int) -> None:
+        """Go on counting from ``updates``: what the moments have seen, for Adam's correction."""
+        self.updates = updates
+        set_step(self.optimizer, updates)
 
-        Args:
-            new: by axis, which units are new; see :class:`~megatron_grow.live.fade_in.FadeIn`.
-            step: steps done.
-        """
-        if new and self._strength(step) < 1.0:
-            self._fade_in = FadeIn(self.chunks, self.stage.model, new)
-            self._fade_in.set(self._strength(step))
-
-    def train_step(self, step: int, batches: Batches | None) -> tuple[torch.Tensor | None, float]:
-        """One optimizer step, if :attr:`allows_update`.
+    def forward_backward(self, step: int, batches: Batches | None) -> torch.Tensor:
+        """The gradients of one step, reduced over ranks and ready for an update.
 
         Args:
             step: global step, from 1.
             batches: this rank's micro-batches; None where the rank needs none.
 
         Returns:
-            The sum of this rank's micro-batch losses (see :meth:`mean_loss`; None where no update
-            was made), and the gradient norm before clipping.
+            The sum of this rank's micro-batch losses (see :meth:`mean_loss`).
         """
         self._seed_dropout(step)
-        self._set_masks(step)
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         losses = self._run(batches, forward_only=False)
-        grad_norm = update.gradient_norm(self.optimizer)
-        if not self.allows_update(losses, grad_norm):
-            return None, grad_norm
-        update.apply(self.optimizer, grad_norm)
-        return losses, grad_norm
+        self.optimizer.prepare_grads()
+        return losses
+
+    def gradient_norm(self) -> float:
+        """Over all parameters, the same on every rank."""
+        return float(self.optimizer.get_grad_norm())
 
     @torch.no_grad()
-    def evaluate(self, batches: Batches | None, iterations: int) -> float | None:
+    def update(self, grad_norm: float, edit: Callable[[], None] = lambda: None) -> None:
+        """Clip the gradients by their norm and take the optimizer's step.
+
+        Args:
+            grad_norm: of all ranks.
+            edit: called when main parameters and optimizer state have changed, and the model's
+                weights not yet.
+        """
+        update.clip(self.optimizer, grad_norm)
+        update.step(self.optimizer)
+        self.updates += 1
+        edit()
+        write_back(self.chunks, self.optimizer, overlapped=True)
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        batches: Batches | None,
+        iterations: int,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> float | None:
         """Mean loss over ``iterations`` global batches; the same on every rank.
 
-        None where it was :attr:`interrupted`.
+        None where it was ``interrupted``, which is asked on every rank between the batches; its
+        answer is the same on all.
         """
         total = torch.zeros((), device=cpu.device())
         with self._parameters_gathered():
             for chunk in self.chunks:
                 chunk.eval()
             for _ in range(iterations):
-                if self.interrupted():
+                if interrupted():
                     return None
                 total += self._run(batches, forward_only=True)
         return self.mean_loss(total, iterations)
@@ -151,7 +161,6 @@ class LiveStage:
 
     def release(self) -> None:
         """Let go of model, gradients and groups; pieces that were taken keep their memory."""
-        self._fade_in = None
         _cut_cycles(self.chunks)
         self.chunks.clear()
         del self.optimizer
@@ -174,20 +183,6 @@ class LiveStage:
         losses = [result["loss"] for result in results]
         return torch.stack(losses).sum() if losses else torch.zeros((), device=cpu.device())
 
-    def _strength(self, step: int) -> float:
-        """How far new units have faded in after ``step``."""
-        grow = self.stage.grow
-        return (step - self.stage.first_step) / ((grow and grow.mask_iters) or 1)
-
-    def _set_masks(self, step: int) -> None:
-        if self._fade_in is None:
-            return
-        if self._strength(step) < 1.0:
-            self._fade_in.set(self._strength(step))
-        else:
-            self._fade_in.remove()
-            self._fade_in = None
-
     def _seed_dropout(self, step: int) -> None:
         """Make dropout a function of the step, so that a resumed run needs no generator state."""
         model = self.stage.model
@@ -209,6 +204,29 @@ class LiveStage:
         finally:
             for chunk in hooked:
                 chunk.enable_forward_pre_hook()
+
+
+def filled(
+    stage: Stage,
+    config: RunConfig,
+    tensors: dict[str, LogicalTensor],
+    fill: Callable[[list[Piece]], object],
+    updates: int,
+) -> LiveStage:
+    """A live stage with values; every rank takes part.
+
+    Args:
+        stage: its shape and layout.
+        config: the run.
+        tensors: of its model.
+        fill: writes to all pieces of this rank.
+        updates: that the moments it writes have seen.
+    """
+    live = LiveStage(stage, config, tensors)
+    fill(live.pieces())
+    live.write_back()
+    live.count_from(updates)
+    return live
 
 
 def _cut_cycles(chunks: list[DistributedDataParallel]) -> None:

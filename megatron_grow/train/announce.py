@@ -24,7 +24,7 @@ def announcements(prepared: Prepared) -> Iterator[str]:
     world_size = dist.get_world_size()
     start, stages = prepared.start, prepared.stages
     done = start.stage if start else 0
-    for stage, plan in zip(stages, prepared.plans, strict=True):
+    for stage, plan, methods in zip(stages, prepared.plans, prepared.methods, strict=True):
         at_load = stage.index == 0 and start is not None and not start.resumes
         if stage.index <= done and not at_load:
             continue
@@ -37,6 +37,8 @@ def announcements(prepared: Prepared) -> Iterator[str]:
             if before.rule:
                 when += f", or earlier by {before.rule.name}"
             layout = f"{before.parallel.describe(world_size)} -> {layout}"
+        masked = any(method.masks_new_units for method in methods.values())
+        caveats = plan.caveats_masked if masked else plan.caveats
         sizes = forecast(plan)
         memory = estimate_memory(
             stage.model,
@@ -50,7 +52,6 @@ def announcements(prepared: Prepared) -> Iterator[str]:
             f"{sizes.parameters:,} parameters, {sizes.fresh:,} of them new | "
             f"{decimal(sizes.carried_bytes)} of state carried | "
             f"about {decimal(memory.total)} on the fullest rank, without activations | "
-            + (f"changes the function ({'; '.join(plan.caveats)})" if plan.caveats else "")
-            + ("" if plan.caveats else "keeps the function")
+            + (f"changes the function ({'; '.join(caveats)})" if caveats else "keeps the function")
             + f" | {export_note(grown_from, stage.model)}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,9 +13,11 @@ from megatron_grow.config.errors import AgreedError
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.live.pieces import placement
 from megatron_grow.live.stage import LiveStage
+from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.parallel.agreement import gather
 from megatron_grow.state.finite import is_finite
 from megatron_grow.state.kinds import describe
+from megatron_grow.train.output import Output, progress
 
 _RANKS_NAMED = 8
 """In one message, at most."""
@@ -35,35 +38,50 @@ class Finding(NamedTuple):
     """What else would help besides a lower learning rate."""
 
 
-class FiniteGuard:
-    """Counts the steps whose update is refused, against the limit of ``train.non_finite``."""
+class FiniteGuard(TrainingMethod):
+    """Refuses updates by what is not finite, up to the limit of ``train.non_finite``."""
 
-    def __init__(self, train: TrainSection, skipped: int) -> None:
+    def __init__(self, train: TrainSection, output: Output, skipped: int) -> None:
         """Take the policy, and the steps that went without an update before this start."""
         self._allowed = train.max_skipped_iters if train.non_finite == "skip" else 0
+        self._output = output
         self.skipped = skipped
         """Steps of the run without an update."""
+        self.saved: tuple[int, Path] | None = None
+        """The last checkpoint, and its step."""
 
-    @staticmethod
-    def accepts(losses: torch.Tensor, grad_norm: float) -> bool:
-        """Whether this rank sees finite numbers; ranks may differ."""
-        return math.isfinite(grad_norm) and math.isfinite(losses)
+    def sees(self, ctx: Context) -> bool:
+        """Whether this rank sees a number that is not finite; ranks may differ."""
+        assert ctx.losses is not None
+        return not (math.isfinite(ctx.grad_norm) and math.isfinite(ctx.losses))
 
-    def refuse(self, live: LiveStage, losses: torch.Tensor) -> Finding:
+    def before_update(self, ctx: Context, seen: bool) -> None:
+        """Skip the update.
+
+        Raises:
+            DivergedError: the run cannot go on.
+        """
+        if seen:
+            self._report(ctx, self._refuse(ctx))
+            ctx.skip_update()
+
+    def check_state(self, ctx: Context) -> None:
+        """Raise :class:`DivergedError` where the state is not finite; it is not worth saving."""
+        found = _find_in_state(ctx.live)
+        if found is not None:
+            self._report(ctx, Finding(found, ends=True))
+
+    def _refuse(self, ctx: Context) -> Finding:
         """Count a step without an update; every rank takes part.
 
-        Args:
-            live: the stage, with the gradients that are refused.
-            losses: this rank's.
-
-        Returns:
-            What is not finite. It ends the run where the step is one too many, or where the state
-            is not finite either, which no skipped step mends.
+        It ends the run where the step is one too many, or where the state is not finite either,
+        which no skipped step mends.
         """
-        state = find_in_state(live)
+        state = _find_in_state(ctx.live)
         if state is not None:
             return Finding(state, ends=True)
-        found = _told([("the loss", losses)]) or _told(_gradients(live))
+        assert ctx.losses is not None
+        found = _told([("the loss", ctx.losses)]) or _told(_gradients(ctx.live))
         found = found or "the gradient norm is not finite"
         self.skipped += 1
         if not self._allowed:
@@ -72,8 +90,25 @@ class FiniteGuard:
         count = f"step {self.skipped} without an update, train.max_skipped_iters={self._allowed}"
         return Finding(f"{found} ({count})", ends=self.skipped > self._allowed)
 
+    def _report(self, ctx: Context, finding: Finding) -> None:
+        """Report what is not finite; raise :class:`DivergedError` where that ends the run."""
+        found, action = finding.what, "stop" if finding.ends else "skip"
+        row = {"event": "not_finite", **progress(ctx), "found": found, "action": action}
+        self._output.write(row)
+        if not finding.ends:
+            self._output.console.warning(f"step {ctx.step}: {found}; no update was made")
+            return
+        way_out = "no checkpoint has been saved: begin again"
+        if self.saved is not None:
+            step, path = self.saved
+            way_out = f"go on from step {step} ({path})"
+        raise DivergedError(
+            f"step {ctx.step}: {found}; the run stops and saves nothing; {way_out} with a lower "
+            f"optimizer.lr{finding.advice}"
+        )
 
-def find_in_state(live: LiveStage) -> str | None:
+
+def _find_in_state(live: LiveStage) -> str | None:
     """The first tensor of the state that is not finite, and where; every rank takes part."""
     return _told((describe(piece.key, piece.kind), piece.data) for piece in live.pieces())
 

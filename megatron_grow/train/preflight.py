@@ -9,14 +9,16 @@ import torch.distributed as dist
 
 from megatron_grow.checkpoint.lock import Holder
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.config.timing import most_tokens
 from megatron_grow.data.check import Split
 from megatron_grow.growth.plan import Plan, growth
+from megatron_grow.methods import methods_of
+from megatron_grow.methods.base import TrainingMethod
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim.optimizers import optimizer_of
+from megatron_grow.parallel.agreement import together
 from megatron_grow.rules.table import RULES
 from megatron_grow.train.choice import Choice
 from megatron_grow.train.fits import check_fits
@@ -32,6 +34,8 @@ class Checked:
     stages: list[Stage]
     growths: list[Plan]
     """How each stage but the first begins."""
+    methods: list[dict[str, TrainingMethod]]
+    """Of each stage but the first, by their place in its section."""
     data: tuple[Split, Split | None]
     """Training and validation."""
 
@@ -56,6 +60,8 @@ class Prepared:
     stages: list[Stage]
     plans: list[Plan]
     """How each stage begins: from nothing, a checkpoint, or the stage before."""
+    methods: list[dict[str, TrainingMethod]]
+    """Of each stage, by their place in its section."""
     choice: Choice
     start: Start | None
     data: tuple[Split, Split | None]
@@ -87,11 +93,13 @@ def check(config: RunConfig) -> Checked:
     growths = _growths(config, stages)
     check_wandb(config.logging.wandb_project)
     data = architecture_of(config.model).check_data(config, stages)
-    _check_masks(config, stages)
     for stage in stages:
         if stage.rule:
             RULES.make(stage.rule.spec, f"stages[{stage.index}].until")
-    return Checked(config, stages, growths, data)
+    methods = [
+        methods_of(stage, config, plan) for stage, plan in zip(stages[1:], growths, strict=True)
+    ]
+    return Checked(config, stages, growths, methods, data)
 
 
 def prepare(checked: Checked, holder: Holder | None = None) -> Prepared:
@@ -110,6 +118,7 @@ def prepare(checked: Checked, holder: Holder | None = None) -> Prepared:
         config=config,
         stages=start.stages if start else stages,
         plans=[first, *checked.growths],
+        methods=[together(lambda: methods_of(stages[0], config, first)), *checked.methods],
         choice=choice,
         start=start,
         data=checked.data,
@@ -134,13 +143,3 @@ def _growths(config: RunConfig, stages: list[Stage]) -> list[Plan]:
         )
         for before, stage in pairwise(stages)
     ]
-
-
-def _check_masks(config: RunConfig, stages: list[Stage]) -> None:
-    for stage in stages:
-        masked = stage.grow is not None and stage.grow.mask_iters
-        if masked and config.train.transformer_impl != "local":
-            raise UserError(
-                f"stages[{stage.index}].grow.mask_iters needs train.transformer_impl: local; "
-                "Transformer Engine's fused norms cannot be masked"
-            )

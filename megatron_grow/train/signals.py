@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.parallel.agreement import any_rank
 
 
-class StopRequest:
+class StopRequest(TrainingMethod):
     """Notes a signal instead of dying of it, so that the run can save first."""
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -28,6 +29,16 @@ class StopRequest:
             return  # launcher and scheduler may both ask; the second must not kill the last steps
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def sees(self, ctx: Context) -> bool:
+        """Whether this rank has received a signal."""
+        return self.asked
+
+    def before_update(self, ctx: Context, seen: bool) -> None:
+        """Stop after the step in which any rank has."""
+        self.agreed = seen
+        if seen:
+            ctx.stop()
 
     def poll(self) -> bool:
         """Ask all ranks whether any was asked to stop; all get the same answer."""

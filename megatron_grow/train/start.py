@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from megatron_grow.checkpoint.layout import identity, saved_steps
 from megatron_grow.checkpoint.open import open_reader
@@ -46,6 +47,8 @@ class Start:
     """The ends that are known, of stages with a rule."""
     root: Path | None = None
     """Of this run's checkpoints, if it is one of them."""
+    methods: dict[str, Any] = field(default_factory=dict)
+    """As in the record."""
     notes: tuple[str, ...] = ()
     """What the user should know before the run goes on."""
 
@@ -155,6 +158,7 @@ def _resume(
         stages=stages,
         ends=ends,
         root=root,
+        methods=record.methods,
         notes=tuple(notes),
     )
 

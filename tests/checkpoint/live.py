@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,8 @@ from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.run import RunConfig
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import resharding
-from megatron_grow.live.stage import LiveStage
-from megatron_grow.model.architectures import logical_tensors
-from megatron_grow.optim.schedule import LearningRateSchedule
-from megatron_grow.optim.state import get_step, set_step
-from tests.toy import micro_batches
+from megatron_grow.live.stage import LiveStage, filled
+from tests.toy import loop_over, micro_batches
 
 
 def write(live: LiveStage, config: RunConfig, root: Path, step: int, **options: Any) -> Path:
@@ -27,7 +26,7 @@ def write(live: LiveStage, config: RunConfig, root: Path, step: int, **options: 
         stage=live.stage.index,
         consumed_samples=tokens // config.train.seq_length,
         consumed_tokens=tokens,
-        optimizer_step=get_step(live.optimizer) or step,
+        optimizer_step=live.updates or step,
         model=asdict(live.stage.model),
         precision=config.train.precision,
         config=asdict(config),
@@ -41,19 +40,12 @@ def resume(path: Path, config: RunConfig, world_size: int) -> LiveStage:
     stage = config.resolve(world_size)[record.stage]
     assert stage.model == record.model_config
     assert stage.tokens_at(record.step) == record.consumed_tokens
-    live = LiveStage(stage, config, logical_tensors(stage.model))
-    load(resharding(stage.model), TorchDistReader(path), live.pieces())
-    live.publish()
-    set_step(live.optimizer, record.optimizer_step)
-    return live
+    plan = resharding(stage.model)
+    read = partial(load, plan, TorchDistReader(path))
+    return filled(stage, config, plan.tensors, read, record.optimizer_step)
 
 
 def train_to(live: LiveStage, config: RunConfig, first: int, last: int) -> list[float]:
     """Train steps ``first + 1`` to ``last``; their losses."""
-    schedule = LearningRateSchedule(config.schedule, config.optimizer, config.train.train_iters)
-    batches, losses = micro_batches(config, first), []
-    for step in range(first + 1, last + 1):
-        schedule.apply(live.optimizer, step, live.stage)
-        loss, _ = live.train_step(step, batches)
-        losses.append(live.mean_loss(loss, 1))
-    return losses
+    steps = loop_over(live, config, first).steps(micro_batches(config, first))
+    return [ctx.mean_loss() for ctx in islice(steps, last - first)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import growth
-from megatron_grow.live.stage import LiveStage
+from megatron_grow.live.stage import LiveStage, filled
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.model.gpt.build import build_gpt
-from megatron_grow.optim.state import get_step, set_step
+from megatron_grow.optim.state import get_step
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import slices
 from megatron_grow.state.tensors import LogicalTensor
@@ -90,8 +91,8 @@ def saves(world_size: int, root: Path) -> Side:
             config = still_run(parallel, **more)
             live = begin(config, world_size)
             paint(live)
-            live.publish()
-            set_step(live.optimizer, UPDATES)
+            live.write_back()
+            live.count_from(UPDATES)
             write(live, config, root / name, STEP)
             held[name] = held_by(live)
             live.release()
@@ -242,8 +243,8 @@ def two_ways(root: Path) -> dict[str, tuple[list[Part], list[Part]]]:
         live.release()
         source, stage = config.resolve(2)
         plan = growth(source.model, stage.model, stage.grow, target_depth=4, seed=1234)
-        live = LiveStage(stage, config, plan.tensors)
-        at_load.load(plan, TorchDistReader(path), live.pieces())
+        read = partial(at_load.load, plan, TorchDistReader(path))
+        live = filled(stage, config, plan.tensors, read, 0)
         found[name] = (in_memory, snapshot(live.pieces()))
         live.release()
     return found

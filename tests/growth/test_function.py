@@ -27,6 +27,7 @@ from tests.toy import (
     begin,
     grow,
     layout,
+    loop_over,
     micro_batches,
     run_config,
     train_stage,
@@ -155,9 +156,7 @@ Gradients = dict[tuple[str, int], np.ndarray]
 
 def gradients(live: LiveStage, config: RunConfig) -> Gradients:
     """The gradients of the batch of one step, which changes no weight."""
-    for group in live.optimizer.param_groups:
-        group["lr"] = 0.0
-    live.train_step(STEPS + 1, micro_batches(config, STEPS))
+    live.forward_backward(STEPS + 1, micro_batches(config, STEPS))
     found = {}
     for entry in live.chunks[0].module.sharded_state_dict().values():
         if isinstance(entry, ShardedTensor | ShardedTensorFactory):
@@ -205,14 +204,14 @@ def weights_after_steps(config: RunConfig) -> list[Gradients]:
     live = begin(config, 1)
     train_stage(live, config, Trace())
     live = grow(live, config, 1)
-    batches, weights = micro_batches(config, STEPS), []
-    for step in range(3):
+    loop, batches, weights = loop_over(live, config), micro_batches(config, STEPS), []
+    for _ in range(3):
         weights.append({})
         for piece in live.pieces():
             if piece.kind == "main_param":
                 layer = piece.box[0][0] if ".layers." in piece.key else 0
                 weights[-1][piece.key, layer] = piece.data.numpy().copy()
-        live.train_step(STEPS + 1 + step, batches)
+        loop.step(batches)
     live.release()
     return weights
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from math import frexp, sqrt
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from megatron_grow.convert.progress import Progress
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.offline import GrownReader
 from megatron_grow.growth.plan import Plan, growth, resharding
-from megatron_grow.live.stage import LiveStage
+from megatron_grow.live.stage import filled
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, full, slices
 from megatron_grow.state.materialise import materialise
@@ -160,8 +161,8 @@ def grow_both_ways(world_size: int, root: str) -> dict[tuple[str, str], Found]:
             found.target, found.after = snapshot(live.pieces()), logits(live)
             live.release()
             plan, stage = plan_of(config, world_size), config.resolve(world_size)[1]
-            live = LiveStage(stage, config, plan.tensors)
-            load(plan, TorchDistReader(path), live.pieces())
+            read = partial(load, plan, TorchDistReader(path))
+            live = filled(stage, config, plan.tensors, read, 0)
             found.loaded = snapshot(live.pieces())
             converted = convert_offline(plan, path, stage, tp=2 if world_size > 1 else 1)
             load(resharding(stage.model), TorchDistReader(converted), live.pieces())

@@ -245,11 +245,6 @@ MISTAKES = {
         {"groups": 3, "num_attention_heads": 12},
         ["grow.heads", "regroup"],
     ),
-    "nothing to mask": (
-        {"ffn": "fpi", "mask_iters": 5},
-        {"ffn_hidden_size": 24},
-        ["mask_iters", "random"],
-    ),
     "fewer tokens": ({"vocab": "mean"}, {"vocab_size": 39}, ["grow.vocab", "40", "39"]),
 }
 

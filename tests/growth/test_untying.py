@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from megatron_grow.config.stages import GrowSection, StageSection, check_growth
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.offline import GrownReader
 from megatron_grow.growth.plan import growth
-from megatron_grow.live.stage import LiveStage
+from megatron_grow.live.stage import filled
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.model.gpt.tensors import EMBEDDING, HEAD
 from megatron_grow.state.boxes import full
@@ -70,8 +71,7 @@ def untie(after: dict, root: str) -> Found:
     live.release()
     stage = config.resolve(2)[1]
     plan = growth(TIED, UNTIED, None, target_depth=UNTIED.num_layers, seed=config.run.seed)
-    live = LiveStage(stage, config, plan.tensors)
-    load(plan, TorchDistReader(path), live.pieces())
+    live = filled(stage, config, plan.tensors, partial(load, plan, TorchDistReader(path)), 0)
     loaded = snapshot(live.pieces())
     live.release()
     stored = GrownReader(TorchDistReader(path), plan, UNTIED, GrowSection())

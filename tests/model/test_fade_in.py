@@ -12,7 +12,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth.plan import growth
-from megatron_grow.live.fade_in import FadeIn
+from megatron_grow.methods.fade_in import Masks
 from tests.distributed import run_ranks
 from tests.logits import agreed, logits
 from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train, train_stage
@@ -76,7 +76,7 @@ def fade(name: str, where: str) -> Found:
     plan = growth(before.model, after.model, GrowSection(recipe="msg"), target_depth=4, seed=1)
     live = grow(live, config, world_size)
     found["plain"] = logits(live)
-    masks = FadeIn(live.chunks, after.model, plan.fading_in)
+    masks = Masks(live.chunks, after.model, plan.new_units)
     for strength in STRENGTHS:
         masks.set(strength)
         found[str(strength)] = logits(live)

@@ -19,7 +19,7 @@ from megatron_grow.state.kinds import MAIN_PARAM
 from tests.distributed import run_ranks
 from tests.model import reference
 from tests.state.snapshot import Part, assemble, snapshot
-from tests.toy import MODEL, begin, layout, micro_batches, run_config, tokens
+from tests.toy import MODEL, begin, layout, loop_over, micro_batches, run_config, tokens
 
 BETA1 = 0.9
 GPT2 = replace(MODEL, num_layers=2, num_query_groups=None)
@@ -63,11 +63,12 @@ def _step(config: RunConfig, world_size: int) -> tuple[list[Part], float, float,
             generator = torch.Generator().manual_seed(zlib.crc32(piece.key.encode()))
             noise = torch.randn(live.tensors[piece.key].shape, generator=generator)
             piece.data.add_(0.1 * noise[slices(piece.box)])
-    live.publish()
+    live.write_back()
     weights = snapshot(live.pieces())
     measured = live.evaluate(micro_batches(config, 0), 1)
-    loss, _ = live.train_step(1, micro_batches(config, 0))
-    return weights, measured, live.mean_loss(loss, 1), snapshot(live.pieces())
+    loop = loop_over(live, config)
+    loop.step(micro_batches(config, 0))
+    return weights, measured, loop.ctx.mean_loss(), snapshot(live.pieces())
 
 
 def _check(config: RunConfig, world_size: int, loss_error: float, gradient_error: float) -> None:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.sections import OptimizerSection, TrainSection
-from megatron_grow.growth.in_memory import transfer
-from megatron_grow.growth.plan import initialisation
-from megatron_grow.live.data_parallel import wrap_data_parallel
-from megatron_grow.live.pieces import live_pieces, publish
-from megatron_grow.model.gpt.build import build_gpt
-from megatron_grow.optim.builder import build_optimizer
-from megatron_grow.optim.optimizers import optimizer_of
-from megatron_grow.parallel import process_groups
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import (
+    OptimizerSection,
+    RunSection,
+    ScheduleSection,
+    TrainSection,
+)
+from megatron_grow.config.stages import StageSection
+from megatron_grow.train.loop import Loop
+from tests.toy import begin, loop_over
 
 BATCH, SEQ_LENGTH, SEED = 4, 16, 5
 
@@ -46,59 +49,43 @@ class Toy:
     """A model and its optimizer on the current layout."""
 
     model: ModelConfig
-    chunk: DistributedDataParallel
-    optimizer: MegatronOptimizer
+    loop: Loop
+
+    @property
+    def chunk(self) -> DistributedDataParallel:
+        [chunk] = self.loop.ctx.live.chunks
+        return chunk
+
+    @property
+    def optimizer(self) -> MegatronOptimizer:
+        return self.loop.ctx.live.optimizer
 
     def step(self, number: int) -> tuple[float, float]:
-        """Train on batch ``number``; the loss of the last pipeline stage and the gradient norm."""
-        self.chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        loss = self._forward_backward(number)
-        _, grad_norm, _ = self.optimizer.step()
-        if self.chunk.ddp_config.use_distributed_optimizer:
-            self.chunk.start_param_sync(force_sync=True)
-        return loss, grad_norm
+        """Train on batch ``number``; the loss and the gradient norm."""
+        self.loop.step(self._micro_batches(number))
+        return self.loop.ctx.mean_loss(), self.loop.ctx.grad_norm
 
     def state(self) -> dict[tuple[str, str], list[tuple[tuple, np.ndarray]]]:
         """Boxes of weights and moments that this rank holds, by (key, kind)."""
         pieces: dict = {}
-        tensors = initialisation(self.model, self.model.num_layers, SEED).tensors
-        for piece in live_pieces([self.chunk], self.optimizer, tensors):
+        for piece in self.loop.ctx.live.pieces():
             boxes = pieces.setdefault((piece.key, piece.kind), [])
             boxes.append((piece.box, piece.data.float().numpy().copy()))
         return pieces
 
-    def _forward_backward(self, number: int) -> float:
-        from megatron.core import parallel_state
-
+    def _micro_batches(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
         peers = parallel_state.get_data_parallel_world_size()
         rank = parallel_state.get_data_parallel_rank()
         generator = torch.Generator().manual_seed(number)
         shape = (BATCH, SEQ_LENGTH + 1)
         tokens = torch.randint(self.model.vocab_size, shape, generator=generator)
-        self.chunk.config.finalize_model_grads_func = finalize_model_grads
-        losses = get_forward_backward_func()(
-            forward_step_func=_forward_step,
-            data_iterator=iter(tokens[rank::peers].split(1)),
-            model=[self.chunk],
-            num_microbatches=BATCH // peers,
-            seq_length=SEQ_LENGTH,
-            micro_batch_size=1,
-            forward_only=False,
-        )
-        return float(sum(losses) / len(losses)) if losses else float("nan")
-
-
-def _forward_step(data: object, model: torch.nn.Module) -> tuple[torch.Tensor, object]:
-    sequence = next(data)  # type: ignore[call-overload]
-    positions = torch.arange(SEQ_LENGTH).expand(1, -1)
-    output = model(sequence[:, :-1], positions, None, labels=sequence[:, 1:])
-
-    def loss(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean = values.float().mean()
-        return mean, mean.detach()
-
-    return output, loss
+        for sequence in tokens[rank::peers].split(1):
+            yield {
+                "tokens": sequence[:, :-1],
+                "labels": sequence[:, 1:],
+                "position_ids": torch.arange(SEQ_LENGTH)[None],
+                "loss_mask": torch.ones(1, SEQ_LENGTH),
+            }
 
 
 def build(
@@ -108,18 +95,21 @@ def build(
     precision: str = "fp32",
 ) -> Toy:
     """Set up ``layout`` and build the toy with the same weights on every layout."""
-    layout, model = layout or ParallelConfig(), model or gpt()
-    process_groups.set_up(layout, SEED)
-    train = TrainSection(seq_length=SEQ_LENGTH, precision=precision)  # type: ignore[arg-type]
-    sharded = layout.use_distributed_optimizer and optimizer_of(section).shards
-    [chunk] = wrap_data_parallel(build_gpt(model, layout, train), layout, sharded)
-    optimizer = build_optimizer(
-        [chunk], section, precision=precision, use_distributed_optimizer=sharded
+    model = model or gpt()
+    config = RunConfig(
+        run=RunSection(seed=SEED),
+        model=model,
+        train=TrainSection(
+            global_batch_size=BATCH,
+            micro_batch_size=1,
+            seq_length=SEQ_LENGTH,
+            precision=precision,  # type: ignore[arg-type]
+        ),
+        optimizer=section,
+        schedule=ScheduleSection(lr_warmup_fraction=0.0, lr_decay_style="constant"),
+        stages=[StageSection(parallel=asdict(layout or ParallelConfig()))],
     )
-    plan = initialisation(model, model.num_layers, SEED)
-    transfer(plan, [], live_pieces([chunk], optimizer, plan.tensors))
-    publish([chunk], optimizer)
-    return Toy(model, chunk, optimizer)
+    return Toy(model, loop_over(begin(config, dist.get_world_size()), config))
 
 
 def train(

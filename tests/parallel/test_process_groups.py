@@ -16,9 +16,9 @@ from torch.distributed import distributed_c10d
 
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.stages import StageSection
+from megatron_grow.growth.filling import grown
 from megatron_grow.growth.plan import resharding
 from megatron_grow.parallel import process_groups
-from megatron_grow.train.transition import grow
 from tests.distributed import run_ranks
 from tests.toy import TIED, begin, layout, micro_batches, run_config
 
@@ -44,8 +44,8 @@ def _grow_and_grow(world_size: int) -> list[tuple[int, int, int, int]]:
     there_and_back = config.resolve(world_size)
     live, plan, held = begin(config, world_size), resharding(config.model), []
     for number in range(1, GROWTHS + 1):
-        live.train_step(1, micro_batches(config, 0))
-        live, _ = grow(live, there_and_back[number % 2], config, plan)
+        live.forward_backward(1, micro_batches(config, 0))
+        live, _ = grown(live, there_and_back[number % 2], config, plan)
         held.append(_held())
     return held
 

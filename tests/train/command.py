@@ -22,14 +22,14 @@ def command(argv: list[str], stop_at: int | None = None) -> tuple[int, str, str]
     from megatron_grow.train.entry import main
 
     if stop_at is not None and os.environ["RANK"] == "1":
-        original = LiveStage.train_step
+        original = LiveStage.forward_backward
 
-        def train_step(self: LiveStage, step: int, batches: Any) -> Any:
+        def forward_backward(self: LiveStage, step: int, batches: Any) -> Any:
             if step == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             return original(self, step, batches)
 
-        LiveStage.train_step = train_step  # type: ignore[method-assign]
+        LiveStage.forward_backward = forward_backward  # type: ignore[method-assign]
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         code = main(argv)

@@ -22,14 +22,14 @@ def _at_step(step: int, action: Callable[[], None]) -> None:
     """Do ``action`` in the middle of the run."""
     from megatron_grow.live.stage import LiveStage
 
-    original = LiveStage.train_step
+    original = LiveStage.forward_backward
 
-    def train_step(self: LiveStage, now: int, *args: Any, **kwargs: Any) -> Any:
+    def forward_backward(self: LiveStage, now: int, *args: Any, **kwargs: Any) -> Any:
         if now == step:
             action()
         return original(self, now, *args, **kwargs)
 
-    LiveStage.train_step = train_step  # type: ignore[method-assign]
+    LiveStage.forward_backward = forward_backward  # type: ignore[method-assign]
 
 
 def _fault(name: str) -> None:

@@ -41,7 +41,8 @@ def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[i
     from megatron_grow.train.entry import main
 
     step = 0
-    train_step, reported = live_stage.LiveStage.train_step, live_stage._reported
+    live, reported = live_stage.LiveStage, live_stage._reported
+    forward_backward, update = live.forward_backward, live.update
     finalize = live_stage.finalize_model_grads
 
     def strikes(kind: str) -> bool:
@@ -50,11 +51,13 @@ def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[i
     def stepping(self: Any, number: int, batches: Any) -> Any:
         nonlocal step
         step = number
-        result = train_step(self, number, batches)
+        return forward_backward(self, number, batches)
+
+    def updating(self: Any, *args: Any) -> None:
+        update(self, *args)
         if strikes("weight"):
             weights = [piece for piece in self.pieces() if piece.kind == "main_param"]
             weights[0].data.view(-1)[0] = math.inf
-        return result
 
     def loss(*args: Any) -> Any:
         result, shown = reported(*args)
@@ -68,7 +71,7 @@ def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[i
         if strikes("gradient"):
             next(chunks[0].parameters()).main_grad.view(-1)[0] = math.inf
 
-    live_stage.LiveStage.train_step = stepping  # type: ignore[method-assign]
+    live.forward_backward, live.update = stepping, updating  # type: ignore[method-assign]
     live_stage._reported = loss
     live_stage.finalize_model_grads = gradients
     output, errors = io.StringIO(), io.StringIO()

@@ -12,13 +12,13 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.optim.state import inner_optimizers
 from tests.distributed import run_ranks
-from tests.toy import Trace, begin, grow, layout, micro_batches, run_config, train_stage
+from tests.toy import Trace, begin, grow, layout, loop_over, micro_batches, run_config, train_stage
 
 
 def _survivors(config: RunConfig, world_size: int) -> int:
     """Buffers and parameters that outlive their stage."""
     live = begin(config, world_size)
-    live.train_step(1, micro_batches(config, 0))
+    loop_over(live, config).step(micro_batches(config, 0))
     watched = [weakref.ref(buffer) for chunk in live.chunks for buffer in chunk.buffers]
     watched += [weakref.ref(param) for chunk in live.chunks for param in chunk.parameters()]
     gc.disable()  # a later pass of the collector would be too late for a growth

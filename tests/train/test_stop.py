@@ -36,7 +36,9 @@ def stopped_in(argv: list[str], moment: str) -> tuple[int, str, str]:
 
         live = live_stage.LiveStage
         if moment == "a step":
-            live.train_step = signalling(live.train_step, lambda _, step, __: step == 8)  # type: ignore[method-assign]
+            live.forward_backward = signalling(  # type: ignore[method-assign]
+                live.forward_backward, lambda _, step, __: step == 8
+            )
         elif moment == "an evaluation":
             batches = iter(range(1000))
             live._run = signalling(  # type: ignore[method-assign]

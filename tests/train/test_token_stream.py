@@ -102,9 +102,9 @@ def run_all(commands: list[list[str]]) -> list[tuple[int, str, dict[str, list]]]
 
         return None if batches is None else watched(batches)
 
-    train_step, evaluate, stop = LiveStage.train_step, LiveStage.evaluate, process_groups.stop
-    LiveStage.train_step = lambda self, step, x: train_step(self, step, spy("train", x))  # type: ignore[method-assign]
-    LiveStage.evaluate = lambda self, x, count: evaluate(self, spy("valid", x), count)  # type: ignore[method-assign]
+    train, evaluate, stop = LiveStage.forward_backward, LiveStage.evaluate, process_groups.stop
+    LiveStage.forward_backward = lambda self, step, x: train(self, step, spy("train", x))  # type: ignore[method-assign]
+    LiveStage.evaluate = lambda self, x, *more: evaluate(self, spy("valid", x), *more)  # type: ignore[method-assign]
     process_groups.stop = process_groups.tear_down  # the next command is another job of these ranks
     results = []
     for argv in commands:

@@ -16,14 +16,14 @@ from megatron_grow.parallel.failure import leave
 from megatron_grow.train.entry import main
 from megatron_grow.live.stage import LiveStage
 
-original = LiveStage.train_step
+original = LiveStage.forward_backward
 
-def train_step(self, step, batches):
+def forward_backward(self, step, batches):
     if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"], step) == ("1", "0", 8):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, step, batches)
 
-LiveStage.train_step = train_step
+LiveStage.forward_backward = forward_backward
 leave(main())
 """
 

@@ -10,7 +10,8 @@ import torch
 
 from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.config.stages import StageSection
-from megatron_grow.live.stage import LiveStage
+from megatron_grow.live.pieces import Piece
+from megatron_grow.live.stage import filled
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.logits import logits
 from tests.toy import run_config
@@ -25,11 +26,13 @@ def logits_of(path: Path, tokens: torch.Tensor, parallel: dict[str, Any]) -> np.
         seq_length=tokens.shape[1],
     )
     world_size = torch.distributed.get_world_size()
-    live = LiveStage(config.resolve(world_size)[0], config, source.tensors)
-    for piece in live.pieces():
-        if piece.kind == MAIN_PARAM:
-            piece.data.copy_(source.read(piece.key, MAIN_PARAM, piece.box))
-    live.publish()
+
+    def fill(pieces: list[Piece]) -> None:
+        for piece in pieces:
+            if piece.kind == MAIN_PARAM:
+                piece.data.copy_(source.read(piece.key, MAIN_PARAM, piece.box))
+
+    live = filled(config.resolve(world_size)[0], config, source.tensors, fill, 0)
     found = logits(live, tokens)
     live.release()
     return found

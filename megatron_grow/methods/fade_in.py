@@ -8,8 +8,9 @@ model's code: hooks do it, and are gone when the mask is 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from megatron.core import parallel_state
@@ -17,12 +18,67 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.utils import unwrap_model
 from torch.utils.hooks import RemovableHandle
 
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.ranges import Count, check_fields
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.stages import Stage
+from megatron_grow.growth.plan import Plan
+from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.model.layers.norms import Norm
 from megatron_grow.parallel import cpu
 
 
-class FadeIn:
+@dataclass
+class FadeIn(TrainingMethod):
+    """Mask new units; ``grow.mask_iters: N`` is short for ``{name: fade_in, iters: N}``."""
+
+    masks_new_units: ClassVar[bool] = True
+
+    iters: Count
+    """Steps until they take part as all others do."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self._masks: Masks | None = None
+
+    def check(self, stage: Stage, run: RunConfig, plan: Plan, where: str) -> None:
+        """Refuse a growth without new units, and layers that hooks cannot mask."""
+        if not plan.new_units:
+            raise UserError(f"{where} masks random new units; no operator here makes any")
+        if run.train.transformer_impl != "local":
+            raise UserError(
+                f"{where} needs train.transformer_impl: local; "
+                "Transformer Engine's fused norms cannot be masked"
+            )
+
+    def on_stage_start(self, ctx: Context) -> None:
+        """Mask, unless a resume comes when the masks are gone."""
+        if self._strength(ctx) < 1.0:
+            self._masks = Masks(ctx.live.chunks, ctx.stage.model, ctx.plan.new_units)
+            self._masks.set(self._strength(ctx))
+
+    def before_step(self, ctx: Context) -> None:
+        """Raise the masks."""
+        if self._masks is None:
+            return
+        if self._strength(ctx) < 1.0:
+            self._masks.set(self._strength(ctx))
+        else:
+            self.on_stage_end(ctx)
+
+    def on_stage_end(self, ctx: Context) -> None:
+        """Leave a plain model."""
+        if self._masks is not None:
+            self._masks.remove()
+            self._masks = None
+
+    def _strength(self, ctx: Context) -> float:
+        """How far new units have faded in."""
+        return (ctx.step - ctx.stage.first_step) / self.iters
+
+
+class Masks:
     """The masks of one stage, on the chunks of this rank."""
 
     def __init__(

@@ -1,0 +1,32 @@
+"""Training methods, by the names that a run file uses."""
+
+from __future__ import annotations
+
+from megatron_grow.config.registry import Registry
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.stages import Stage
+from megatron_grow.growth.plan import Plan
+from megatron_grow.methods.base import TrainingMethod
+
+METHODS: Registry[TrainingMethod] = Registry(
+    "a training method",
+    "name",
+    TrainingMethod,
+    {
+        "fade_in": "megatron_grow.methods.fade_in:FadeIn",
+    },
+)
+
+
+def methods_of(stage: Stage, run: RunConfig, plan: Plan) -> dict[str, TrainingMethod]:
+    """The methods of a stage that begins by ``plan``, by their place in its section.
+
+    Raises:
+        UserError: an unknown name or option, or what cannot work with the stage.
+    """
+    found = {}
+    for place, spec in stage.methods.items():
+        where = f"stages[{stage.index}].{place}"
+        found[place] = METHODS.make(spec, where)
+        found[place].check(stage, run, plan, where)
+    return found

@@ -1,0 +1,149 @@
+"""What acts on a stage while it trains, and what it sees of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.stages import Stage
+from megatron_grow.growth.plan import Plan
+from megatron_grow.live.stage import LiveStage
+
+
+@dataclass
+class Context:
+    """A stage while it trains: what its methods see, and what they may ask for.
+
+    What they ask for must be the same on all ranks: follow the seed and the step, or numbers on
+    which the ranks agree.
+    """
+
+    run: RunConfig
+    stages: list[Stage]
+    """Of the run."""
+    live: LiveStage
+    plan: Plan
+    """How the stage began: what of it is new."""
+    step: int
+    """Global steps done; within a step, its number (the first is 1)."""
+    methods: Mapping[str, TrainingMethod] = field(default_factory=dict)
+    """Of the stage, by the place in its section of the run file that asks for each."""
+    losses: torch.Tensor | None = None
+    """The sum of the losses of this rank's micro-batches in this step."""
+    lr: float = math.nan
+    """The rate of this step; that of parameters without one of their own."""
+    grad_norm: float = math.nan
+    """Over all parameters, before clipping; from ``before_update`` on."""
+    updated: bool = False
+    """Whether this step has changed the weights."""
+    stopping: bool = False
+    """Whether the run saves and stops after this step."""
+    began: float = 0.0
+    """When this step began, in seconds of ``time.perf_counter``."""
+    _skips: bool = False
+    _ends: bool = False
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that trains."""
+        return self.live.stage
+
+    @property
+    def ends(self) -> bool:
+        """Whether the stage ends after this step."""
+        return self._ends or self.step >= self.stage.last_step
+
+    @property
+    def skips(self) -> bool:
+        """Whether this step makes no update."""
+        return self._skips
+
+    def mean_loss(self) -> float:
+        """Of this step, over all ranks; every rank takes part."""
+        assert self.losses is not None, "no step has been taken"
+        return self.live.mean_loss(self.losses, 1)
+
+    def skip_update(self) -> None:
+        """Leave the state as it is in this step; for ``before_update``."""
+        self._skips = True
+
+    def end_stage(self) -> None:
+        """End the stage after this step; the run goes on with the next stage."""
+        self._ends = True
+
+    def stop(self) -> None:
+        """Save and stop the run after this step; it can be gone on with from there."""
+        self.stopping = True
+
+    def next_step(self) -> None:
+        """Begin a step."""
+        self.step += 1
+        self.losses, self.grad_norm, self.updated, self._skips = None, math.nan, False, False
+
+
+class TrainingMethod:
+    """Acts while a stage trains. Its dataclass fields are its options in a run file.
+
+    All hooks are called on every rank. A step is::
+
+        before_step
+            forward and backward pass, gradients reduced over ranks
+        after_backward
+            norm of the gradients
+        sees, before_update
+            clipping, update of the main parameters and the optimizer's state
+        after_update
+            the model's weights are made from the main parameters
+        after_step
+
+    One without an update (:meth:`Context.skip_update`) has no ``after_update``.
+    """
+
+    masks_new_units: ClassVar[bool] = False
+    """Whether the units of ``Plan.new_units`` have no share in the function at first."""
+
+    def check(self, stage: Stage, run: RunConfig, plan: Plan, where: str) -> None:
+        """Raise :class:`~megatron_grow.config.errors.UserError`, beginning with ``where``.
+
+        Before the run begins: of what cannot work with this stage, which begins by ``plan``.
+        """
+
+    def on_stage_start(self, ctx: Context) -> None:
+        """The stage is filled; ``ctx.step`` steps are done, more than none in a resumed one."""
+
+    def before_step(self, ctx: Context) -> None:
+        """``ctx.step`` begins."""
+
+    def after_backward(self, ctx: Context) -> None:
+        """The gradients are ready, in ``LiveStage.shards``; a rank has those of its shards."""
+
+    def sees(self, ctx: Context) -> bool:
+        """Whether this rank alone has seen what all must know; one reduction for all methods."""
+        return False
+
+    def before_update(self, ctx: Context, seen: bool) -> None:
+        """The norm is known; ``seen``: whether any rank's :meth:`sees` said so.
+
+        May ask for anything that a :class:`Context` offers.
+        """
+
+    def after_update(self, ctx: Context) -> None:
+        """The main parameters and the optimizer's state have changed, the model has not yet."""
+
+    def after_step(self, ctx: Context) -> None:
+        """The step is done. May end the stage or stop the run."""
+
+    def on_stage_end(self, ctx: Context) -> None:
+        """The stage is left: let go of everything that belongs to it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs besides the step: of JSON's types, the same on every rank."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave; before :meth:`on_stage_start`."""

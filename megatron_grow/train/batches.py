@@ -1,0 +1,39 @@
+"""The micro-batches of a stage, from the run's stream of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from megatron.core import parallel_state
+from torch.utils.data import Dataset
+
+from megatron_grow.config.run import RunConfig
+from megatron_grow.data.loader import micro_batches
+from megatron_grow.live.stage import Batches, LiveStage
+from megatron_grow.model.architectures import architecture_of
+
+
+@contextmanager
+def batches_of(
+    live: LiveStage, run: RunConfig, dataset: Dataset, first_token: int
+) -> Iterator[Batches | None]:
+    """Micro-batches of a stage's length, from a place in the stream of tokens on.
+
+    None where this rank needs no data.
+    """
+    if not live.needs_data():
+        yield None
+        return
+    batch = live.stage.batch
+    batches = micro_batches(
+        architecture_of(run.model).cut(dataset, run.train.seq_length // batch.seq_length),
+        first_sample=first_token // batch.seq_length,
+        global_batch_size=batch.global_batch_size,
+        micro_batch_size=batch.micro_batch_size,
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        num_workers=run.data.num_workers,
+    )
+    with closing(batches):
+        yield batches

@@ -1,0 +1,53 @@
+"""The validation loss, at its intervals and on both sides of a growth."""
+
+from __future__ import annotations
+
+from torch.utils.data import Dataset
+
+from megatron_grow.methods.base import Context, TrainingMethod
+from megatron_grow.train.batches import batches_of
+from megatron_grow.train.output import Output, progress
+from megatron_grow.train.signals import StopRequest
+
+
+class Evaluation(TrainingMethod):
+    """Evaluates after every ``train.eval_interval`` steps, and where a stage ends."""
+
+    def __init__(self, output: Output, dataset: Dataset | None, stop: StopRequest) -> None:
+        """Take the validation data; None where the run has none."""
+        self._output, self._dataset, self._stop = output, dataset, stop
+        self._last: tuple[int | None, float | None] = (None, None)
+
+    def after_step(self, ctx: Context) -> None:
+        """Evaluate if it is due, unless the run stops."""
+        if self.due(ctx) and not ctx.stopping:
+            self.report(ctx)
+            if self._stop.agreed:
+                ctx.stop()
+
+    def due(self, ctx: Context) -> bool:
+        """Whether the step that has just been done is one to evaluate after."""
+        grown = ctx.stage.index > 0 and ctx.step == ctx.stage.first_step
+        return grown or ctx.ends or ctx.step % ctx.run.train.eval_interval == 0
+
+    def report(self, ctx: Context) -> float | None:
+        """Measure and report, once for each step; None where that was interrupted."""
+        if self._last[0] == ctx.step:
+            return self._last[1]
+        loss = self.measure(ctx)
+        if loss is not None:
+            self._last = ctx.step, loss
+            row = {**progress(ctx), "val_loss": loss}
+            self._output.console.evaluation(row)
+            self._output.write(row)
+        return loss
+
+    def measure(self, ctx: Context) -> float | None:
+        """Validation loss, always over the same tokens.
+
+        None where the run does not evaluate, or was asked to stop.
+        """
+        if not ctx.run.train.eval_iters or self._dataset is None:
+            return None
+        with batches_of(ctx.live, ctx.run, self._dataset, 0) as batches:
+            return ctx.live.evaluate(batches, ctx.stage.eval_iters, self._stop.poll)

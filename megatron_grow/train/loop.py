@@ -1,0 +1,68 @@
+"""The training loop: the steps of one stage, and what acts on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from megatron_grow.live.stage import Batches
+from megatron_grow.methods.base import Context, TrainingMethod
+from megatron_grow.optim.schedule import LearningRateSchedule
+from megatron_grow.parallel.agreement import any_rank
+
+
+class Loop:
+    """Trains a stage that is filled."""
+
+    def __init__(self, ctx: Context, pieces: Sequence[TrainingMethod] = ()) -> None:
+        """Start the methods of the stage, and after them the ``pieces``.
+
+        In each hook they act in this order.
+        """
+        self.ctx = ctx
+        run = ctx.run
+        self._schedule = LearningRateSchedule(run.schedule, run.optimizer, run.train.train_iters)
+        self._acting = (*ctx.methods.values(), *pieces)
+        for method in self._acting:
+            method.on_stage_start(ctx)
+
+    def steps(self, batches: Batches | None) -> Iterator[Context]:
+        """Train until the stage ends or the run stops; yields after each step.
+
+        Args:
+            batches: this rank's micro-batches from the next step on; None where it needs none.
+        """
+        while not (self.ctx.ends or self.ctx.stopping):
+            self.step(batches)
+            yield self.ctx
+
+    def step(self, batches: Batches | None) -> None:
+        """Train for one step."""
+        ctx, live, acting = self.ctx, self.ctx.live, self._acting
+        ctx.next_step()
+        ctx.began = time.perf_counter()
+        ctx.lr = self._schedule.lr(ctx.step, ctx.run.optimizer.lr, live.stage)
+        self._schedule.apply(live.optimizer, ctx.step, live.stage)
+        for method in acting:
+            method.before_step(ctx)
+        ctx.losses = live.forward_backward(ctx.step, batches)
+        for method in acting:
+            method.after_backward(ctx)
+        ctx.grad_norm = live.gradient_norm()
+        seen = any_rank(*(method.sees(ctx) for method in acting)) if acting else []
+        for method, found in zip(acting, seen, strict=True):
+            method.before_update(ctx, found)
+        if not ctx.skips:
+            live.update(ctx.grad_norm, self._after_update)
+            ctx.updated = True
+        for method in acting:
+            method.after_step(ctx)
+
+    def end(self) -> None:
+        """Leave the stage."""
+        for method in self._acting:
+            method.on_stage_end(self.ctx)
+
+    def _after_update(self) -> None:
+        for method in self._acting:
+            method.after_update(self.ctx)

@@ -1,0 +1,72 @@
+"""The run's checkpoints: when they are written, and what their records say."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from megatron_grow.checkpoint.record import GrowthEvent, Record
+from megatron_grow.checkpoint.save import save
+from megatron_grow.methods.base import Context, TrainingMethod
+from megatron_grow.train.finite import FiniteGuard
+from megatron_grow.train.output import Output
+from megatron_grow.train.preflight import Prepared
+
+
+class Saving(TrainingMethod):
+    """Saves after every ``checkpoint.save_interval`` steps."""
+
+    def __init__(self, prepared: Prepared, output: Output, guard: FiniteGuard) -> None:
+        """Save what ``guard`` finds finite."""
+        self._prepared, self._output, self._guard = prepared, output, guard
+        start = prepared.start
+        self.growths: list[GrowthEvent] = list(start.growths) if start else []
+        """Of the run so far."""
+        if start is not None and start.resumes:
+            guard.saved = start.step, start.path
+
+    def after_step(self, ctx: Context) -> None:
+        """Save if it is due; the trainer does where the run stops."""
+        interval = ctx.run.checkpoint.save_interval
+        if interval and ctx.step % interval == 0 and not ctx.stopping:
+            self.save(ctx)
+
+    def save(self, ctx: Context) -> None:
+        """Save, once for each step."""
+        if self._guard.saved is not None and self._guard.saved[0] == ctx.step:
+            return
+        self._guard.check_state(ctx)
+        config = ctx.run
+        path = save(
+            config.checkpoint_dir,
+            self._record(ctx),
+            ctx.live.pieces(),
+            ctx.live.tensors,
+            with_optimizer=config.checkpoint.save_optimizer,
+            keep_last=config.checkpoint.keep_last,
+            holder=self._prepared.holder,
+        )
+        self._guard.saved = ctx.step, path
+        self._output.console.checkpoint(ctx.step, path)
+
+    def _record(self, ctx: Context) -> Record:
+        stage, config, choice = ctx.stage, ctx.run, self._prepared.choice
+        tokens = stage.tokens_at(ctx.step)
+        states = {place: method.state_dict() for place, method in ctx.methods.items()}
+        return Record(
+            step=ctx.step,
+            stage=stage.index,
+            consumed_samples=tokens // config.train.seq_length,
+            consumed_tokens=tokens,
+            optimizer_step=ctx.live.updates,
+            model=asdict(stage.model),
+            precision=config.train.precision,
+            config=asdict(config),
+            growths=self.growths,
+            parallel=asdict(stage.parallel),
+            skipped_iters=self._guard.skipped,
+            wandb_id=self._output.wandb_id,
+            corpora=self._prepared.corpora,
+            run_id=choice.run_id,
+            begun_from=list(choice.begun_from),
+            methods={place: state for place, state in states.items() if state},
+        )

@@ -1,0 +1,45 @@
+"""The training rows: means over the steps of each log interval."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from megatron_grow.methods.base import Context, TrainingMethod
+from megatron_grow.train.output import Output, progress
+
+
+class TrainingRows(TrainingMethod):
+    """Reports every ``train.log_interval`` steps, and where a stage ends or the run stops."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._losses, self._updates, self._steps, self._seconds = torch.zeros(()), 0, 0, 0.0
+
+    def after_step(self, ctx: Context) -> None:
+        """Every step is in some row."""
+        self._steps += 1
+        self._seconds += time.perf_counter() - ctx.began
+        if ctx.updated:
+            assert ctx.losses is not None
+            self._losses = self._losses.to(ctx.losses.device) + ctx.losses
+            self._updates += 1
+        if ctx.step % ctx.run.train.log_interval == 0 or ctx.ends or ctx.stopping:
+            self._report(ctx)
+            self._losses, self._updates, self._steps, self._seconds = torch.zeros(()), 0, 0, 0.0
+
+    def _report(self, ctx: Context) -> None:
+        mean = ctx.live.mean_loss(self._losses, self._updates) if self._updates else math.nan
+        step_time = self._seconds / self._steps
+        row = {
+            **progress(ctx),
+            "loss": mean,
+            "lr": ctx.lr,
+            "grad_norm": ctx.grad_norm,
+            "tokens_per_second": ctx.stage.batch.tokens / step_time,
+            "step_time": step_time,
+        }
+        self._output.console.train_row(row)
+        self._output.write(row)
