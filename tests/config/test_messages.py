@@ -10,7 +10,9 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import parse_run
 from megatron_grow.config.stages import StageSection
 
-STAGE_FIELDS = "known are grow, lr_multiplier, model, parallel, rewarmup_iters, train, until"
+STAGE_FIELDS = (
+    "known are grow, lr_multiplier, methods, model, parallel, rewarmup_iters, train, until"
+)
 REFUSED = {
     "stages: [{untl: 3}]": f"stages[0].untl is not a field; {STAGE_FIELDS}",
     "stages: [3]": f"stages[0]=3 must be fields and their values; {STAGE_FIELDS}",
