@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
-from megatron_grow.checkpoint.archive import Archive
-from megatron_grow.checkpoint.layout import COMMON, RECORD, WRITER
-from megatron_grow.checkpoint.manifest import read_checked
-from megatron_grow.checkpoint.megatron_lm.args import model_from_args, run_from_args
-from megatron_grow.checkpoint.megatron_lm.optimizer import check_sharding, optimizer_step
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.ranges import Range, check_fields
+from megatron_grow.config.ranges import Range
 
 Total = Annotated[int, Range(least=0, most=2**63 - 1)]
 
@@ -107,93 +99,3 @@ class Record:
     def to_json(self) -> str:
         """The record as text."""
         return json.dumps(asdict(self), indent=1)
-
-
-def read_record(checkpoint: Path) -> Record:
-    """The record of a ``torch_dist`` checkpoint; Megatron-LM's own says the same in other words.
-
-    Raises:
-        UserError: missing, unreadable or of another version; of what cannot be built here.
-    """
-    path = checkpoint / RECORD
-    if not path.exists() and (checkpoint / COMMON).exists():
-        return _of_common_state(checkpoint / COMMON)
-    try:
-        values = json.loads(read_checked(path))
-        if values["format"] != Record.format:
-            raise UserError(
-                f"{path} has format {values['format']}; this version reads {Record.format}"
-            )
-        if "consumed_tokens" not in values:  # of a version that had one length for the whole run
-            length = values["config"]["train"]["seq_length"]
-            values["consumed_tokens"] = values["consumed_samples"] * length
-        values["growths"] = [GrowthEvent(**growth) for growth in values["growths"]]
-        values["stage_ends"] = [StageEnd(**end) for end in values.get("stage_ends", [])]
-        begun = values.get("begun_from", [])
-        values["begun_from"] = [Beginning(**beginning) for beginning in begun]
-        return _checked(Record(**values), path)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing, and so is {COMMON}: nothing says what {checkpoint} holds"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-
-
-def _checked(record: Record, path: Path) -> Record:
-    """``record``, of values that can be."""
-    try:
-        for part in (record, *record.growths, *record.stage_ends, *record.begun_from):
-            check_fields(part)
-        _ = record.model_config, record.layout
-    except UserError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    return record
-
-
-def _of_common_state(path: Path) -> Record:
-    archive = Archive(path)
-    common = archive.content
-    if not isinstance(common, dict) or not isinstance(common.get("args"), Namespace):
-        raise UserError(f"{path} holds no args of Megatron-LM: nothing says what its model is")
-    if common.get(WRITER):
-        raise UserError(f"{path.with_name(RECORD)} is missing: the checkpoint is not complete")
-    check_sharding(common, str(path))
-    return record_of_megatron(
-        common["args"], common.get("iteration"), optimizer_step(archive, common), str(path)
-    )
-
-
-def record_of_megatron(args: Namespace, step: Any, optimizer_step: int, where: str) -> Record:
-    """The record of a run of Megatron-LM.
-
-    Args:
-        args: its arguments, as a checkpoint holds them.
-        step: its iteration; None or ``release`` for weights without a place in a run.
-        optimizer_step: updates that the moments have seen.
-        where: begins the message of an error.
-
-    Raises:
-        UserError: damaged, or of what cannot be built here; the message names the argument.
-    """
-    placed = step not in (None, "release")
-    if placed and not (isinstance(step, int) and step >= 0):
-        raise UserError(f"{where}: iteration={step!r} must be a step, from 0 on, or 'release'")
-    try:
-        model, config = model_from_args(args, where), run_from_args(args)
-        samples = int(getattr(args, "consumed_train_samples", 0)) if placed else 0
-        return Record(
-            step=step if placed else 0,
-            stage=0,
-            consumed_samples=samples,
-            consumed_tokens=samples * config["train"]["seq_length"],
-            optimizer_step=optimizer_step,
-            model=asdict(model),
-            precision=config["train"]["precision"],
-            config={**config, "model": asdict(model)},
-            parallel=config["parallel"],
-        )
-    except UserError as error:
-        raise UserError(str(error) if where in str(error) else f"{where}: {error}") from None
-    except Exception as error:  # arguments of any type may stand there
-        raise UserError(f"{where}: its args are damaged: {error}") from None

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.pipeline import check_pipeline, chunk_layers, parse_layout
+from megatron_grow.config.pipeline import PipelineConfig, check_pipeline, chunk_layers
 from megatron_grow.config.ranges import Count, check_fields
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.state.axes import AXES, MeshDim
@@ -16,7 +16,7 @@ from megatron_grow.state.sharding import Mesh
 
 
 @dataclass(frozen=True)
-class ParallelConfig:
+class ParallelConfig(PipelineConfig):
     """A parallel layout; data parallelism takes the ranks that the others leave.
 
     Field names are those of megatron-core's ``TransformerConfig`` and
@@ -24,21 +24,6 @@ class ParallelConfig:
     """
 
     tensor_model_parallel_size: Count = 1
-    pipeline_model_parallel_size: Count = 1
-    virtual_pipeline_model_parallel_size: Count | None = None
-    """Chunks of layers on each pipeline rank, run by the interleaved schedule: of 4 layers on 2
-    ranks with 2 chunks each, the first has layers 0 and 2. Absent: 1, or what the layout says."""
-    account_for_embedding_in_pipeline_split: bool = False
-    """Count the embedding as a layer: the first pipeline stage gets one layer less."""
-    account_for_loss_in_pipeline_split: bool = False
-    """Count the head and its loss as a layer: the last pipeline stage gets one layer less."""
-    num_layers_in_first_pipeline_stage: Count | None = None
-    """Layers of the first pipeline rank, in all its chunks; the others share the rest evenly."""
-    num_layers_in_last_pipeline_stage: Count | None = None
-    """Layers of the last pipeline rank, in all its chunks; the others share the rest evenly."""
-    pipeline_model_parallel_layout: str | None = None
-    """All stages by hand, as in ``Et|(tt|)*2,tL``: E is the embedding, t a layer, L the loss; |
-    ends a stage; x*n and (...)*n repeat. Twice as many stages as ranks make 2 chunks on each."""
     context_parallel_size: Count = 1
     """Ranks that share the tokens of each sequence; needs Transformer Engine."""
     sequence_parallel: bool = False
@@ -62,26 +47,6 @@ class ParallelConfig:
                 "parallel.overlap_param_gather=true needs use_distributed_optimizer=true "
                 "and overlap_grad_reduce=true"
             )
-
-    @property
-    def model_chunks(self) -> int:
-        """Chunks of layers on each pipeline rank; more than one are interleaved."""
-        if self.pipeline_model_parallel_layout is not None:
-            stages = len(parse_layout(self.pipeline_model_parallel_layout))
-            return stages // self.pipeline_model_parallel_size
-        return self.virtual_pipeline_model_parallel_size or 1
-
-    @property
-    def layers_at_ends(self) -> dict[str, int]:
-        """Those of the fields ``num_layers_in_*_pipeline_stage`` that are given."""
-        fields = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
-        return {field: getattr(self, field) for field in fields if getattr(self, field) is not None}
-
-    @property
-    def counted_as_layers(self) -> list[str]:
-        """Those of the fields ``account_for_*_in_pipeline_split`` that are set."""
-        fields = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
-        return [field for field in fields if getattr(self, field)]
 
     @property
     def mesh(self) -> Mesh:

@@ -7,17 +7,56 @@ chunk for each rank is a plain pipeline; a multiple of that is an interleaved (v
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from megatron_grow.config.errors import UserError
-
-if TYPE_CHECKING:
-    from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.ranges import Count
 
 # Groups first, as megatron-core does: (ab)*2 is abab; then x*n is n times x.
 _REPEATS = (re.compile(r"\(([^)]+)\)\*(\d+)"), re.compile(r"(.)\*(\d+)"))
 _LONGEST = 1_000_000
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How the layers are split over pipeline ranks; a part of the parallel layout."""
+
+    pipeline_model_parallel_size: Count = 1
+    virtual_pipeline_model_parallel_size: Count | None = None
+    """Chunks of layers on each pipeline rank, run by the interleaved schedule: of 4 layers on 2
+    ranks with 2 chunks each, the first has layers 0 and 2. Absent: 1, or what the layout says."""
+    account_for_embedding_in_pipeline_split: bool = False
+    """Count the embedding as a layer: the first pipeline stage gets one layer less."""
+    account_for_loss_in_pipeline_split: bool = False
+    """Count the head and its loss as a layer: the last pipeline stage gets one layer less."""
+    num_layers_in_first_pipeline_stage: Count | None = None
+    """Layers of the first pipeline rank, in all its chunks; the others share the rest evenly."""
+    num_layers_in_last_pipeline_stage: Count | None = None
+    """Layers of the last pipeline rank, in all its chunks; the others share the rest evenly."""
+    pipeline_model_parallel_layout: str | None = None
+    """All pipeline stages by hand, as in ``Et|(tt|)*2,tL``: E is the embedding, t a layer, L the
+    loss; | ends one; x*n and (...)*n repeat. Twice as many as ranks make 2 chunks on each."""
+
+    @property
+    def model_chunks(self) -> int:
+        """Chunks of layers on each pipeline rank; more than one are interleaved."""
+        if self.pipeline_model_parallel_layout is not None:
+            stages = len(parse_layout(self.pipeline_model_parallel_layout))
+            return stages // self.pipeline_model_parallel_size
+        return self.virtual_pipeline_model_parallel_size or 1
+
+    @property
+    def layers_at_ends(self) -> dict[str, int]:
+        """Those of the fields ``num_layers_in_*_pipeline_stage`` that are given."""
+        fields = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
+        return {field: getattr(self, field) for field in fields if getattr(self, field) is not None}
+
+    @property
+    def counted_as_layers(self) -> list[str]:
+        """Those of the fields ``account_for_*_in_pipeline_split`` that are set."""
+        fields = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
+        return [field for field in fields if getattr(self, field)]
 
 
 def parse_layout(layout: str) -> list[str]:
@@ -46,26 +85,26 @@ def parse_layout(layout: str) -> list[str]:
     return text.split("|")
 
 
-def check_pipeline(parallel: ParallelConfig) -> None:
+def check_pipeline(pipeline: PipelineConfig) -> None:
     """Raise :class:`UserError` for pipeline fields that do not go together, whatever the model."""
-    ranks, ends = parallel.pipeline_model_parallel_size, parallel.layers_at_ends
-    virtual = parallel.virtual_pipeline_model_parallel_size
-    layout = parallel.pipeline_model_parallel_layout
+    ranks, ends = pipeline.pipeline_model_parallel_size, pipeline.layers_at_ends
+    virtual = pipeline.virtual_pipeline_model_parallel_size
+    layout = pipeline.pipeline_model_parallel_layout
     if ranks == 1:
         _check_one_rank(layout, virtual if virtual != 1 else None, ends)
         return
     if layout is not None:
-        _check_layout(layout, ranks, virtual, [*ends, *parallel.counted_as_layers])
-    if ends and parallel.counted_as_layers:
+        _check_layout(layout, ranks, virtual, [*ends, *pipeline.counted_as_layers])
+    if ends and pipeline.counted_as_layers:
         raise UserError(
             f"parallel.{' and '.join(ends)} cannot be used with "
-            f"{' and '.join(parallel.counted_as_layers)}; leave one or the other out"
+            f"{' and '.join(pipeline.counted_as_layers)}; leave one or the other out"
         )
-    if ranks == len(ends) == 2 and parallel.model_chunks > 1:  # megatron-core divides by zero
+    if ranks == len(ends) == 2 and pipeline.model_chunks > 1:  # megatron-core divides by zero
         raise UserError(
             f"parallel.{' and '.join(ends)} cannot both be given with "
             "pipeline_model_parallel_size=2 and virtual_pipeline_model_parallel_size="
-            f"{parallel.model_chunks}; one follows from the other, leave it out"
+            f"{pipeline.model_chunks}; one follows from the other, leave it out"
         )
 
 
@@ -99,23 +138,23 @@ def _check_layout(layout: str, ranks: int, virtual: int | None, others: list[str
         raise UserError(f"{field} already says which stage has what; leave {others[0]} out")
 
 
-def chunk_layers(parallel: ParallelConfig, num_layers: int, where: str) -> list[list[range]]:
+def chunk_layers(pipeline: PipelineConfig, num_layers: int, where: str) -> list[list[range]]:
     """The layers of chunk ``c`` of pipeline rank ``r``, at ``[r][c]``.
 
     Raises:
         UserError: ``num_layers`` layers cannot be cut this way; the message begins with ``where``.
     """
-    ranks, chunks = parallel.pipeline_model_parallel_size, parallel.model_chunks
-    counts = _counts(parallel, num_layers, where)
+    ranks, chunks = pipeline.pipeline_model_parallel_size, pipeline.model_chunks
+    counts = _counts(pipeline, num_layers, where)
     layers = [
         range(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)
     ]
     return [[layers[chunk * ranks + rank] for chunk in range(chunks)] for rank in range(ranks)]
 
 
-def _counts(parallel: ParallelConfig, num_layers: int, where: str) -> list[int]:
+def _counts(pipeline: PipelineConfig, num_layers: int, where: str) -> list[int]:
     """Layers of each chunk, in the model's order."""
-    layout = parallel.pipeline_model_parallel_layout
+    layout = pipeline.pipeline_model_parallel_layout
     if layout is not None:
         counts = [chunk.count("t") for chunk in parse_layout(layout)]
         if sum(counts) != num_layers:
@@ -124,8 +163,8 @@ def _counts(parallel: ParallelConfig, num_layers: int, where: str) -> list[int]:
                 f"but num_layers={num_layers}"
             )
         return counts
-    chunks, counted = parallel.model_chunks, parallel.counted_as_layers
-    by_rank = _layers_of_ranks(parallel, num_layers, where)
+    chunks, counted = pipeline.model_chunks, pipeline.counted_as_layers
+    by_rank = _layers_of_ranks(pipeline, num_layers, where)
     for rank, count in enumerate(by_rank):
         if count % chunks:
             raise UserError(
@@ -134,15 +173,15 @@ def _counts(parallel: ParallelConfig, num_layers: int, where: str) -> list[int]:
                 f"multiple of {chunks}"
             )
     counts = [count // chunks for _ in range(chunks) for count in by_rank]
-    counts[0] -= parallel.account_for_embedding_in_pipeline_split
-    counts[-1] -= parallel.account_for_loss_in_pipeline_split
+    counts[0] -= pipeline.account_for_embedding_in_pipeline_split
+    counts[-1] -= pipeline.account_for_loss_in_pipeline_split
     return counts
 
 
-def _layers_of_ranks(parallel: ParallelConfig, num_layers: int, where: str) -> list[int]:
+def _layers_of_ranks(pipeline: PipelineConfig, num_layers: int, where: str) -> list[int]:
     """Layers of each pipeline rank, embedding and loss among them where they count as layers."""
-    ranks, ends = parallel.pipeline_model_parallel_size, parallel.layers_at_ends
-    counted = parallel.counted_as_layers
+    ranks, ends = pipeline.pipeline_model_parallel_size, pipeline.layers_at_ends
+    counted = pipeline.counted_as_layers
     left, sharing = num_layers + len(counted) - sum(ends.values()), ranks - len(ends)
     named = " and ".join(f"{field}={count}" for field, count in ends.items())
     if not sharing and left:

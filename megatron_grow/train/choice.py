@@ -21,7 +21,8 @@ from megatron_grow.checkpoint.layout import (
     step_dir,
 )
 from megatron_grow.checkpoint.open import find
-from megatron_grow.checkpoint.record import Beginning, Record, read_record
+from megatron_grow.checkpoint.record import Beginning, Record
+from megatron_grow.checkpoint.records import read_record
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig

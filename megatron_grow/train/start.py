@@ -10,7 +10,8 @@ from typing import Any
 from megatron_grow.checkpoint.layout import identity, saved_steps
 from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.checkpoint.record import GrowthEvent, Record, StageEnd, read_record
+from megatron_grow.checkpoint.record import GrowthEvent, Record, StageEnd
+from megatron_grow.checkpoint.records import read_record
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig

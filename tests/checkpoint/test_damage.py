@@ -29,7 +29,7 @@ from megatron_grow.checkpoint.layout import (
     saved_steps,
 )
 from megatron_grow.checkpoint.lock import held
-from megatron_grow.checkpoint.record import read_record
+from megatron_grow.checkpoint.records import read_record
 from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError

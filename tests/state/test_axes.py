@@ -65,7 +65,7 @@ def megatron_chunks() -> dict[tuple[str, str], tuple[int, int, int, set[Chunk]]]
     """On a rank: its tensor and pipeline rank, its parameters, and megatron-core's chunks."""
     found = {}
     for layout, (tp, pp) in LAYOUTS.items():
-        parallel = ParallelConfig(tp, pp)
+        parallel = ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
         process_groups.set_up(parallel, seed=1)
         for name in (name for of, name in CASES if of == layout):
             [gpt] = build_gpt(MODELS[name], parallel, TRAIN)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_grow.checkpoint.record import read_record
+from megatron_grow.checkpoint.records import read_record
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.state.boxes import full
 from megatron_grow.state.finite import is_finite

@@ -8,7 +8,8 @@ import torch
 
 from megatron_grow.checkpoint.layout import MAIN_NAMES, STATE_PREFIX, tensor_key
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.checkpoint.record import Record, read_record
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.checkpoint.records import read_record
 from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.model.architectures import logical_tensors

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from megatron_grow.checkpoint.layout import COMMON
-from megatron_grow.checkpoint.record import Record, read_record
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.checkpoint.records import read_record
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
