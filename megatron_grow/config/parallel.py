@@ -68,8 +68,8 @@ class ParallelConfig(PipelineConfig):
     def describe(self, world_size: int) -> str:
         """The layout in short, for example ``TP2 PP2 VPP2 DP1 SP``.
 
-        Uneven stages show behind PP: ``first=1``, ``last=3``, ``+E`` and ``+L`` where embedding and
-        loss count as layers, or the layout itself.
+        Uneven pipeline stages show behind PP: ``first=1``, ``last=3``, ``+E`` and ``+L`` where
+        embedding and loss count as layers, or the layout itself.
         """
         words = [
             self.describe_cut(),

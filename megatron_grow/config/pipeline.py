@@ -42,8 +42,8 @@ class PipelineConfig:
     def model_chunks(self) -> int:
         """Chunks of layers on each pipeline rank; more than one are interleaved."""
         if self.pipeline_model_parallel_layout is not None:
-            stages = len(parse_layout(self.pipeline_model_parallel_layout))
-            return stages // self.pipeline_model_parallel_size
+            pipeline_stages = len(parse_layout(self.pipeline_model_parallel_layout))
+            return pipeline_stages // self.pipeline_model_parallel_size
         return self.virtual_pipeline_model_parallel_size or 1
 
     @property
@@ -78,7 +78,7 @@ def parse_layout(layout: str) -> list[str]:
     if unknown:
         raise UserError(
             f"{field} has {', '.join(map(repr, unknown))}; known are E (embedding), t (a layer), "
-            "L (loss), | between stages, and x*n or (...)*n for repeats"
+            "L (loss), | between pipeline stages, x*n or (...)*n for repeats"
         )
     if not (text[:1] == "E" and text[-1:] == "L" and text.count("E") == text.count("L") == 1):
         raise UserError(f"{field} must begin with E (embedding), end with L (loss), each once")
@@ -122,20 +122,22 @@ def _check_one_rank(layout: str | None, virtual: int | None, ends: dict[str, int
 
 
 def _check_layout(layout: str, ranks: int, virtual: int | None, others: list[str]) -> None:
-    stages = len(parse_layout(layout))
+    count = len(parse_layout(layout))
     field = f"parallel.pipeline_model_parallel_layout={layout}"
-    if stages % ranks:
+    if count % ranks:
         raise UserError(
-            f"{field} has {stages} stages, which is not a multiple of "
+            f"{field} has {count} pipeline stages, which is not a multiple of "
             f"pipeline_model_parallel_size={ranks}"
         )
-    if virtual not in (None, stages // ranks):
+    if virtual not in (None, count // ranks):
         raise UserError(
-            f"{field} has {stages} stages for {ranks} ranks: "
-            f"virtual_pipeline_model_parallel_size={virtual} must be {stages // ranks} or left out"
+            f"{field} has {count} pipeline stages for {ranks} ranks: "
+            f"virtual_pipeline_model_parallel_size={virtual} must be {count // ranks} or left out"
         )
     if others:
-        raise UserError(f"{field} already says which stage has what; leave {others[0]} out")
+        raise UserError(
+            f"{field} already says which pipeline stage has what; leave {others[0]} out"
+        )
 
 
 def chunk_layers(pipeline: PipelineConfig, num_layers: int, where: str) -> list[list[range]]:

@@ -126,7 +126,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, list[str]]] = {
     "a layout of too few stages": (
         layout(pp=2, **by_hand("Et|t|L")),
         2,
-        ["pipeline_model_parallel_layout=Et|t|L", "3 stages", "pipeline_model_parallel_size=2"],
+        [
+            "pipeline_model_parallel_layout=Et|t|L",
+            "3 pipeline stages",
+            "pipeline_model_parallel_size=2",
+        ],
     ),
     "a layout of other chunks": (
         layout(pp=2, **by_hand("Et|tL"), **VPP2),

@@ -57,20 +57,20 @@ def model_chunks(parallel: ParallelConfig, num_layers: int, where: str) -> list[
         UserError: it cannot be cut this way; the message begins with ``where``.
     """
     found = []
-    stages = chunk_layers(parallel, num_layers, where)
+    by_rank = chunk_layers(parallel, num_layers, where)
     for tensor_rank in range(parallel.tensor_model_parallel_size):
-        for rank, stage in enumerate(stages):
-            suffix = f"_{rank:03d}" if len(stages) > 1 else ""
+        for rank, chunks in enumerate(by_rank):
+            suffix = f"_{rank:03d}" if len(by_rank) > 1 else ""
             path = Path(f"mp_rank_{tensor_rank:02d}{suffix}", LEGACY)
-            for number, layers in enumerate(stage):
+            for number, layers in enumerate(chunks):
                 found.append(
                     ModelChunk(
                         rank=(tensor_rank, rank),
                         path=path,
-                        entry=f"model{number}" if len(stage) > 1 else "model",
+                        entry=f"model{number}" if len(chunks) > 1 else "model",
                         layers=layers,
                         first=rank == number == 0,
-                        last=(rank, number) == (len(stages) - 1, len(stage) - 1),
+                        last=(rank, number) == (len(by_rank) - 1, len(chunks) - 1),
                     )
                 )
     return found
