@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.ranges import (
@@ -28,6 +28,8 @@ class ModelConfig:
 
     architecture: str = "gpt"
     """``gpt``, or the import path of another (``package.module:Class``)."""
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Those of an architecture of one's own, by name."""
     num_layers: Annotated[int, Range(least=0, most=100_000)] = 12
     """Transformer layers; 0 is a model of embeddings, final norm and head."""
     hidden_size: Size = 768

@@ -58,17 +58,22 @@ class Registry(Generic[Kind]):
         """
         options = {self.word: spec} if isinstance(spec, str) else dict(spec)
         name = options.pop(self.word, None)
-        made = self.find(name, where)
-        names = {field.name for field in fields(made) if field.init} - set(given)  # type: ignore[arg-type]
+        return self.configured(self.find(name, where), name, options, where, **given)
+
+    def configured(
+        self, kind: type[Kind], name: Any, options: Mapping[str, Any], where: str, /, **given: Any
+    ) -> Kind:
+        """A ``kind``, called ``name``, with these options; as :meth:`make`."""
+        names = {field.name for field in fields(kind) if field.init} - set(given)  # type: ignore[arg-type]
         for option in options:
             if option not in names:
                 raise UserError(
                     f"{where}.{option} is not an option of {name}; "
                     f"known are {', '.join(sorted(names)) or 'none'}"
                 )
-        values = typed(made, options, where, frozenset(given))
+        values = typed(kind, dict(options), where, frozenset(given))
         try:
-            return made(**values, **given)
+            return kind(**values, **given)
         except UserError as error:
             raise UserError(f"{where}.{error}") from None
 

@@ -326,7 +326,7 @@ def check_growth(
     for field_ in fields(ModelConfig):
         was, is_ = getattr(before, field_.name), getattr(after, field_.name)
         untied = field_.name == "share_embeddings_and_output_weights" and was
-        if field_.name not in _CHANGING and was != is_ and not untied:
+        if field_.name not in (*_CHANGING, "options") and was != is_ and not untied:
             raise UserError(
                 f"{where}.model.{field_.name}={is_} differs from the {was} before; no "
                 "growth changes that"

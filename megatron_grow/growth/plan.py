@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 
 from megatron_grow.config.errors import UserError
@@ -11,7 +11,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.optimizer_state import Policy, moment_map
-from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.model.architectures import architecture_of, logical_tensors
 from megatron_grow.operators import operator
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.optim.base import Optimizer
@@ -116,6 +116,7 @@ def growth(
         UserError: an unknown operator or option, or an impossible growth.
     """
     grow = grow or GrowSection()
+    _check_options(source, target, where)
     operators = {key: operator(key, spec, f"{where}.{key}") for key, spec in grow.operators.items()}
     tensors, before = logical_tensors(target, target_depth), logical_tensors(source)
     grown = _grown_axes(before, tensors)
@@ -170,6 +171,17 @@ def _grown_axes(before: dict[str, LogicalTensor], after: dict[str, LogicalTensor
         for old, new in zip(before[key].axes, tensor.axes, strict=True)
         if old.size != new.size
     }
+
+
+def _check_options(source: ModelConfig, target: ModelConfig, where: str) -> None:
+    before, after = architecture_of(source), architecture_of(target)
+    for option in fields(after):
+        was, is_ = getattr(before, option.name), getattr(after, option.name)
+        if was != is_ and option.name not in after.changing:
+            raise UserError(
+                f"{where}: model.options.{option.name}={is_} differs from the {was} before; no "
+                "growth changes that"
+            )
 
 
 def _check_all_grow(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.ranges import check_fields
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.model.huggingface import Family
 from megatron_grow.state.tensors import LogicalTensor
@@ -28,11 +30,19 @@ Where context-parallel ranks share the tokens of a sequence, the losses of these
 """
 
 
+@dataclass(frozen=True)
 class Architecture(ABC):
-    """A kind of model: its tensors, and how it is built.
+    """A kind of model: its tensors, how it is built, and what it trains on.
 
-    Importing one, and asking it for tensors, must not import megatron-core.
+    The dataclass fields of one are what ``model.options`` of a run file can say. Importing one, and
+    asking it for tensors, must not import megatron-core.
     """
+
+    changing: ClassVar[frozenset[str]] = frozenset()
+    """Options in which a model may differ from the one that it grows from."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @abstractmethod
     def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:

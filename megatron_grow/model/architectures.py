@@ -17,12 +17,13 @@ ARCHITECTURES: Registry[Architecture] = Registry(
 
 
 def architecture_of(model: ModelConfig) -> Architecture:
-    """What builds ``model``, and knows its tensors.
+    """What builds ``model``, and knows its tensors; with the model's options.
 
     Raises:
-        UserError: ``model.architecture`` names none.
+        UserError: ``model.architecture`` names none, or it has no such options.
     """
-    return ARCHITECTURES.find(model.architecture, "model.architecture")()
+    kind = ARCHITECTURES.find(model.architecture, "model.architecture")
+    return ARCHITECTURES.configured(kind, model.architecture, model.options, "model.options")
 
 
 def all_families() -> dict[str, Family]:

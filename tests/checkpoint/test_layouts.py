@@ -18,8 +18,7 @@ from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import growth
 from megatron_grow.live.stage import LiveStage, filled
-from megatron_grow.model.architectures import logical_tensors
-from megatron_grow.model.gpt.build import build_gpt
+from megatron_grow.model.architectures import architecture_of, logical_tensors
 from megatron_grow.optim.state import get_step
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import slices
@@ -193,7 +192,7 @@ def megatron_loads(world_size: int, root: Path) -> dict[str, tuple[dict, list[Pa
         config = still_run(parallel, **CASES[name][2])
         stage = config.resolve(world_size)[0]
         process_groups.set_up(stage.parallel, seed=1)
-        [gpt] = build_gpt(stage.model, stage.parallel, config.train)
+        [gpt] = architecture_of(stage.model).build(stage.model, stage.parallel, config.train)
         directory = str(root / name / f"iter_{STEP:07d}")
         state = dist_checkpointing.load(gpt.sharded_state_dict(), directory)
         gpt.load_state_dict(state, strict=False)

@@ -10,8 +10,8 @@ import torch
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.engine_config import transformer_config
-from megatron_grow.model.gpt.build import build_gpt
 from megatron_grow.parallel import cpu, process_groups
 from tests.distributed import run_ranks
 from tests.toy import MODEL, TRAIN
@@ -25,7 +25,7 @@ def _places(model: ModelConfig, parallel: ParallelConfig, precision: str) -> dic
     elsewhere = torch.device("meta")
     cpu.device = lambda: elsewhere  # this process ends after the test
     process_groups.set_up(parallel, seed=1)
-    chunks = build_gpt(model, parallel, replace(TRAIN, precision=precision))
+    chunks = architecture_of(model).build(model, parallel, replace(TRAIN, precision=precision))
     tensors = [*chunks[0].named_parameters(), *chunks[0].named_buffers()]
     return {name: (str(t.device), str(t.dtype)) for name, t in tensors}
 

@@ -11,8 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.model.architectures import logical_tensors
-from megatron_grow.model.gpt.build import build_gpt
+from megatron_grow.model.architectures import architecture_of, logical_tensors
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.axes import Role
 from megatron_grow.state.boxes import Box, fold
@@ -68,7 +67,7 @@ def megatron_chunks() -> dict[tuple[str, str], tuple[int, int, int, set[Chunk]]]
         parallel = ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
         process_groups.set_up(parallel, seed=1)
         for name in (name for of, name in CASES if of == layout):
-            [gpt] = build_gpt(MODELS[name], parallel, TRAIN)
+            [gpt] = architecture_of(MODELS[name]).build(MODELS[name], parallel, TRAIN)
             chunks = set()
             for entry in gpt.sharded_state_dict().values():
                 parts = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron_grow.config.model import ModelConfig
@@ -17,6 +18,7 @@ from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:
     import torch
+    from megatron.core.transformer import ModuleSpec
     from torch.utils.data import Dataset
 
     from megatron_grow.config.run import RunConfig
@@ -25,8 +27,13 @@ if TYPE_CHECKING:
     from megatron_grow.data.datasets import Datasets
 
 
+@dataclass(frozen=True)
 class GPT(Architecture):
-    """Megatron-Core's GPT."""
+    """Megatron-Core's GPT.
+
+    One that differs is a subclass, whose fields are its options, with :meth:`tensors` and
+    :meth:`layer_spec` of its own.
+    """
 
     def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
         """As :func:`.tensors.gpt_tensors`."""
@@ -35,10 +42,16 @@ class GPT(Architecture):
     def build(
         self, model: ModelConfig, parallel: ParallelConfig, train: TrainSection
     ) -> list[torch.nn.Module]:
-        """As :func:`.build.build_gpt`."""
+        """As :func:`.build.build_gpt`, of layers as :meth:`layer_spec` says."""
         from megatron_grow.model.gpt.build import build_gpt
 
-        return build_gpt(model, parallel, train)
+        return build_gpt(model, parallel, train, self.layer_spec(model, train))
+
+    def layer_spec(self, model: ModelConfig, train: TrainSection) -> ModuleSpec:
+        """megatron-core's specification of a layer; a GPT with other layers overrides this."""
+        from megatron_grow.model.gpt.build import layer_spec
+
+        return layer_spec(model, train)
 
     def check_data(self, config: RunConfig, stages: list[Stage]) -> tuple[Split, Split | None]:
         """As :func:`~megatron_grow.data.check.check_data`."""

@@ -27,24 +27,33 @@ from megatron_grow.parallel.process_groups import is_first_chunk, is_last_chunk
 
 
 def build_gpt(
-    model: ModelConfig, parallel: ParallelConfig, train: TrainSection
+    model: ModelConfig, parallel: ParallelConfig, train: TrainSection, layer: ModuleSpec
 ) -> list[torch.nn.Module]:
     """This rank's chunks of the model, in order, under the process groups of the current stage.
 
-    An interleaved pipeline has several on each rank, every other layout one. Weights are *not*
-    initialised: whoever builds a model fills it, by a map of fresh values or by a growth, so that
-    values do not depend on the layout. Padding of the vocabulary alone is zero.
+    As :meth:`.architecture.Architecture.build`, of layers as ``layer`` says.
     """
     config = transformer_config(model, parallel, train)
-    return [_build_chunk(model, config, train, number) for number in range(parallel.model_chunks)]
+    block: TransformerBlockSubmodules | ModuleSpec = layer
+    chunks = []
+    for number in range(parallel.model_chunks):
+        if train.transformer_impl == "local":  # else megatron-core chooses the final norm
+            layers = get_num_layers_to_build(config, vp_stage=number)
+            block = TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
+        chunk = _build_chunk(model, config, block, number)
+        chunks.append(Float16Module(config, chunk) if train.precision == "bf16" else chunk)
+    return chunks
 
 
 def _build_chunk(
-    model: ModelConfig, config: TransformerConfig, train: TrainSection, number: int
-) -> torch.nn.Module:
-    gpt = GPT(
+    model: ModelConfig,
+    config: TransformerConfig,
+    block: TransformerBlockSubmodules | ModuleSpec,
+    number: int,
+) -> GPT:
+    return GPT(
         config,
-        _block_spec(model, config, train, number),
+        block,
         vocab_size=model.vocabulary,
         padded_vocab_size=model.padded_vocab_size(config.tensor_model_parallel_size),
         max_sequence_length=model.max_position_embeddings,
@@ -59,12 +68,10 @@ def _build_chunk(
         rope_scaling_factor=model.rope_scaling_factor,
         vp_stage=number,
     ).to(cpu.device())  # megatron-core makes learned positions on the CPU
-    return Float16Module(config, gpt) if train.precision == "bf16" else gpt
 
 
-def _block_spec(
-    model: ModelConfig, config: TransformerConfig, train: TrainSection, chunk: int
-) -> TransformerBlockSubmodules | ModuleSpec:
+def layer_spec(model: ModelConfig, train: TrainSection) -> ModuleSpec:
+    """megatron-core's specification of a layer."""
     if train.transformer_impl == "transformer_engine":
         try:
             import transformer_engine  # noqa: F401
@@ -77,11 +84,10 @@ def _block_spec(
     spec = get_gpt_layer_local_spec(
         qk_layernorm=model.qk_layernorm, normalization=model.normalization
     )
-    layer = spec.submodules
-    layer.input_layernorm = layer.pre_mlp_layernorm = Norm
-    attention = layer.self_attention.submodules
+    parts = spec.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = Norm
+    attention = parts.self_attention.submodules
     attention.core_attention = ScaledDotProductAttention
     if model.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm
-    layers = get_num_layers_to_build(config, vp_stage=chunk)
-    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=Norm)
+    return spec
