@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from megatron_grow.checkpoint.reader import Reader, finite
 from megatron_grow.config.errors import UserError
-from megatron_grow.growth.measure import of_checkpoint
+from megatron_grow.growth.answers import of_checkpoint
 from megatron_grow.growth.plan import Plan
 from megatron_grow.live.pieces import Piece
 from megatron_grow.state.boxes import slices, split
@@ -27,9 +28,8 @@ def load(plan: Plan, source: Reader, target: Sequence[Piece]) -> None:
     Raises:
         UserError: the checkpoint lacks a kind of state, is damaged, or not finite.
     """
-    if plan.measured:
-        plan = plan.with_rms(of_checkpoint(source, plan.measured))
     read = finite(source)
+    plan = plan.answered(partial(of_checkpoint, read))
     for piece in target:
         tensor_map = plan.map(piece.key, piece.kind)
         for term in tensor_map.terms:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
-from megatron_grow.growth.measure import of_pieces
+from megatron_grow.growth.answers import of_pieces
 from megatron_grow.growth.plan import Plan
 from megatron_grow.live.pieces import Piece
 from megatron_grow.parallel import cpu
@@ -55,8 +56,7 @@ def transfer(plan: Plan, source: Sequence[Piece], target: Sequence[Piece]) -> in
     Returns:
         Bytes that this rank received from others.
     """
-    if plan.measured:
-        plan = plan.with_rms(of_pieces(source, plan.measured))
+    plan = plan.answered(partial(of_pieces, source))
     rounds = _rounds(plan.tensors.values())
     tasks = _tasks(plan, target, rounds, _Holders(source))
     requests = _exchange_requests(tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from threading import Lock
 
 import torch
@@ -11,7 +12,7 @@ from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import GrowthEvent, Record
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import GrowSection
-from megatron_grow.growth.measure import of_tensor
+from megatron_grow.growth.answers import by_itself
 from megatron_grow.growth.plan import Plan
 from megatron_grow.state.boxes import Box, full, volume
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -36,7 +37,6 @@ class GrownReader(Reader):
         self.tensors = plan.tensors
         self._source, self._plan = source, plan
         self._kinds = _state_kinds(plan, source)
-        self._noisy, self._measured = plan.measured, dict[str, tuple[float, ...]]()
         self._lock = Lock()
 
     def kinds(self, key: str) -> tuple[str, ...]:
@@ -51,17 +51,9 @@ class GrownReader(Reader):
 
     def read(self, key: str, kind: str, box: Box) -> torch.Tensor:
         """The values in ``box``."""
-        tensor_map = self._plan.map(key, kind)
-        if kind == MAIN_PARAM and key in self._noisy:
-            tensor_map = replace(tensor_map, rms=self._rms(key))
-        return materialise(tensor_map, kind, box, self._source.read, self._plan.seed)
-
-    def _rms(self, key: str) -> tuple[float, ...]:
-        """Measured once, by the first thread that needs it."""
-        with self._lock:
-            if key not in self._measured:
-                self._measured[key] = of_tensor(self._source, key)
-            return self._measured[key]
+        with self._lock:  # the first thread that reads asks for all
+            self._plan = self._plan.answered(partial(by_itself, self._source.read))
+        return materialise(self._plan.map(key, kind), kind, box, self._source.read, self._plan.seed)
 
     def origin(self, key: str, kind: str) -> tuple[str, int]:
         """How a tensor is made, for people, and the bytes that are read for it."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
+
+import torch
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
@@ -17,10 +19,9 @@ from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.axes import AXES, LAYER, AxisRule
-from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import Dense, Gather, Identity, TensorMap, Term, all_fresh, identity
-from megatron_grow.state.materialise import sources
+from megatron_grow.state.questions import Answers, Question
 from megatron_grow.state.tensors import LogicalTensor
 
 
@@ -47,6 +48,10 @@ class Plan:
     optimizer: Optimizer | None = None
     """Whose state is carried, for the powers of the gradient that it has; None where these make no
     difference: where all state stays as it is, or none does."""
+    questions: tuple[Question, ...] = ()
+    """What the operators ask about the source's weights."""
+    made: Callable[[Answers], Plan] | None = field(default=None, compare=False, repr=False)
+    """Makes it with other answers; None: it asks nothing, or knows."""
 
     def map(self, key: str, kind: str) -> TensorMap:
         """The map of one kind of state of the tensor ``key``."""
@@ -55,26 +60,18 @@ class Plan:
         states = self.optimizer.rule(self.tensors[key]).states if self.optimizer else {kind: 1}
         return moment_map(self.gradients[key], self.optimizer_state, states[kind])
 
-    @property
-    def measured(self) -> frozenset[str]:
-        """Keys of the source tensors whose root mean squares :meth:`with_rms` needs."""
-        return frozenset(
-            tensor_map.terms[0].source
-            for tensor_map in self.weights.values()
-            if tensor_map.noise is not None
-            and tensor_map.noise[1].of == "rms"
-            and sources(tensor_map, full(tensor_map.target.shape))
-        )
+    def answered(self, ask: Callable[[tuple[Question, ...]], Answers]) -> Plan:
+        """The same, whose maps know what ``ask`` finds out about the source's weights.
 
-    def with_rms(self, rms: Mapping[str, tuple[float, ...]]) -> Plan:
-        """The same with the root mean square of each layer of the source, by key."""
-        weights = {
-            key: replace(tensor_map, rms=rms[tensor_map.terms[0].source])
-            if tensor_map.terms and tensor_map.terms[0].source in rms
-            else tensor_map
-            for key, tensor_map in self.weights.items()
-        }
-        return replace(self, weights=weights)
+        Before that they are those of a source of ones: what they draw on and what is fresh is
+        right, which entries they choose is not.
+        """
+        if self.made is None:
+            return self
+        known = self.made(ask(self.questions))
+        if known.new_units != self.new_units:
+            raise RuntimeError("which units are new must not depend on the source's weights")
+        return known
 
 
 def initialisation(model: ModelConfig, target_depth: int, seed: int) -> Plan:
@@ -133,29 +130,40 @@ def growth(
                 "same sizes; change the model or leave it out"
             )
     _check_all_grow(grown, working, source, target, where)
-    weights, gradients = (
-        {
-            key: _compose(
-                tensor,
-                tensor.drawn_from(before),
-                [getattr(o, how)(tensor, source, target) for o in working.values()],
-            )
-            for key, tensor in tensors.items()
+    asked = {key: tuple(o.questions(before, source, target)) for key, o in working.items()}
+
+    def made(answers: Answers) -> Plan:
+        knowing = {
+            key: replace(o, answers={each: answers[each] for each in asked[key]})
+            for key, o in working.items()
         }
-        for how in ("weights", "gradients")
-    )
-    return Plan(
-        tensors,
-        weights,
-        gradients,
-        grow.optimizer_state or "carry",
-        seed,
-        "; ".join((_summary(working, grown), *_in_words(source, target))),
-        _caveats(working, source, target, masked=False),
-        _new_units(working, source, target),
-        _caveats(working, source, target, masked=True),
-        optimizer or optimizer_of(OptimizerSection()),
-    )
+        weights, gradients = (
+            {
+                key: _compose(
+                    tensor,
+                    tensor.drawn_from(before),
+                    [getattr(o, how)(tensor, source, target) for o in knowing.values()],
+                )
+                for key, tensor in tensors.items()
+            }
+            for how in ("weights", "gradients")
+        )
+        return Plan(
+            tensors,
+            weights,
+            gradients,
+            grow.optimizer_state or "carry",
+            seed,
+            "; ".join((_summary(knowing, grown), *_in_words(source, target))),
+            _caveats(knowing, source, target, masked=False),
+            _new_units(knowing, source, target),
+            _caveats(knowing, source, target, masked=True),
+            optimizer or optimizer_of(OptimizerSection()),
+        )
+
+    questions = tuple(dict.fromkeys(each for some in asked.values() for each in some))
+    unknown = made({each: torch.ones(each.shape, dtype=torch.float64) for each in questions})
+    return replace(unknown, questions=questions, made=made) if questions else unknown
 
 
 Grown = dict[AxisRule, tuple[int, int]]

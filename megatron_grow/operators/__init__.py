@@ -70,4 +70,4 @@ def operator(key: str, spec: str | dict[str, Any], where: str) -> Operator:
     keys = OPERATORS[key].find(name, where).keys
     if key not in keys:
         raise UserError(f"{where}={name} is an operator of {' and '.join(keys)}, not of {key}")
-    return OPERATORS[key].make(spec, where, key=key, name=name)
+    return OPERATORS[key].make(spec, where, key=key, name=name, answers={})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.ranges import check_fields
 from megatron_grow.state.maps import AxisMap
+from megatron_grow.state.questions import Answers, Question
 from megatron_grow.state.tensors import LogicalTensor
 
 NewUnits = dict[str, tuple[bool, ...]]
@@ -28,9 +30,12 @@ class Operator(ABC):
     """
 
     key: str
-    """The key of ``grow`` under which a run file names it; no option, as the next is none."""
+    """The key of ``grow`` under which a run file names it; these three are no options."""
     name: str
     """What the run file calls it."""
+    answers: Answers
+    """To :meth:`questions`; all ones while a plan is made for its sizes alone. What is fresh must
+    not depend on them."""
     keys: ClassVar[tuple[str, ...]]
     """Where it can be named."""
     can_fade_in: ClassVar[bool] = False
@@ -46,6 +51,12 @@ class Operator(ABC):
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Raise :class:`UserError`, beginning with ``where``, if the growth is impossible."""
         return None
+
+    def questions(
+        self, tensors: Mapping[str, LogicalTensor], source: ModelConfig, target: ModelConfig
+    ) -> Iterable[Question]:
+        """What it must know of the source's weights: of some of its ``tensors``, by key."""
+        return ()
 
     @abstractmethod
     def weights(

@@ -48,7 +48,7 @@ class Expansion:
             share = _times(self.share, len(self.index), factor)
             if tensor.norm:
                 return Gather(self.index, share)
-            noise = self.noise if tensor.stacked else None
+            noise = self.noise if gets_noise(tensor, axis) else None
             return Gather(self.index, share, self.new_columns, noise=noise)
         new = None if tensor.norm else self.new_rows
         rows = Gather(self.index, _times(self.scale, len(self.index), factor), new)
@@ -61,6 +61,11 @@ class Expansion:
         factor = 1 / self.gain if tensor.norm == "gain" else 1.0
         factors = {Role.CONSUMES: self.scale, Role.PRODUCES: self.share, Role.INDEX: None}
         return Gather(self.index, _times(factors[axis.role], len(self.index), factor))
+
+
+def gets_noise(tensor: LogicalTensor, axis: Axis) -> bool:
+    """Whether ``axis`` of ``tensor`` is that of the columns of a matrix in a layer."""
+    return axis.role is Role.CONSUMES and tensor.stacked and not tensor.norm
 
 
 def _times(factors: tuple[float, ...] | None, size: int, factor: float) -> tuple[float, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -56,6 +56,13 @@ def any_rank(*flags: bool) -> list[bool]:
     found = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return [bool(flag) for flag in found.tolist()]
+
+
+def reduced(values: torch.Tensor, how: Literal["max", "sum"]) -> torch.Tensor:
+    """``values``, written to, over all ranks entry by entry; on the CPU, as :func:`gather`."""
+    if dist.is_initialized():
+        dist.all_reduce(values, dist.ReduceOp.MAX if how == "max" else dist.ReduceOp.SUM)
+    return values
 
 
 def largest_over_ranks(value: int) -> int:

@@ -6,11 +6,10 @@ term covers. :mod:`.materialise` applies one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Literal
 
 import torch
 
@@ -34,10 +33,10 @@ class Noise:
     group: tuple[int, ...]
     """A number for each entry."""
     level: float
-    """Standard deviation, before the mean is taken away, in units of ``of``."""
-    of: Literal["rms", "init"]
-    """``rms``: what the map scales the root mean square of the source's layer to, which whoever
-    applies the map measures; ``init``: the standard deviation of fresh weights."""
+    """Standard deviation, before the mean is taken away: relative to that of fresh weights, or to
+    what the map makes of ``rms``."""
+    rms: Mapping[str, tuple[float, ...]] | None = None
+    """By key of a source tensor, the root mean square of each of its layers."""
 
 
 @dataclass(frozen=True)
@@ -245,8 +244,6 @@ class TensorMap:
     fresh: Init
     """Rule for entries that no term covers, unless an axis along which they are new has its own; a
     rule that asks for zeros wins."""
-    rms: tuple[float, ...] | None = None
-    """Root mean square of each layer of the source, where noise is relative to it."""
 
     @cached_property
     def noise(self) -> tuple[int, Noise] | None:

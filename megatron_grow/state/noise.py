@@ -54,15 +54,14 @@ def _members(how: Noise, start: int, stop: int) -> torch.Tensor:
 
 def _deviations(tensor_map: TensorMap, how: Noise, box: Box) -> list[torch.Tensor]:
     """Standard deviation at a level of 1: the product of these, one for each axis."""
-    if how.of == "init":
+    if how.rms is None:
         assert isinstance(tensor_map.target.init, Normal)
         whole = [torch.ones(stop - start, dtype=torch.float64) for start, stop in box]
         whole[0] *= tensor_map.target.init.std
         return whole
-    if tensor_map.rms is None:
-        raise RuntimeError(f"the source's {tensor_map.target.key} was not measured")
-    layers, *others = tensor_map.terms[0].axes
-    first = [sqrt(power) for power in _powers(layers, tensor_map.rms, *box[0])]
+    term = tensor_map.terms[0]
+    layers, *others = term.axes
+    first = [sqrt(power) for power in _powers(layers, how.rms[term.source], *box[0])]
     return [
         torch.tensor(first, dtype=torch.float64),
         *(_scales(other, *extent) for other, extent in zip(others, box[1:], strict=True)),

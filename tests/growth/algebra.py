@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +13,8 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.plan import Plan
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, full, slices
-from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import materialise
+from megatron_grow.state.questions import Answers, Question
 from tests.model import reference
 
 GPT2 = ModelConfig(
@@ -52,6 +54,17 @@ def weights_of(model: ModelConfig, seed: int = 0) -> Weights:
     }
 
 
+def answers(values: Weights, questions: Iterable[Question]) -> Answers:
+    """From whole tensors, by torch's own mean."""
+    found = {}
+    for asked in questions:
+        tensor = asked.tensor
+        others = [i for i, axis in enumerate(tensor.axes) if axis.name not in asked.along]
+        squares = values[tensor.key].view(tensor.shape).double().square()
+        found[asked] = squares.mean(others).sqrt()
+    return found
+
+
 def applied(
     plan: Plan,
     source: ModelConfig,
@@ -61,13 +74,7 @@ def applied(
 ) -> Weights:
     """The plan, applied to whole tensors."""
     before = logical_tensors(source)
-    if plan.measured and kind == MAIN_PARAM:
-        plan = plan.with_rms(
-            {
-                key: tuple(values[key].flatten(1).square().mean(1).sqrt().tolist())
-                for key in plan.measured
-            }
-        )
+    plan = plan.answered(partial(answers, values))
 
     def read(key: str, _: str, box: Box) -> torch.Tensor:
         return values[key].view(before[key].shape)[slices(box)]

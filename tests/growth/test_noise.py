@@ -78,7 +78,7 @@ def test_noise_of_layers_that_the_source_has_not() -> None:
     grow = GrowSection(width={"operator": "hypercloning", "snr_db": 10.0}, depth="random")
     source = replace(UNTIED, num_layers=0)
     plan = growth(source, target, grow, target_depth=2, seed=3)
-    assert plan.measured == frozenset()
+    assert plan.questions == ()
     assert applied(plan, source, weights_of(source), MAIN_PARAM)[FC1].shape == (2, 12, 16)
 
 

@@ -224,7 +224,14 @@ def exact_rms(layers: np.ndarray) -> tuple[float, ...]:
 def by_algebra(plan: Plan, source: ModelConfig, state: State) -> State:
     """The whole target state, by one process, from the whole source state."""
     tensors = logical_tensors(source)
-    plan = plan.with_rms({key: exact_rms(state[key, "main_param"]) for key in plan.measured})
+    plan = plan.answered(
+        lambda questions: {
+            asked: torch.tensor(
+                exact_rms(state[asked.tensor.key, "main_param"]), dtype=torch.float64
+            )
+            for asked in questions
+        }
+    )
     grown: State = {}
 
     def read(key: str, kind: str, box: Box) -> torch.Tensor:

@@ -1,14 +1,17 @@
 """The operator ``hypercloning``."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import ClassVar
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.operators.expansion import Expansion, cyclic, even_shares
+from megatron_grow.operators.expansion import Expansion, cyclic, even_shares, gets_noise
 from megatron_grow.operators.units.base import UnitOperator
 from megatron_grow.state.maps import Noise
+from megatron_grow.state.questions import Question
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,15 @@ class HyperCloning(UnitOperator):
         if self.snr_db is not None and not isfinite(self.snr_db):
             raise UserError(f"{where}.snr_db={self.snr_db} must be a finite number")
 
+    def questions(
+        self, tensors: Mapping[str, LogicalTensor], source: ModelConfig, target: ModelConfig
+    ) -> Iterator[Question]:
+        """The power of each layer of what gets noise."""
+        grown = self.axes(source, target) if self.snr_db is not None else set()
+        for tensor in tensors.values():
+            if any(axis.name in grown and gets_noise(tensor, axis) for axis in tensor.axes):
+                yield Question(tensor)
+
     def expand(self, axis: str, source: int, target: int, model: ModelConfig) -> Expansion:
         """0 1 -> 0 1 0 1."""
         index = cyclic(source, target)
@@ -43,5 +55,6 @@ class HyperCloning(UnitOperator):
             return None
         # Copies 0 and 1 of a unit are a pair, 2 and 3 another; an odd one out gets none.
         pairs = tuple(i // source // 2 * source + i % source for i in range(target))
+        rms = {asked.tensor.key: tuple(found.tolist()) for asked, found in self.answers.items()}
         # Two values less their mean have half the power.
-        return Noise(pairs, level=sqrt(2) * 10 ** (-self.snr_db / 20), of="rms")
+        return Noise(pairs, level=sqrt(2) * 10 ** (-self.snr_db / 20), rms=rms)

@@ -48,7 +48,7 @@ class Lemon(UnitOperator):
             share = (*even_shares(index[:copied]), *ones)
             if copied > source:
                 copies = tuple(i % source if i < copied else i for i in range(target))
-                noise = Noise(copies, level=1.0, of="init")
+                noise = Noise(copies, level=1.0)
         else:
             share = (*uneven_shares(index[:copied], self.split), *ones)
         if axis != "hidden":
