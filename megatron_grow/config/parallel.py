@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -11,8 +11,15 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.pipeline import PipelineConfig, check_pipeline, chunk_layers
 from megatron_grow.config.ranges import Count, check_fields
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.state.axes import AXES, MeshDim
-from megatron_grow.state.sharding import Mesh
+from megatron_grow.state.axes import AXES, Axis, MeshDim
+from megatron_grow.state.sharding import Mesh, undivided
+
+_MESH = {
+    MeshDim.TENSOR: "tensor_model_parallel_size",
+    MeshDim.EXPERT: "expert_model_parallel_size",
+    MeshDim.EXPERT_TENSOR: "expert_tensor_parallel_size",
+}
+"""The field that says how many ranks a dimension of the mesh has."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,10 @@ class ParallelConfig(PipelineConfig):
     """
 
     tensor_model_parallel_size: Count = 1
+    expert_model_parallel_size: Count = 1
+    """Ranks that share the experts of each layer."""
+    expert_tensor_parallel_size: Count | None = None
+    """Ranks that share each expert; absent: tensor_model_parallel_size."""
     context_parallel_size: Count = 1
     """Ranks that share the tokens of each sequence; needs Transformer Engine."""
     sequence_parallel: bool = False
@@ -40,6 +51,13 @@ class ParallelConfig(PipelineConfig):
     def __post_init__(self) -> None:
         check_fields(self, "parallel.")
         check_pipeline(self)
+        tp, etp = self.tensor_model_parallel_size, self.expert_tensor_parallel_size
+        if self.expert_model_parallel_size == 1 and etp not in (None, tp):
+            # megatron-core reduces gradients of experts over the wrong ranks, and says nothing.
+            raise UserError(
+                f"parallel.expert_tensor_parallel_size={etp} must be "
+                f"tensor_model_parallel_size={tp} where expert_model_parallel_size is 1"
+            )
         if self.overlap_param_gather and not (
             self.use_distributed_optimizer and self.overlap_grad_reduce
         ):
@@ -51,11 +69,26 @@ class ParallelConfig(PipelineConfig):
     @property
     def mesh(self) -> Mesh:
         """Ranks along each dimension that partitions tensors in equal runs."""
-        return {MeshDim.TENSOR: self.tensor_model_parallel_size}
+        return {
+            dim: getattr(self, field) or self.tensor_model_parallel_size
+            for dim, field in _MESH.items()
+        }
 
     def data_parallel_size(self, world_size: int) -> int:
         """Groups of ranks that read samples of their own, on ``world_size`` ranks."""
         return world_size // self._ranks_for_one_batch
+
+    def replicas(self, world_size: int, *, of_experts: bool) -> int:
+        """Ranks that hold the same part of a tensor and sum its gradients, on ``world_size`` ranks.
+
+        Args:
+            world_size: ranks of the job.
+            of_experts: whether the ranks that share experts share the tensor.
+        """
+        if not of_experts:
+            return self.data_parallel_size(world_size) * self.context_parallel_size
+        shared = self.mesh[MeshDim.EXPERT] * self.mesh[MeshDim.EXPERT_TENSOR]
+        return world_size // (shared * self.pipeline_model_parallel_size)
 
     @property
     def _ranks_for_one_batch(self) -> int:
@@ -92,6 +125,8 @@ class ParallelConfig(PipelineConfig):
             f"TP{self.tensor_model_parallel_size}",
             f"PP{self.pipeline_model_parallel_size}",
             *([f"VPP{self.model_chunks}"] if self.model_chunks > 1 else []),
+            *([f"EP{experts}"] if (experts := self.expert_model_parallel_size) > 1 else []),
+            *([f"ETP{self.expert_tensor_parallel_size}"] if experts > 1 else []),
             *uneven,
         ]
         return " ".join(words)
@@ -108,13 +143,32 @@ class ParallelConfig(PipelineConfig):
         self._check_batch(train, world_size, where)
 
     def undivided(self, model: ModelConfig) -> Iterator[tuple[str, int]]:
-        """Fields of ``model``, and their values, that ranks share and do not divide."""
+        """Fields of ``model``, and their values, that tensor-parallel ranks do not divide."""
         sizes = model.resolved
         for rule in AXES:
-            ranks = self.mesh.get(rule.partitioned_by, 1) if rule.partitioned_by else 1
-            for name in () if rule.padded else rule.fields:
-                if getattr(sizes, name) % ranks:
-                    yield name, getattr(sizes, name)
+            if rule.partitioned_by is MeshDim.TENSOR and not rule.padded:
+                for name in rule.fields:
+                    if getattr(sizes, name) % self.tensor_model_parallel_size:
+                        yield name, getattr(sizes, name)
+
+    def check_axes(self, axes: Iterable[Axis], where: str) -> None:
+        """Raise :class:`UserError` if the ranks that share ``axes``, a model's, cannot.
+
+        ``where`` names the layout in the message.
+        """
+        axes = list(axes)
+        for axis in undivided(axes, self.mesh):
+            dim = axis.rule.partitioned_by
+            assert dim is not None
+            raise UserError(
+                f"{where}: {_MESH[dim]}={self.mesh[dim]} does not divide the {axis.size} entries "
+                f"of the axis {axis.name}"
+            )
+        experts = self.expert_model_parallel_size
+        if experts > 1 and not any(a.rule.partitioned_by is MeshDim.EXPERT for a in axes):
+            raise UserError(
+                f"{where}: expert_model_parallel_size={experts}, but the model has no experts"
+            )
 
     def _check_ranks(self, model: ModelConfig, world_size: int, where: str) -> None:
         tp, cp = self.tensor_model_parallel_size, self.context_parallel_size
@@ -124,6 +178,13 @@ class ParallelConfig(PipelineConfig):
                 f"pipeline_model_parallel_size={self.pipeline_model_parallel_size} "
                 + (f"x context_parallel_size={cp} " if cp > 1 else "")
                 + f"does not divide the {world_size} ranks of this job"
+            )
+        etp, ep = self.mesh[MeshDim.EXPERT_TENSOR], self.expert_model_parallel_size
+        if world_size % (etp * ep * self.pipeline_model_parallel_size):
+            raise UserError(
+                f"{where}: expert_tensor_parallel_size={etp} x expert_model_parallel_size={ep} x "
+                f"pipeline_model_parallel_size={self.pipeline_model_parallel_size} does not divide "
+                f"the {world_size} ranks of this job"
             )
         for name, size in self.undivided(model):
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -48,7 +49,13 @@ def estimate_memory(
     return max(
         (
             _on_pipeline_rank(
-                rank, sum(map(len, chunks)), model, parallel, world_size, precision, optimizer
+                rank,
+                [layer for chunk in chunks for layer in chunk],
+                model,
+                parallel,
+                world_size,
+                precision,
+                optimizer,
             )
             for rank, chunks in enumerate(stages)
         ),
@@ -58,37 +65,43 @@ def estimate_memory(
 
 def _on_pipeline_rank(
     rank: int,
-    layers: int,
+    layers: list[int],
     model: ModelConfig,
     parallel: ParallelConfig,
     world_size: int,
     precision: str,
     optimizer: Optimizer,
 ) -> MemoryEstimate:
-    numel = state = 0
+    shards = optimizer.shards and parallel.use_distributed_optimizer
+    numel, state = Counter[int](), Counter[int]()  # by ranks that share the optimizer state
     for tensor in logical_tensors(model).values():
         copies = _copies_on(rank, layers, tensor, parallel)
         here = prod(shape_on_rank(tensor.axes, parallel.mesh)) * copies
-        numel += here
-        state += here * len(optimizer.rule(tensor).states)
-    state_cut = (
-        parallel.data_parallel_size(world_size) * parallel.context_parallel_size
-        if optimizer.shards and parallel.use_distributed_optimizer
-        else 1
-    )
+        sharers = parallel.replicas(world_size, of_experts=tensor.of_experts) if shards else 1
+        numel[sharers] += here
+        state[sharers] += here * len(optimizer.rule(tensor).states)
     bf16 = precision == "bf16"
     return MemoryEstimate(
-        weights=numel * (2 if bf16 else 4),
-        gradients=numel * 4,
-        main_params=-(-numel * 4 // state_cut) if bf16 else 0,
-        moments=-(-state * 4 // state_cut),
+        weights=numel.total() * (2 if bf16 else 4),
+        gradients=numel.total() * 4,
+        main_params=_bytes_of_a_share(numel) if bf16 else 0,
+        moments=_bytes_of_a_share(state),
     )
 
 
-def _copies_on(rank: int, layers: int, tensor: LogicalTensor, parallel: ParallelConfig) -> int:
+def _bytes_of_a_share(values: Counter[int]) -> int:
+    """What one rank has of fp32 ``values``, given by the number of ranks that share them."""
+    return sum(-(-count * 4 // sharers) for sharers, count in values.items())
+
+
+def _copies_on(
+    rank: int, layers: list[int], tensor: LogicalTensor, parallel: ParallelConfig
+) -> int:
     """How many copies of a tensor, or of a layer's, pipeline rank ``rank`` of ``layers`` holds."""
+    if tensor.layers is not None:
+        return len({*layers} & {*tensor.layers})
     if tensor.stacked:
-        return layers
+        return len(layers)
     last = rank == parallel.pipeline_model_parallel_size - 1
     here = rank == 0 if tensor.on_first_stage else last
     return int(here or (last and tensor.tied_as is not None))

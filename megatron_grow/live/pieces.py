@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer, MegatronOptimizer
@@ -17,7 +16,7 @@ from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import Box, from_flat_range, shape_of, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.sharding import held
-from megatron_grow.state.tensors import LogicalTensor
+from megatron_grow.state.tensors import LogicalTensor, stacked_key
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,13 @@ def live_pieces(
         id(param): where for chunk in chunks for param, where in placement(chunk.module, tensors)
     }
     pieces = []
-    peers = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
-    rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
     for number, (param, main, start, state) in enumerate(_optimizer_state(optimizer)):
         key, box, primary = placed[id(param)]
         size = volume(box)
         if not size:  # padding alone
             continue
-        shared_out = number % peers == rank  # replicas divide the writing among them
+        rank, replicas = process_groups.replica(tensors[key].of_experts)
+        shared_out = number % replicas == rank  # replicas divide the writing among them
         for kind, storage in ((MAIN_PARAM, main), *state.items()):
             if kind == "step" or not isinstance(storage, torch.Tensor):
                 continue
@@ -104,14 +102,19 @@ def placement(
     megatron-core's sharded state dict says which layer a parameter is, whatever the pipeline.
     """
     mesh, place = process_groups.mesh(), process_groups.place()
-    for entry in module.sharded_state_dict().values():
-        if not isinstance(entry, ShardedTensor | ShardedTensorFactory):
+    for stored in module.sharded_state_dict().values():
+        if not isinstance(stored, ShardedTensor | ShardedTensorFactory):
             continue
-        sharded = entry.build()[0] if isinstance(entry, ShardedTensorFactory) else entry
-        # Of tensors with layers, the first offset is the layer.
-        box = held(tensors[entry.key].axes, sharded.global_offset[0], place, mesh)
-        *model_parallel_replica, _ = entry.replica_id
-        yield entry.data, (entry.key, box, not any(model_parallel_replica))
+        sharded = stored.build()[0] if isinstance(stored, ShardedTensorFactory) else stored
+        key, layer = stacked_key(sharded.key)
+        # A parameter is one layer's, or one expert's: which, stands in front of its own offsets,
+        # or, where layers are not all alike, in its key.
+        entry = sharded.global_offset[: sharded.prepend_axis_num]
+        if layer is not None:
+            entry = (tensors[key].entry_of(layer), *entry)
+        box = held(tensors[key].axes, entry, place, mesh)
+        *model_parallel_replica, _ = stored.replica_id
+        yield stored.data, (key, box, not any(model_parallel_replica))
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:

@@ -86,6 +86,8 @@ def set_up(layout: ParallelConfig, seed: int) -> None:
                 layout.model_chunks if layout.model_chunks > 1 else None
             ),
             context_parallel_size=layout.context_parallel_size,
+            expert_model_parallel_size=layout.expert_model_parallel_size,
+            expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
             create_gloo_process_groups=False,
         )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
@@ -123,12 +125,39 @@ def _on_one_backend(backend: str) -> Iterator[None]:
 
 def mesh() -> Mesh:
     """Ranks along each dimension of the current stage's layout."""
-    return {MeshDim.TENSOR: parallel_state.get_tensor_model_parallel_world_size()}
+    return {
+        MeshDim.TENSOR: parallel_state.get_tensor_model_parallel_world_size(),
+        MeshDim.EXPERT: parallel_state.get_expert_model_parallel_world_size(),
+        MeshDim.EXPERT_TENSOR: parallel_state.get_expert_tensor_parallel_world_size(),
+    }
 
 
 def place() -> Place:
     """This rank's coordinate along each dimension."""
-    return {MeshDim.TENSOR: parallel_state.get_tensor_model_parallel_rank()}
+    return {
+        MeshDim.TENSOR: parallel_state.get_tensor_model_parallel_rank(),
+        MeshDim.EXPERT: parallel_state.get_expert_model_parallel_rank(),
+        MeshDim.EXPERT_TENSOR: parallel_state.get_expert_tensor_parallel_rank(),
+    }
+
+
+def replica(of_experts: bool) -> tuple[int, int]:
+    """This rank's number among those that hold the same part of a tensor, and how many they are.
+
+    Ranks that a tensor is not shared out over hold the same of it, too; they are not counted.
+
+    Args:
+        of_experts: whether the tensor is shared out over the ranks of experts.
+    """
+    if of_experts:
+        return (
+            parallel_state.get_expert_data_parallel_rank(),
+            parallel_state.get_expert_data_parallel_world_size(),
+        )
+    return (
+        parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+    )
 
 
 def is_first_chunk(number: int) -> bool:

@@ -41,11 +41,13 @@ class AxisRule:
     """Ranks that do not divide its size share it all the same, and pad it."""
     may_shrink: bool = False
     """An operator may make it smaller, or refuses that with a better message than the fields'."""
+    stacks: bool = False
+    """Its entries are tensors of their own, as layers are: it stands before all others."""
     follows: str | None = None
     """Name of the axis whose entries it begins with; what it has behind them does not grow."""
 
 
-LAYER = AxisRule("layer", "depth", ("num_layers",), "num_layers", MeshDim.PIPELINE)
+LAYER = AxisRule("layer", "depth", ("num_layers",), "num_layers", MeshDim.PIPELINE, stacks=True)
 HIDDEN = AxisRule("hidden", "width", ("hidden_size",), "hidden_size")
 KV_GROUP = AxisRule(
     "kv_group",

@@ -34,16 +34,19 @@ def shape_on_rank(axes: Iterable[Axis], mesh: Mesh) -> tuple[int, ...]:
     )
 
 
-def held(axes: Iterable[Axis], layer: int, place: Place, mesh: Mesh) -> Box:
-    """The box of a tensor that the rank at ``place`` holds of one ``layer``."""
-    box = []
-    for axis in axes:
+def held(axes: Sequence[Axis], entry: Sequence[int], place: Place, mesh: Mesh) -> Box:
+    """The box of a tensor that the rank at ``place`` holds of one ``entry`` of its first axes.
+
+    Args:
+        axes: the tensor's.
+        entry: a layer, say, or a layer and an expert of it; empty for the whole tensor.
+        place: where the rank is.
+        mesh: ranks along each dimension.
+    """
+    box = [(index, index + 1) for index in entry]
+    for axis in axes[len(entry) :]:
         dim = axis.rule.partitioned_by
-        if dim is MeshDim.PIPELINE:
-            box.append((layer, layer + 1))
-        else:
-            rank = place.get(dim, 0) if dim else 0
-            box.append(_part(axis, rank, ranks_of(axis, mesh)))
+        box.append(_part(axis, place.get(dim, 0) if dim else 0, ranks_of(axis, mesh)))
     return tuple(box)
 
 

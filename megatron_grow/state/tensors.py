@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,9 @@ class LogicalTensor:
     """Key of a tied head: a copy of this tensor, which the last pipeline stage has."""
     begins_as: str | None = None
     """Key of the tensor that it begins as where a model that it grows from has none of its own."""
+    layers: tuple[int, ...] | None = None
+    """Which of the model's layers have it: entry i of its axis 0 is that of layer ``layers[i]``.
+    None: all of them, where axis 0 is the layer."""
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -82,6 +86,12 @@ class LogicalTensor:
         return any(axis.rule.partitioned_by not in (None, MeshDim.PIPELINE) for axis in self.axes)
 
     @property
+    def of_experts(self) -> bool:
+        """Whether the ranks that share experts share it: its replicas are then theirs."""
+        dims = {axis.rule.partitioned_by for axis in self.axes}
+        return bool(dims & {MeshDim.EXPERT, MeshDim.EXPERT_TENSOR})
+
+    @property
     def stacked(self) -> bool:
         """Whether axis 0 is the layer."""
         return self.axes[0].rule == LAYER
@@ -93,8 +103,12 @@ class LogicalTensor:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether each layer's, or the whole if it has no layers, is a matrix."""
-        return len(self.groups) - self.stacked == 2
+        """Whether each layer's, or each expert's of it, or the whole, is a matrix."""
+        return len(self.groups) - sum(axis.rule.stacks for axis in self.axes) == 2
+
+    def entry_of(self, layer: int) -> int:
+        """Which entry of axis 0 a layer of the model is, of those that have the tensor."""
+        return layer if self.layers is None else self.layers.index(layer)
 
     def axis(self, name: str) -> int:
         """Position of the axis called ``name``."""
@@ -108,3 +122,11 @@ class LogicalTensor:
 def layer_key(key: str, layer: int) -> str:
     """What Megatron calls one layer's share of the stacked tensor ``key``."""
     return key.replace(".layers.", f".layers.{layer}.", 1)
+
+
+def stacked_key(key: str) -> tuple[str, int | None]:
+    """The stacked tensor of which ``key`` is one layer's share, and which; else ``key``, None."""
+    found = re.search(r"\.layers\.(\d+)\.", key)
+    if found is None:
+        return key, None
+    return key.replace(found[0], ".layers.", 1), int(found[1])

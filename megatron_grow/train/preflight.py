@@ -16,7 +16,7 @@ from megatron_grow.data.check import Split
 from megatron_grow.growth.plan import Plan, growth
 from megatron_grow.methods import methods_of
 from megatron_grow.methods.base import TrainingMethod
-from megatron_grow.model.architectures import architecture_of
+from megatron_grow.model.architectures import architecture_of, logical_tensors
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.agreement import together
 from megatron_grow.rules.table import RULES
@@ -89,6 +89,9 @@ def check(config: RunConfig) -> Checked:
         UserError: whatever cannot work.
     """
     stages = config.resolve(dist.get_world_size())
+    for stage in stages:
+        axes = (axis for tensor in logical_tensors(stage.model).values() for axis in tensor.axes)
+        stage.parallel.check_axes(axes, f"stages[{stage.index}]")
     check_fits(config, stages, dist.get_world_size())
     growths = _growths(config, stages)
     check_wandb(config.logging.wandb_project)

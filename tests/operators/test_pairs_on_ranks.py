@@ -34,7 +34,8 @@ def boxes(tensor: LogicalTensor, layout: tuple[int, int], rank: int) -> Iterator
     tp, pp = layout
     for layer in range(tensor.shape[0]) if tensor.stacked else (0,):
         if not tensor.stacked or layer * pp // tensor.shape[0] == rank // tp:
-            yield held(tensor.axes, layer, {MeshDim.TENSOR: rank % tp}, {MeshDim.TENSOR: tp})
+            entry = (layer,) if tensor.stacked else ()
+            yield held(tensor.axes, entry, {MeshDim.TENSOR: rank % tp}, {MeshDim.TENSOR: tp})
 
 
 def values(model: ModelConfig) -> dict[str, torch.Tensor]:

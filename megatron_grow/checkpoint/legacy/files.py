@@ -89,11 +89,11 @@ def regions(
     """
     mesh, here = {MeshDim.TENSOR: tensor_parallel}, {MeshDim.TENSOR: chunk.rank[0]}
 
-    def region(name: str, tensor: LogicalTensor, layer: int = 0) -> Region:
+    def region(name: str, tensor: LogicalTensor, *entry: int) -> Region:
         first, *others = tensor.groups
         if tensor.stacked:  # each layer is a tensor of its own
             first, *others = first + others[0], *others[1:]
-        box = held(tensor.axes, layer, here, mesh)
+        box = held(tensor.axes, entry, here, mesh)
         order = tuple(range(len(tensor.axes)))
         padding = shape_on_rank(tensor.axes, mesh)[0] - shape_of(box)[0]
         name = chunk.region_name(name)

@@ -21,12 +21,9 @@ from megatron_grow.checkpoint.megatron_lm.state import legacy_state
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.writer import Blocks, Writer
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.state.axes import MeshDim
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.sharding import undivided
 from megatron_grow.state.tensors import LogicalTensor
 
 Table = list[tuple[str, int, int, int]]
@@ -70,11 +67,7 @@ class LegacyWriter(Writer):
         self._dtype = DTYPES[record.precision]
         tp = parallel.tensor_model_parallel_size
         axes = (axis for tensor in tensors.values() for axis in tensor.axes)
-        for axis in undivided(axes, {MeshDim.TENSOR: tp}):
-            raise UserError(
-                f"tensor_model_parallel_size={tp} does not divide the {axis.size} entries of the "
-                f"axis {axis.name}"
-            )
+        parallel.check_axes(axes, "the layout")
         found = model_chunks(parallel, record.model_config.num_layers, "the layout")
         self._files: dict[Path, list[tuple[ModelChunk, list[Region]]]] = defaultdict(list)
         for chunk in found:
