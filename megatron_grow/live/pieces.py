@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
@@ -55,8 +56,6 @@ def live_pieces(
         rank, replicas = process_groups.replica(tensors[key].of_experts)
         shared_out = number % replicas == rank  # replicas divide the writing among them
         for kind, storage in ((MAIN_PARAM, main), *state.items()):
-            if kind == "step" or not isinstance(storage, torch.Tensor):
-                continue
             if start is None:
                 data = without_padding(storage.detach(), box)
                 pieces.append(Piece(key, kind, box, data, primary and shared_out))
@@ -117,6 +116,17 @@ def placement(
         yield stored.data, (key, box, not any(model_parallel_replica))
 
 
+def shards(
+    chunks: Sequence[DistributedDataParallel], tensors: dict[str, LogicalTensor]
+) -> dict[torch.nn.Parameter, tuple[LogicalTensor, Box]]:
+    """Of each parameter of this rank, the logical tensor and the box of it that it holds."""
+    return {
+        param: (tensors[key], box)
+        for chunk in chunks
+        for param, (key, box, _) in placement(chunk.module, tensors)
+    }
+
+
 def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
     parts = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
     return [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
@@ -132,14 +142,20 @@ def _optimizer_state(
             for param, (group, order) in part.model_param_group_index_map.items():
                 main = inner.param_groups[group]["params"][order]
                 start = part._get_model_param_range_map(param)["param"].start
-                yield param, main, start, inner.state[main]
+                yield param, main, start, _kept(part, main)
         elif isinstance(part, Float16OptimizerWithFloat16Params):
             for params, mains in zip(
                 part.float16_groups, part.fp32_from_float16_groups, strict=True
             ):
                 for param, main in zip(params, mains, strict=True):
-                    yield param, main, None, inner.state[main]
+                    yield param, main, None, _kept(part, main)
         else:
             for group in inner.param_groups:
                 for param in group["params"]:
-                    yield param, param, None, inner.state[param]
+                    yield param, param, None, _kept(part, param)
+
+
+def _kept(part: Any, main: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the rule of a wrapper keeps of a main parameter, without its count of updates."""
+    state = part.optimizer.state[main]
+    return {name: state[name] for name in part.rule.states}

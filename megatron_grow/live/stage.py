@@ -18,7 +18,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.live.data_parallel import wrap_data_parallel
-from megatron_grow.live.pieces import Piece, live_pieces, write_back
+from megatron_grow.live.pieces import Piece, live_pieces, shards, write_back
 from megatron_grow.model.architecture import Architecture, Loss
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim import update
@@ -57,6 +57,8 @@ class LiveStage:
         self.optimizer = build_optimizer(
             self.chunks,
             config.optimizer,
+            tensors,
+            shards(self.chunks, tensors),
             precision=config.train.precision,
             use_distributed_optimizer=sharded,
         )

@@ -77,7 +77,7 @@ def attention_tensors(prefix: str, model: ModelConfig, target_depth: int) -> lis
     # Megatron interleaves each group's query heads with its key and its value head.
     qkv = (
         Axis(KV_GROUP, model.query_groups, Role.PRODUCES),
-        Axis(QKV_HEAD, queries_per_group + 2, Role.PRODUCES),
+        Axis(QKV_HEAD, queries_per_group + 2, Role.PRODUCES, fuses=(queries_per_group, 1, 1)),
         Axis(HEAD_DIM, model.head_dim, Role.PRODUCES),
     )
     context = (
@@ -109,7 +109,7 @@ def mlp_tensors(prefix: str, model: ModelConfig, target_depth: int) -> list[Logi
         target_depth: the depth that the run ends with, which scales the initial output.
     """
     inner = (
-        *((Axis(GATE_UP, 2, Role.INDEX),) if model.gated else ()),
+        *((Axis(GATE_UP, 2, Role.INDEX, fuses=(1, 1)),) if model.gated else ()),
         Axis(FFN, model.ffn_size, Role.PRODUCES),
     )
     outer = (Axis(FFN, model.ffn_size, Role.CONSUMES),)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron_grow.config.ranges import Positive
 from megatron_grow.state.tensors import LogicalTensor
+
+if TYPE_CHECKING:  # asked of their state alone, optimizers need not torch's
+    import torch
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Optimizer(ABC):
     """Whether it keeps count of its updates beside them, as ``step``, like torch's Adam."""
     shards: ClassVar[bool] = False
     """Whether its state may be sharded over data-parallel ranks: the rule is elementwise, so that
-    it can work on any part of a tensor."""
+    it can work on any part of a tensor, and all tensors are under it."""
 
     lr: Positive
     """Peak learning rate."""
@@ -41,6 +44,17 @@ class Optimizer(ABC):
     def rule(self, tensor: LogicalTensor) -> Optimizer:
         """Which rule ``tensor`` is under: this one, or another that it is left to."""
         return self
+
+    @abstractmethod
+    def build(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> torch.optim.Optimizer:
+        """The torch optimizer of this rule, under the process groups of the current stage.
+
+        Args:
+            groups: this rank's parameters by group, each group with its ``lr`` and its
+                ``weight_decay``; a group may be empty. Main parameters take the place of the
+                model's before the first step; see :func:`.builder.build_optimizer`.
+            dtype: of the model's weights.
+        """
 
     def megatron_lm_group(self, step: int) -> dict[str, Any] | None:
         """What Megatron-LM stores with each parameter group after ``step`` updates.

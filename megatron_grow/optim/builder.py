@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,78 +11,86 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import (
     ChainedOptimizer,
+    DistributedOptimizer,
     Float16OptimizerWithFloat16Params,
     FP32Optimizer,
     MegatronOptimizer,
     OptimizerConfig,
-    get_megatron_optimizer,
 )
 
 from megatron_grow.config.sections import OptimizerSection
+from megatron_grow.optim.groups import parameter_groups
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.optim.rules.fused_rows import row_pattern
-from megatron_grow.optim.rules.muon import Muon
-from megatron_grow.optim.rules.nsgd import NSGD
 from megatron_grow.optim.state import init_state
+from megatron_grow.state.boxes import Box
+from megatron_grow.state.tensors import LogicalTensor
 
 
 def build_optimizer(
     model_chunks: list[DistributedDataParallel],
     section: OptimizerSection,
+    tensors: Mapping[str, LogicalTensor],
+    shards: Mapping[torch.nn.Parameter, tuple[LogicalTensor, Box]],
     *,
     precision: str,
     use_distributed_optimizer: bool,
 ) -> MegatronOptimizer:
     """Build the optimizer of this rank's model chunks, its state in place and all zero.
 
-    - ``adam``: megatron-core's AdamW, all parameters.
-    - ``sgd``: megatron-core's, with momentum. As in torch, its weight decay is *not* decoupled: it
-      is added to the gradient.
-    - ``muon``: the matrices of transformer layers under Muon at ``muon_lr``; embeddings, head and
-      vectors under AdamW at ``lr``.
-    - ``muon_nsgd``: all matrices under Muon, all else under normalised SGD, at one ``lr`` and with
-      one momentum (``muon_momentum``); ``muon_embeddings=false`` moves embeddings and head to the
-      latter.
+    There is one wrapper of megatron-core's for each rule that tensors are under. ``step()`` returns
+    one gradient norm over all parameters, and clips by it, whichever rule each is under.
 
-    Weight decay leaves out biases and norms. ``step()`` returns one gradient norm over all
-    parameters, and clips by it, whichever optimizer each is under.
+    Rules update *main parameters*: with bf16 fp32 copies of the model's. These have megatron-core's
+    attributes, ``tensor_model_parallel`` and ``partition_dim``, and for rules that treat matrices
+    whole two of ours: ``row_pattern`` where matrices are fused, as in
+    :mod:`~megatron_grow.optim.rules.fused_rows`, and ``rows`` where some are padding: how many the
+    whole has without it.
 
     Args:
         model_chunks: the model, wrapped.
         section: the update rule.
-        precision: ``fp32`` or ``bf16``; with bf16, main parameters and state are fp32 and
-            Newton-Schulz runs in bf16, as in the original Muon.
+        tensors: of the whole model.
+        shards: of each parameter, its tensor and the box of it that the parameter holds.
+        precision: ``fp32`` or ``bf16``; with bf16, main parameters and state are fp32.
         use_distributed_optimizer: shard the state over data-parallel ranks, as the chunks'
-            gradient buffers do.
+            gradient buffers do; for optimizers that allow it.
     """
     config = _engine_config(section, precision, use_distributed_optimizer)
-    if section.optimizer in ("adam", "sgd"):
-        optimizer = get_megatron_optimizer(config, model_chunks, use_gloo_process_groups=False)
-        # What megatron-core's parameter scheduler would do; here a schedule sets only rates.
-        for group in optimizer.param_groups:
-            group["weight_decay"] = section.weight_decay * group["wd_mult"]
-    else:
-        optimizer = _build_muon(model_chunks, section, config)
-    for wrapper in optimizer.chained_optimizers:
-        if isinstance(wrapper.optimizer, (torch.optim.Adam, torch.optim.AdamW)):
-            for group in wrapper.param_groups:
-                group["fused"] = True  # several times faster than torch's loop, on CPU too
-        init_state(wrapper.optimizer)
-        wrapper.init_state_fn = init_state  # megatron-core's own knows neither step nor momentum
-    return optimizer
+    params = [
+        param for chunk in model_chunks for param in chunk.parameters() if param.requires_grad
+    ]
+    wrappers = []
+    for rule, groups in parameter_groups(optimizer_of(section), tensors):
+        of_groups = [
+            [param for param in params if shards[param][0].key in group.keys] for group in groups
+        ]
+        inner = rule.build(
+            [
+                {"params": of_group, **group.fields(rule, section)}
+                for group, of_group in zip(groups, of_groups, strict=True)
+            ],
+            config.params_dtype,
+        )
+        wrapper = _wrap(inner, model_chunks, config)
+        if not use_distributed_optimizer:
+            for group, of_group in zip(inner.param_groups, of_groups, strict=True):
+                for main, param in zip(group["params"], of_group, strict=True):
+                    _tell_rows(main, *shards[param])
+        wrapper.rule = rule
+        # megatron-core's own knows neither step nor momentum.
+        wrapper.init_state_fn = partial(init_state, rule=rule)
+        wrapper.init_state_fn(inner)
+        wrappers.append(wrapper)
+    return ChainedOptimizer(wrappers)
 
 
 def _engine_config(section: OptimizerSection, precision: str, sharded: bool) -> OptimizerConfig:
     bf16 = precision == "bf16"
     return OptimizerConfig(
-        optimizer=section.optimizer,
         lr=section.lr,
         min_lr=section.min_lr,
         weight_decay=section.weight_decay,
-        decoupled_weight_decay=True,
-        adam_beta1=section.adam_beta1,
-        adam_beta2=section.adam_beta2,
-        adam_eps=section.adam_eps,
-        sgd_momentum=section.sgd_momentum,
         clip_grad=section.clip_grad,
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
@@ -89,79 +98,61 @@ def _engine_config(section: OptimizerSection, precision: str, sharded: bool) -> 
     )
 
 
-def _build_muon(
-    model_chunks: list[DistributedDataParallel], section: OptimizerSection, config: OptimizerConfig
-) -> ChainedOptimizer:
-    """Muon for some matrices, chained with AdamW or NSGD for everything else."""
-    paired_with_nsgd = section.optimizer == "muon_nsgd"
-    patterns: dict[torch.nn.Parameter, tuple[int, ...]] = {}
-    others: list[torch.nn.Parameter] = []
-    for chunk in model_chunks:
-        for name, param in chunk.named_parameters():
-            in_layer = "decoder.layers." in name
-            if param.dim() == 2 and (in_layer or (paired_with_nsgd and section.muon_embeddings)):
-                patterns[param] = row_pattern(name, param, chunk.config)
-            else:
-                others.append(param)
-
-    muon_lr = section.lr
-    if section.muon_lr is not None and not paired_with_nsgd:
-        muon_lr = section.muon_lr
-    tp_group = parallel_state.get_tensor_model_parallel_group()
-    muon = Muon(
-        [_group(list(patterns), muon_lr, section, wd_mult=1.0)],
-        lr=muon_lr,
-        momentum=section.muon_momentum,
-        nesterov=section.muon_use_nesterov,
-        num_ns_steps=section.muon_num_ns_steps,
-        scale_mode=section.muon_scale_mode,
-        dtype=config.params_dtype,
-        tp_group=tp_group,
-        dp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
-    )
-    groups = [
-        _group([p for p in others if p.dim() > 1], section.lr, section, wd_mult=1.0),
-        _group([p for p in others if p.dim() <= 1], section.lr, section, wd_mult=0.0),
-    ]
-    other: torch.optim.Optimizer
-    if paired_with_nsgd:
-        other = NSGD(groups, lr=section.lr, momentum=section.muon_momentum, tp_group=tp_group)
+def _wrap(
+    inner: torch.optim.Optimizer,
+    chunks: Sequence[DistributedDataParallel],
+    config: OptimizerConfig,
+) -> Any:
+    """megatron-core's wrapper; it puts main parameters in the place of the model's."""
+    wrapper: Any
+    if config.use_distributed_optimizer:
+        wrapper = _shard(inner, chunks, config)
+        group = parallel_state.get_intra_distributed_optimizer_instance_group()
+    elif config.bf16:
+        wrapper = Float16OptimizerWithFloat16Params(inner, config, None, None)
+        group = parallel_state.get_model_parallel_group()
     else:
-        betas = (section.adam_beta1, section.adam_beta2)
-        other = torch.optim.AdamW(groups, lr=section.lr, betas=betas, eps=section.adam_eps)
-
-    wrap = _wrapper(config)
-    chained = ChainedOptimizer([wrap(muon), wrap(other)])
-    for param, pattern in patterns.items():
-        # Under bf16 the wrapper has put fp32 copies in the place of the model's parameters.
-        main_param = getattr(param, "main_param", param)
-        main_param.row_pattern = pattern  # type: ignore[union-attr]
-        main_param.rows = getattr(param, "rows", None)  # type: ignore[union-attr]
-    return chained
+        wrapper = FP32Optimizer(inner, config, None)
+        group = parallel_state.get_model_parallel_group()
+    wrapper.grad_stats_parallel_group = group
+    wrapper.tp_group = parallel_state.get_tensor_model_parallel_group()
+    return wrapper
 
 
-def _group(
-    params: list[torch.nn.Parameter], max_lr: float, section: OptimizerSection, wd_mult: float
-) -> dict[str, Any]:
-    """A parameter group with the fields that megatron-core's own have.
+def _shard(
+    inner: torch.optim.Optimizer,
+    chunks: Sequence[DistributedDataParallel],
+    config: OptimizerConfig,
+) -> DistributedOptimizer:
+    """megatron-core's distributed optimizer, around whichever rule.
 
-    It is made even where it is empty: checkpoints need the same groups on every rank.
+    It takes Adam alone, for the sake of checkpoints that are not ours: one stands in until the
+    ranges of parameters are dealt.
     """
-    return {
-        "params": params,
-        "max_lr": max_lr,
-        "min_lr": section.min_lr,
-        "weight_decay": section.weight_decay * wd_mult,
-        "wd_mult": wd_mult,
-        "lr_mult": 1.0,
-        "is_expert_parallel": False,
-        "is_decoupled_lr": False,
-        "default_config": True,
-    }
+    stand_in = torch.optim.AdamW([dict(group) for group in inner.param_groups])
+    wrapper = DistributedOptimizer(
+        stand_in,
+        config,
+        None,
+        None,
+        model_chunks=list(chunks),
+        per_model_buffers={number: chunk.buffers for number, chunk in enumerate(chunks)},
+        data_parallel_group=parallel_state.get_data_parallel_group(
+            with_context_parallel=True, partial_data_parallel=True
+        ),
+        data_parallel_group_gloo=None,
+        data_parallel_group_idx=parallel_state.get_model_parallel_group().rank(),
+        distributed_optimizer_instance_id=0,
+    )
+    for group, dealt in zip(inner.param_groups, stand_in.param_groups, strict=True):
+        group["params"] = dealt["params"]
+    wrapper.optimizer = inner
+    return wrapper
 
 
-def _wrapper(config: OptimizerConfig) -> Callable[[torch.optim.Optimizer], MegatronOptimizer]:
-    """megatron-core's wrapper for a plain torch optimizer in this precision."""
-    if config.bf16:
-        return lambda inner: Float16OptimizerWithFloat16Params(inner, config, None, init_state)
-    return lambda inner: FP32Optimizer(inner, config, init_state)
+def _tell_rows(main: torch.nn.Parameter, tensor: LogicalTensor, box: Box) -> None:
+    pattern, rows = row_pattern(tensor, box), tensor.axes[tensor.stacked]
+    if pattern is not None:
+        main.row_pattern = pattern  # type: ignore[attr-defined]
+    if rows.multiple is not None:
+        main.rows = rows.size  # type: ignore[attr-defined]

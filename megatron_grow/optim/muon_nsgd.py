@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from megatron_grow.config.ranges import Count, ShareBelowOne
+from megatron_grow.config.ranges import ShareBelowOne
 from megatron_grow.optim.base import Optimizer
+from megatron_grow.optim.muon import MuonRule
+from megatron_grow.optim.roles import role
 from megatron_grow.state.tensors import LogicalTensor
 
+if TYPE_CHECKING:
+    import torch
+
 
 @dataclass(frozen=True)
-class NSGD(Optimizer):
-    """Normalised SGD: every tensor moves by exactly the learning rate."""
+class NormalisedSGD(Optimizer):
+    """Every tensor moves by exactly the learning rate."""
 
     states: ClassVar = {"momentum_buffer": 1}
 
     muon_momentum: ShareBelowOne
 
+    def build(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> torch.optim.Optimizer:
+        """Ours, over the ranks that share tensors."""
+        from megatron.core import parallel_state
+
+        from megatron_grow.optim.rules.nsgd import NSGD
+
+        group = parallel_state.get_tensor_model_parallel_group()
+        return NSGD(groups, lr=self.lr, momentum=self.muon_momentum, tp_group=group)
+
 
 @dataclass(frozen=True)
-class MuonNSGD(Optimizer):
-    """Embeddings and head are matrices, unless ``muon_embeddings`` is false."""
+class MuonNSGD(MuonRule):
+    """Embeddings and head are matrices too, unless ``muon_embeddings`` is false."""
 
-    states: ClassVar = {"momentum_buffer": 1}
-
-    muon_momentum: ShareBelowOne
-    muon_use_nesterov: bool
-    muon_num_ns_steps: Count
-    muon_scale_mode: str
     muon_embeddings: bool
 
     def rule(self, tensor: LogicalTensor) -> Optimizer:
         """Itself for matrices."""
-        if tensor.is_matrix and (tensor.stacked or self.muon_embeddings):
-            return self
-        return NSGD(self.lr, self.muon_momentum)
+        matrix = role(tensor) == "matrix" or (tensor.is_matrix and self.muon_embeddings)
+        return self if matrix else NormalisedSGD(self.lr, self.muon_momentum)

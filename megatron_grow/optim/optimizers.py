@@ -17,7 +17,7 @@ OPTIMIZERS: Registry[Optimizer] = Registry(
     {
         "adam": "megatron_grow.optim.adam:Adam",
         "sgd": "megatron_grow.optim.sgd:SGD",
-        "muon": "megatron_grow.optim.muon:Muon",
+        "muon": "megatron_grow.optim.muon:MuonAdam",
         "muon_nsgd": "megatron_grow.optim.muon_nsgd:MuonNSGD",
     },
 )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron_grow.config.ranges import ShareBelowOne
 from megatron_grow.optim.base import Optimizer
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -16,3 +19,9 @@ class SGD(Optimizer):
     states: ClassVar = {"momentum_buffer": 1}
 
     sgd_momentum: ShareBelowOne
+
+    def build(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> torch.optim.Optimizer:
+        """Transformer Engine's or Apex's, where megatron-core finds them, else torch's."""
+        from megatron.core import optimizer
+
+        return optimizer.SGD(groups, self.lr, momentum=self.sgd_momentum)

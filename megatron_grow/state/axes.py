@@ -121,6 +121,8 @@ class Axis:
     multiple: int | None = None
     """Ranks that share it have room for a multiple of this each: what lies behind ``size`` is
     padding, and no part of the tensor. None: they share the entries evenly."""
+    fuses: tuple[int, ...] = ()
+    """How many of its entries each of several matrices has that are fused along it, in order."""
 
     @property
     def name(self) -> str:

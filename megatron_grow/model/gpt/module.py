@@ -14,8 +14,7 @@ class GPT(GPTModel):
     """``GPTModel``, and how it turns logits into losses.
 
     Rows that pad the vocabulary are zero and stay so: no token looks them up, and their logits have
-    neither a share in the loss nor a gradient. Weights that have such rows are marked with the
-    number of all others, ``rows``.
+    neither a share in the loss nor a gradient.
     """
 
     def __init__(self, *args: Any, vocab_size: int, padded_vocab_size: int, **more: Any) -> None:
@@ -27,7 +26,6 @@ class GPT(GPTModel):
         for name, weight in self.named_parameters():
             if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
                 weight.data[self._tokens_here :] = 0.0
-                weight.rows = vocab_size
 
     def forward(self, *args: Any, labels: torch.Tensor | None = None, **more: Any) -> torch.Tensor:
         """As ``GPTModel``'s; logits, without ``labels``, are those of this rank's tokens alone."""

@@ -8,27 +8,26 @@ pattern together are one matrix. That holds for a shard as for the whole.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
-from megatron.core.transformer import TransformerConfig
+
+from megatron_grow.state.boxes import Box, shape_of
+from megatron_grow.state.tensors import LogicalTensor
 
 Pattern = tuple[int, ...]
 """Numbers of rows of the blocks, in order; repeated until the rows are used up."""
 
 
-def row_pattern(name: str, param: torch.Tensor, config: TransformerConfig) -> Pattern:
-    """The pattern of the rows of a weight; a single block for a tensor that is one matrix.
-
-    Args:
-        name: the parameter's name in the model.
-        param: this rank's shard, (rows, cols).
-        config: the model's.
-    """
-    if name.endswith("linear_qkv.weight"):
-        queries = config.num_attention_heads // config.num_query_groups
-        return (queries * config.kv_channels, config.kv_channels, config.kv_channels)
-    if name.endswith("linear_fc1.weight") and config.gated_linear_unit:
-        return (param.size(0) // 2, param.size(0) // 2)
-    return (param.size(0),)
+def row_pattern(tensor: LogicalTensor, shard: Box) -> Pattern | None:
+    """The pattern of the rows of a ``shard`` of a tensor, of one layer; None: it is one matrix."""
+    first = int(tensor.stacked)
+    last, sizes = first + tensor.groups[first], shape_of(shard)
+    for place in range(first, last):
+        if fused := tensor.axes[place].fuses:
+            inner = prod(sizes[place + 1 : last])
+            return tuple(entries * inner for entries in fused)
+    return None
 
 
 def split_rows(tensor: torch.Tensor, pattern: Pattern) -> list[torch.Tensor]:

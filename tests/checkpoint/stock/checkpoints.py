@@ -6,6 +6,7 @@ The state is put together as its ``generate_state_dict`` and ``save_checkpoint``
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.sections import OptimizerSection
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.optim.state import init_state
 from tests.checkpoint.stock.engine import writing_in_process
 from tests.checkpoint.stock.models import BATCH, STEP, build, painted, stock_args, within
+
+ADAM = optimizer_of(OptimizerSection())
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -73,8 +78,8 @@ def build_optimizer(
         use_gloo_process_groups=False,
     )
     for wrapper in optimizer.chained_optimizers:
-        init_state(wrapper.optimizer)
-        wrapper.init_state_fn = init_state
+        wrapper.init_state_fn = partial(init_state, rule=ADAM)
+        wrapper.init_state_fn(wrapper.optimizer)
     schedule = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
