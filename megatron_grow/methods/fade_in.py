@@ -14,8 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
-from megatron.core.utils import unwrap_model
 from torch.utils.hooks import RemovableHandle
 
 from megatron_grow.config.errors import UserError
@@ -25,6 +23,7 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
 from megatron_grow.methods.base import Context, TrainingMethod
+from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.layers.norms import Norm
 from megatron_grow.parallel import cpu
 
@@ -46,6 +45,11 @@ class FadeIn(TrainingMethod):
         """Refuse a growth without new units, and layers that hooks cannot mask."""
         if not plan.new_units:
             raise UserError(f"{where} masks random new units; no operator here makes any")
+        if not architecture_of(stage.model).has_mask_points:
+            raise UserError(
+                f"{where}: model.architecture={stage.model.architecture} does not say where units "
+                "can be masked (mask_points)"
+            )
         if run.train.transformer_impl != "local":
             raise UserError(
                 f"{where} needs train.transformer_impl: local; "
@@ -101,7 +105,7 @@ class Masks:
         self._masks: dict[str, torch.Tensor] = {}
         self.set(0.0)
         for chunk in chunks:
-            self._hook(unwrap_model(chunk))
+            self._hook(chunk, model)
 
     def set(self, strength: float) -> None:
         """Multiply new units by ``strength`` from now on."""
@@ -116,21 +120,19 @@ class Masks:
 
     # Where the masks act
 
-    def _hook(self, gpt: GPTModel) -> None:
-        hidden = "hidden" in self._new
-        if hidden and gpt.pre_process:
-            self._after(gpt.embedding, self._mask_stream)
-        for layer in gpt.decoder.layers:
-            number = layer.layer_number - 1
-            for end in (layer.self_attention.linear_proj, layer.mlp.linear_fc2):
-                self._after(end, partial(self._mask_branch, layer=number))
-            self._before(layer.self_attention.linear_proj, self._mask_heads)
-            self._before(layer.mlp.linear_fc2, self._mask_ffn)
-            if hidden:
-                self._replace_norm(layer.input_layernorm)
-                self._replace_norm(layer.pre_mlp_layernorm)
-        if hidden and gpt.post_process:
-            self._replace_norm(gpt.decoder.final_layernorm)
+    def _hook(self, chunk: torch.nn.Module, model: ModelConfig) -> None:
+        points = architecture_of(model).mask_points(chunk)
+        if "hidden" in self._new:
+            for module in points.streams:
+                self._after(module, self._mask_stream)
+            for module in points.norms:
+                self._replace_norm(module)
+        for module, layer in points.branches:
+            self._after(module, partial(self._mask_branch, layer=layer))
+        for module in points.contexts:
+            self._before(module, self._mask_heads)
+        for module in points.inner:
+            self._before(module, self._mask_ffn)
 
     def _after(self, module: torch.nn.Module, change: Callable[[Any], Any]) -> None:
         def hook(_: torch.nn.Module, __: tuple, output: Any) -> Any:
@@ -159,14 +161,16 @@ class Masks:
         """(..., hidden)."""
         return x * self._of("hidden", x)
 
-    def _mask_branch(self, output: tuple, layer: int) -> tuple:
-        """What a layer adds to the residual stream: a value and, apart, its bias."""
+    def _mask_branch(self, output: Any, layer: int) -> Any:
+        """What a layer adds to the residual stream: a value, perhaps with its bias apart."""
         factor = torch.ones((), device=cpu.device())
         if "layer" in self._masks:
             factor = factor * self._masks["layer"][layer]
         if "hidden" in self._masks:
             factor = factor * self._masks["hidden"]
-        return tuple(None if part is None else part * factor.to(part.dtype) for part in output)
+        if isinstance(output, tuple):
+            return tuple(None if part is None else part * factor.to(part.dtype) for part in output)
+        return output * factor.to(output.dtype)
 
     def _mask_heads(self, context: torch.Tensor) -> torch.Tensor:
         """(..., heads of this rank x head size), group by group."""

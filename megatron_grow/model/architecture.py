@@ -12,6 +12,7 @@ from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.ranges import check_fields
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.model.huggingface import Family
+from megatron_grow.model.masks import MaskPoints
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:  # the converter starts without megatron-core, which takes seconds to import
@@ -124,6 +125,15 @@ class Architecture(ABC):
             batch: the fields of samples, stacked, on the model's device; None unless
                 :meth:`reads`.
         """
+
+    def mask_points(self, chunk: torch.nn.Module) -> MaskPoints:
+        """Where units of a chunk can be masked, in layers of the local implementation."""
+        raise NotImplementedError
+
+    @property
+    def has_mask_points(self) -> bool:
+        """Whether it says them; training methods that need them are refused where not."""
+        return type(self).mask_points is not Architecture.mask_points
 
     @abstractmethod
     def flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:

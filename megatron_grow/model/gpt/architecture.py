@@ -14,11 +14,12 @@ from megatron_grow.model.gpt import flops
 from megatron_grow.model.gpt.huggingface.families import FAMILIES
 from megatron_grow.model.gpt.tensors import gpt_tensors
 from megatron_grow.model.huggingface import Family
+from megatron_grow.model.masks import MaskPoints
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:
     import torch
-    from megatron.core.transformer import ModuleSpec
+    from megatron.core.transformer import ModuleSpec, TransformerConfig
     from torch.utils.data import Dataset
 
     from megatron_grow.config.run import RunConfig
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 class GPT(Architecture):
     """Megatron-Core's GPT.
 
-    One that differs is a subclass, whose fields are its options, with :meth:`tensors` and
-    :meth:`layer_spec` of its own.
+    One with other layers is a subclass, whose fields are its options, with :meth:`tensors`,
+    :meth:`layer_spec` and :meth:`mask_points` of its own.
     """
 
     def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
@@ -43,15 +44,17 @@ class GPT(Architecture):
         self, model: ModelConfig, parallel: ParallelConfig, train: TrainSection
     ) -> list[torch.nn.Module]:
         """As :func:`.build.build_gpt`, of layers as :meth:`layer_spec` says."""
+        from megatron_grow.model.engine_config import transformer_config
         from megatron_grow.model.gpt.build import build_gpt
 
-        return build_gpt(model, parallel, train, self.layer_spec(model, train))
+        engine = transformer_config(model, parallel, train)
+        return build_gpt(model, engine, train, self.layer_spec(engine, train))
 
-    def layer_spec(self, model: ModelConfig, train: TrainSection) -> ModuleSpec:
-        """megatron-core's specification of a layer; a GPT with other layers overrides this."""
+    def layer_spec(self, engine: TransformerConfig, train: TrainSection) -> ModuleSpec:
+        """megatron-core's specification of a layer."""
         from megatron_grow.model.gpt.build import layer_spec
 
-        return layer_spec(model, train)
+        return layer_spec(engine, train)
 
     def check_data(self, config: RunConfig, stages: list[Stage]) -> tuple[Split, Split | None]:
         """As :func:`~megatron_grow.data.check.check_data`."""
@@ -92,6 +95,12 @@ class GPT(Architecture):
         from megatron_grow.model.gpt import batch as batches
 
         return batches.forward_step(chunk, batch)
+
+    def mask_points(self, chunk: torch.nn.Module) -> MaskPoints:
+        """As :func:`.masks.mask_points`."""
+        from megatron_grow.model.gpt.masks import mask_points
+
+        return mask_points(chunk)
 
     def flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
         """As :func:`.flops.flops_per_token`."""

@@ -16,9 +16,7 @@ from megatron.core.transformer.transformer_block import (
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.model.engine_config import transformer_config
 from megatron_grow.model.gpt.module import GPT
 from megatron_grow.model.layers.attention import ScaledDotProductAttention
 from megatron_grow.model.layers.norms import Norm
@@ -27,16 +25,15 @@ from megatron_grow.parallel.process_groups import is_first_chunk, is_last_chunk
 
 
 def build_gpt(
-    model: ModelConfig, parallel: ParallelConfig, train: TrainSection, layer: ModuleSpec
+    model: ModelConfig, config: TransformerConfig, train: TrainSection, layer: ModuleSpec
 ) -> list[torch.nn.Module]:
     """This rank's chunks of the model, in order, under the process groups of the current stage.
 
     As :meth:`.architecture.Architecture.build`, of layers as ``layer`` says.
     """
-    config = transformer_config(model, parallel, train)
     block: TransformerBlockSubmodules | ModuleSpec = layer
     chunks = []
-    for number in range(parallel.model_chunks):
+    for number in range(config.virtual_pipeline_model_parallel_size or 1):
         if train.transformer_impl == "local":  # else megatron-core chooses the final norm
             layers = get_num_layers_to_build(config, vp_stage=number)
             block = TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
@@ -70,7 +67,7 @@ def _build_chunk(
     ).to(cpu.device())  # megatron-core makes learned positions on the CPU
 
 
-def layer_spec(model: ModelConfig, train: TrainSection) -> ModuleSpec:
+def layer_spec(config: TransformerConfig, train: TrainSection) -> ModuleSpec:
     """megatron-core's specification of a layer."""
     if train.transformer_impl == "transformer_engine":
         try:
@@ -80,14 +77,14 @@ def layer_spec(model: ModelConfig, train: TrainSection) -> ModuleSpec:
                 "train.transformer_impl=transformer_engine, but Transformer Engine does not "
                 f"import ({error}); use local"
             ) from error
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_layernorm)
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     spec = get_gpt_layer_local_spec(
-        qk_layernorm=model.qk_layernorm, normalization=model.normalization
+        qk_layernorm=config.qk_layernorm, normalization=config.normalization
     )
     parts = spec.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = Norm
     attention = parts.self_attention.submodules
     attention.core_attention = ScaledDotProductAttention
-    if model.qk_layernorm:
+    if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm
     return spec
