@@ -73,7 +73,10 @@ class Context:
         self._skips = True
 
     def end_stage(self) -> None:
-        """End the stage after this step; the run goes on with the next stage."""
+        """End the stage after this step; the run goes on with the next stage.
+
+        For the rule of its ``until``: without one, nothing else expects another end.
+        """
         self._ends = True
 
     def stop(self) -> None:

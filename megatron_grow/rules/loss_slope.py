@@ -19,8 +19,8 @@ class LossSlope(Rule):
     Staged training (Shen et al. 2022, arXiv 2203.06211): while a model trains efficiently, its
     loss falls as a power of the compute, a straight line in logarithms; where the line has become
     flatter than a threshold, a larger model would use the same compute better. The paper's code
-    has -0.052 for a model that is not to grow, and to grow in depth -0.0575, in width -0.0475, in
-    both -0.03. Compute is that of the whole run so far.
+    has -0.0575 before a growth in depth, -0.0475 in width, -0.03 in both, and -0.052 for where
+    training stops being compute-optimal. Compute is that of the whole run so far.
     """
 
     slope: Annotated[float, Range(below=0)] = -0.0575

@@ -19,8 +19,8 @@ from megatron_grow.methods.base import TrainingMethod
 from megatron_grow.model.architectures import architecture_of, logical_tensors
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.agreement import together
-from megatron_grow.rules.table import RULES
 from megatron_grow.train.choice import Choice
+from megatron_grow.train.ending import rule_of
 from megatron_grow.train.fits import check_fits
 from megatron_grow.train.metrics import check_wandb
 from megatron_grow.train.start import Start, find_start
@@ -98,7 +98,7 @@ def check(config: RunConfig) -> Checked:
     data = architecture_of(config.model).check_data(config, stages)
     for stage in stages:
         if stage.rule:
-            RULES.make(stage.rule.spec, f"stages[{stage.index}].until")
+            rule_of(stage)
     methods = [
         methods_of(stage, config, plan) for stage, plan in zip(stages[1:], growths, strict=True)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from megatron_grow.checkpoint.record import GrowthEvent, Record
+from megatron_grow.checkpoint.record import GrowthEvent, Record, StageEnd
 from megatron_grow.checkpoint.save import save
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.train.finite import FiniteGuard
@@ -21,6 +21,8 @@ class Saving(TrainingMethod):
         start = prepared.start
         self.growths: list[GrowthEvent] = list(start.growths) if start else []
         """Of the run so far."""
+        self.stage_ends: list[StageEnd] = list(start.ends) if start else []
+        """Those that are known, of stages with a rule."""
         if start is not None and start.resumes:
             guard.saved = start.step, start.path
 
@@ -62,6 +64,7 @@ class Saving(TrainingMethod):
             precision=config.train.precision,
             config=asdict(config),
             growths=self.growths,
+            stage_ends=self.stage_ends,
             parallel=asdict(stage.parallel),
             skipped_iters=self._guard.skipped,
             wandb_id=self._output.wandb_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_grow.config.run import to_yaml
+from megatron_grow.config.timing import ended
 from megatron_grow.growth.filling import fresh
 from megatron_grow.live.stage import LiveStage, filled
 from megatron_grow.methods.base import Context
@@ -12,6 +13,7 @@ from megatron_grow.model.architectures import architecture_of
 from megatron_grow.parallel.agreement import together
 from megatron_grow.train.batches import batches_of
 from megatron_grow.train.console import Console
+from megatron_grow.train.ending import StageEnding
 from megatron_grow.train.evaluation import Evaluation
 from megatron_grow.train.finite import FiniteGuard
 from megatron_grow.train.growing import grow
@@ -111,6 +113,7 @@ class Trainer:
         self.guard.check_state(loop.ctx)
         loop.end()
         step, index = loop.ctx.step, loop.ctx.stage.index + 1
+        self.stages = ended(self.stages, index - 1, step)
         live, growth = grow(
             loop.ctx.live, self.stages[index], self.config, self.prepared.plans[index], step
         )
@@ -125,7 +128,9 @@ class Trainer:
     def _enter(self, live: LiveStage, step: int, states: dict[str, dict] | None = None) -> Loop:
         """The loop over a stage of which ``step`` steps of the run are done."""
         index = live.stage.index
-        methods = self.prepared.methods[index]
+        methods = dict(self.prepared.methods[index])
+        if live.stage.rule:
+            methods["until"] = StageEnding(live.stage, self.saving.stage_ends, self.output)
         for place, state in (states or {}).items():
             if place in methods:
                 methods[place].load_state_dict(state)

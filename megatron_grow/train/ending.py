@@ -1,0 +1,96 @@
+"""The rule that may end a stage: when it is asked, and what is recorded of its answer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from megatron_grow.checkpoint.record import StageEnd
+from megatron_grow.config.stages import Stage
+from megatron_grow.config.timing import next_end
+from megatron_grow.cost.flops import flops_at_step
+from megatron_grow.methods.base import Context, TrainingMethod
+from megatron_grow.parallel.agreement import gather
+from megatron_grow.rules.base import Observation, Rule
+from megatron_grow.rules.table import RULES
+from megatron_grow.train.output import Output, progress
+
+
+def rule_of(stage: Stage) -> Rule:
+    """The rule that may end ``stage``, which has one.
+
+    Raises:
+        UserError: an unknown name, or options that it cannot have.
+    """
+    assert stage.rule is not None
+    return RULES.make(stage.rule.spec, f"stages[{stage.index}].until")
+
+
+class StageEnding(TrainingMethod):
+    """Shows the rule of a stage its losses, and ends the stage as soon as rule and data allow."""
+
+    def __init__(self, stage: Stage, ends: list[StageEnd], output: Output) -> None:
+        """Add the end of ``stage``, as soon as it is known, to ``ends``."""
+        assert stage.rule is not None
+        self._when, self._rule = stage.rule, rule_of(stage)
+        self._ends, self._output = ends, output
+        self._history: list[Observation] = []
+        # Of the steps since the last observation; summed step by step, so that a stop between two
+        # observations changes no bit.
+        self._loss, self._updates = 0.0, 0
+        self._last_step: int | None = None
+
+    def after_step(self, ctx: Context) -> None:
+        """Ask the rule if it is due; end the stage where that was decided."""
+        if ctx.updated:
+            self._loss += ctx.mean_loss()
+            self._updates += 1
+        if self._last_step is None:
+            self._decide(ctx)
+        if ctx.step == self._last_step:
+            ctx.end_stage()
+
+    def _decide(self, ctx: Context) -> None:
+        stage, reason = ctx.stage, self._ask(ctx)
+        if reason is None and ctx.step == stage.last_step:
+            reason = "at_most"
+        if reason is None:
+            return
+        self._last_step = next_end(ctx.stages, stage.index, ctx.step)
+        self._ends.append(StageEnd(stage.index, self._last_step, reason))
+        row = {
+            "event": "stage_end",
+            **progress(ctx),
+            "last_step": self._last_step,
+            "reason": reason,
+        }
+        self._output.console.stage_end(row)
+        self._output.write(row)
+
+    def _ask(self, ctx: Context) -> str | None:
+        """What the rule finds after this step; None: nothing, or it is not asked now."""
+        if ctx.step % self._when.every or not self._updates:
+            return None
+        seen = Observation(
+            step=ctx.step,
+            tokens=ctx.stage.tokens_at(ctx.step),
+            flops=flops_at_step(ctx.stages, ctx.step, "total"),
+            loss=self._loss / self._updates,
+        )
+        self._history.append(seen)
+        self._loss, self._updates = 0.0, 0
+        if ctx.step < self._when.first_step:
+            return None
+        # All ranks have the same history; a rule that is no function of it must not divide them.
+        found = gather(self._rule.ends(self._history))[0]
+        return found and f"{self._when.name}: {found}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, and what has been summed up for its next entry."""
+        history = [asdict(seen) for seen in self._history]
+        return {"history": history, "loss": self._loss, "updates": self._updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with that history."""
+        self._history = [Observation(**seen) for seen in state["history"]]
+        self._loss, self._updates = state["loss"], state["updates"]
