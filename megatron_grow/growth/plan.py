@@ -15,7 +15,7 @@ from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.optimizer_state import Policy, moment_map
 from megatron_grow.model.architectures import architecture_of, logical_tensors
 from megatron_grow.operators import operator
-from megatron_grow.operators.base import Draw, NewUnits, Operator
+from megatron_grow.operators.base import Draw, NewUnits, Operator, Sizes
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.axes import AXES, LAYER, AxisRule
@@ -114,11 +114,14 @@ def growth(
     """
     grow = grow or GrowSection()
     _check_options(source, target, where)
-    operators = {key: operator(key, spec, f"{where}.{key}") for key, spec in grow.operators.items()}
     tensors, before = logical_tensors(target, target_depth), logical_tensors(source)
     grown = _grown_axes(before, tensors)
     if source.num_layers != target.num_layers:
         grown[LAYER] = (source.num_layers, target.num_layers)
+    operators = {
+        key: operator(key, spec, f"{where}.{key}", _grown_by(key, grown))
+        for key, spec in grow.operators.items()
+    }
     working = {}
     for key, chosen in operators.items():
         if chosen.axes(source, target) & {rule.name for rule in grown}:
@@ -166,19 +169,21 @@ def growth(
     return replace(unknown, questions=questions, made=made) if questions else unknown
 
 
-Grown = dict[AxisRule, tuple[int, int]]
-"""Size before and after of the axes whose size changes."""
-
-
-def _grown_axes(before: dict[str, LogicalTensor], after: dict[str, LogicalTensor]) -> Grown:
-    """Those of tensors that the source has."""
+def _grown_axes(
+    before: dict[str, LogicalTensor], after: dict[str, LogicalTensor]
+) -> dict[AxisRule, tuple[int, int]]:
+    """Size before and after of the axes, but for layers, of tensors that the source has."""
     return {
         new.rule: (old.size, new.size)
         for key, tensor in after.items()
         if key in before
         for old, new in zip(before[key].axes, tensor.axes, strict=True)
-        if old.size != new.size
+        if old.size != new.size and new.rule != LAYER
     }
+
+
+def _grown_by(key: str, grown: Sizes) -> Sizes:
+    return {rule: sizes for rule, sizes in grown.items() if rule.grown_by == key}
 
 
 def _check_options(source: ModelConfig, target: ModelConfig, where: str) -> None:
@@ -193,7 +198,7 @@ def _check_options(source: ModelConfig, target: ModelConfig, where: str) -> None
 
 
 def _check_all_grow(
-    grown: Grown,
+    grown: Sizes,
     operators: dict[str, Operator],
     source: ModelConfig,
     target: ModelConfig,
@@ -236,7 +241,7 @@ def _compose(tensor: LogicalTensor, source: str, choices: list[list[Draw]]) -> T
     return TensorMap(tensor, tuple(terms), tensor.init)
 
 
-def _summary(operators: dict[str, Operator], grown: Grown) -> str:
+def _summary(operators: dict[str, Operator], grown: Sizes) -> str:
     names = {key: chosen.name for key, chosen in operators.items()}
     parts = []
     for rule in (*AXES, *(rule for rule in grown if rule not in AXES)):

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.registry import Registry
-from megatron_grow.operators.base import Operator
+from megatron_grow.operators.base import Operator, Sizes
 
 _HERE = "megatron_grow.operators"
 _DEPTH = {
@@ -59,8 +59,16 @@ OPERATORS: dict[str, Registry[Operator]] = {
 """By key of ``grow``."""
 
 
-def operator(key: str, spec: str | dict[str, Any], where: str) -> Operator:
+def operator(
+    key: str, spec: str | dict[str, Any], where: str, sizes: Sizes | None = None
+) -> Operator:
     """The operator that ``NAME`` or ``{operator: NAME, ...options}`` asks for under ``key``.
+
+    Args:
+        key: of ``grow``.
+        spec: as a run file has it.
+        where: begins the message of an error.
+        sizes: of the axes that this key grows.
 
     Raises:
         UserError: an unknown name, one that does not grow what ``key`` stands for, or an option
@@ -70,4 +78,4 @@ def operator(key: str, spec: str | dict[str, Any], where: str) -> Operator:
     keys = OPERATORS[key].find(name, where).keys
     if key not in keys:
         raise UserError(f"{where}={name} is an operator of {' and '.join(keys)}, not of {key}")
-    return OPERATORS[key].make(spec, where, key=key, name=name, answers={})
+    return OPERATORS[key].make(spec, where, key=key, name=name, sizes=sizes or {}, answers={})

@@ -9,12 +9,16 @@ from typing import ClassVar
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.ranges import check_fields
+from megatron_grow.state.axes import AxisRule
 from megatron_grow.state.maps import AxisMap
 from megatron_grow.state.questions import Answers, Question
 from megatron_grow.state.tensors import LogicalTensor
 
 NewUnits = dict[str, tuple[bool, ...]]
 """By axis, a flag for each unit."""
+
+Sizes = Mapping[AxisRule, tuple[int, int]]
+"""Size before and after of axes whose size changes."""
 
 Draw = dict[str, AxisMap]
 """How a tensor's axes are drawn, by name; an axis that is absent stays as it is."""
@@ -30,9 +34,11 @@ class Operator(ABC):
     """
 
     key: str
-    """The key of ``grow`` under which a run file names it; these three are no options."""
+    """The key of ``grow`` under which a run file names it; these four are no options."""
     name: str
     """What the run file calls it."""
+    sizes: Sizes
+    """Of the axes that this key grows."""
     answers: Answers
     """To :meth:`questions`; all ones while a plan is made for its sizes alone. What is fresh must
     not depend on them."""

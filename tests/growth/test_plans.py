@@ -20,6 +20,7 @@ from megatron_grow.config.stages import (
 )
 from megatron_grow.growth.plan import growth
 from megatron_grow.operators import operator
+from megatron_grow.state.axes import HIDDEN
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.growth.algebra import (
     GPT2,
@@ -66,8 +67,9 @@ def test_published_gradient_ratios() -> None:
 def test_sparkling_factors(growth_of_width: float, both: float, none: float) -> None:
     """arXiv 2602.02472: what consumers are multiplied by, for a relative growth of c."""
     for copy, factor in (("both", both), ("none", none)):
-        made = operator("width", {"operator": "sparkling", "copy": copy}, "grow.width")
         target = replace(GPT2, hidden_size=int(8 * (1 + growth_of_width)))
+        sizes = {HIDDEN: (8, target.hidden_size)}
+        made = operator("width", {"operator": "sparkling", "copy": copy}, "grow.width", sizes)
         (expansion,) = made.expansions(GPT2, target).values()  # type: ignore[attr-defined]
         assert list(expansion.share) == pytest.approx([factor] * len(expansion.share), abs=5e-5)
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.expansion import AxisOperator, Expansion
-from megatron_grow.state.axes import AXES
-
-Sizes = dict[str, tuple[int, int]]
-"""Size before and after of each axis that grows, by name."""
 
 
 @dataclass(frozen=True)
 class UnitOperator(AxisOperator):
     """Grows hidden units (``width``), heads (``heads``) or feed-forward units (``ffn``).
 
+    It grows all axes whose row of the axis table names the key, an architecture's own among them.
     Heads grow by more key/value groups, or by more query heads in each group, or both; a head's own
     size stays. A group's query heads stay with its key and value head.
     """
@@ -35,19 +33,9 @@ class UnitOperator(AxisOperator):
         """Why growth along ``axis`` changes the function; None if it does not."""
         return None
 
-    def sizes(self, source: ModelConfig, target: ModelConfig) -> Sizes:
-        """What grows."""
-        before, after = _units(source), _units(target)
-        return {
-            rule.name: (before[rule.name], after[rule.name])
-            for rule in AXES
-            if rule.grown_by == self.key and before.get(rule.name) != after.get(rule.name)
-        }
-
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
         """Those that grow."""
-        grown = set(self.sizes(source, target))
-        return grown | {"qkv_head"} if "query_head" in grown else grown
+        return {rule.name for rule in self.sizes}
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Refuse what it cannot grow."""
@@ -57,7 +45,7 @@ class UnitOperator(AxisOperator):
                 f"to {target.head_dim} (hidden_size / num_attention_heads, unless kv_channels says "
                 "otherwise); set model.kv_channels or use head_size"
             )
-        for axis, (before, after) in self.sizes(source, target).items():
+        for axis, before, after in self._leading():
             if after < before:
                 raise UserError(
                     f"{where}: {axis} would go from {before} to {after}; a run only grows"
@@ -73,18 +61,25 @@ class UnitOperator(AxisOperator):
         """Each axis that grows; query heads as rows of QKV and as columns of the projection."""
         found = {
             axis: self.expand(axis, before, after, target)
-            for axis, (before, after) in self.sizes(source, target).items()
+            for axis, before, after in self._leading()
         }
-        if "query_head" in found:
-            found["qkv_head"] = _with_key_and_value(found["query_head"])
+        for rule, (before, _) in self.sizes.items():
+            if rule.follows:
+                found[rule.name] = _continued(found[rule.follows], before)
         return found
 
     def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
         """The first reason, if any."""
-        for axis, (before, after) in self.sizes(source, target).items():
+        for axis, before, after in self._leading():
             if reason := self.caveat_along(axis, before, after, target):
                 return reason
         return None
+
+    def _leading(self) -> Iterator[tuple[str, int, int]]:
+        """Name, size before and after of each axis that does not follow another."""
+        for rule, (before, after) in self.sizes.items():
+            if not rule.follows:
+                yield rule.name, before, after
 
 
 def epsilon_caveat(source: ModelConfig, target: ModelConfig, kept: float) -> str | None:
@@ -104,25 +99,16 @@ def epsilon_caveat(source: ModelConfig, target: ModelConfig, kept: float) -> str
     )
 
 
-def _units(model: ModelConfig) -> dict[str, int]:
-    return {
-        "hidden": model.hidden_size,
-        "kv_group": model.query_groups,
-        "query_head": model.num_attention_heads // model.query_groups,
-        "ffn": model.ffn_size,
-    }
-
-
-def _with_key_and_value(queries: Expansion) -> Expansion:
-    """The same along a group's rows of QKV: its query heads, then its key, then its value."""
-    before = max(queries.index) + 1
+def _continued(followed: Expansion, size: int) -> Expansion:
+    """The same along an axis of ``size`` that has more entries behind, which stay: a key, say."""
+    kept = range(max(followed.index) + 1, size)
 
     def more(factors: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return None if factors is None else (*factors, 1.0, 1.0)
+        return None if factors is None else (*factors, *(1.0 for _ in kept))
 
     return replace(
-        queries,
-        index=(*queries.index, before, before + 1),
-        scale=more(queries.scale),
-        share=more(queries.share),
+        followed,
+        index=(*followed.index, *kept),
+        scale=more(followed.scale),
+        share=more(followed.share),
     )
