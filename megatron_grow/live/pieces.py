@@ -34,38 +34,73 @@ class Piece:
     """Over all ranks, the owned pieces of a tensor tile it; other pieces are replicas."""
 
 
-def live_pieces(
+@dataclass(frozen=True)
+class Shard:
+    """What this rank updates of one parameter: of a layer of a logical tensor, or of a tensor
+    without layers."""
+
+    key: str
+    box: Box
+    """Of the parameter as this rank's model has it."""
+    start: int | None
+    """Where the flat range begins that this rank updates, under the distributed optimizer; None:
+    it updates all of the box."""
+    main: torch.Tensor
+    """The main parameter; its ``grad`` is the gradient that is ready for an update."""
+    state: dict[str, torch.Tensor]
+    """Moments, by kind; of the form of ``main``."""
+    owned: bool
+    """As for a piece."""
+
+    def views(self, storage: torch.Tensor) -> list[tuple[Box, torch.Tensor]]:
+        """Boxes of the logical tensor, and where they lie in memory of the form of ``main``."""
+        if self.start is None:
+            return [(self.box, without_padding(storage.detach(), self.box))]
+        found, done, flat = [], 0, storage.detach()
+        stop = min(self.start + storage.numel(), volume(self.box))
+        for part in from_flat_range(shape_of(self.box), self.start, stop):
+            moved = tuple((a + o, b + o) for (a, b), (o, _) in zip(part, self.box, strict=True))
+            found.append((moved, flat[done : done + volume(part)].view(shape_of(part))))
+            done += volume(part)
+        return found
+
+
+def live_shards(
     chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     tensors: dict[str, LogicalTensor],
-) -> list[Piece]:
-    """All state that this rank holds, in an order that does not depend on the optimizer.
+) -> list[Shard]:
+    """What this rank updates.
 
-    Under the distributed optimizer a rank holds a flat range of each parameter, which makes a few
-    boxes; otherwise it holds all of its tensor-parallel shard, as its data-parallel peers do.
+    Under the distributed optimizer a rank holds a flat range of each parameter; otherwise it holds
+    all of its tensor-parallel shard, as its data-parallel peers do.
     """
     placed = {
         id(param): where for chunk in chunks for param, where in placement(chunk.module, tensors)
     }
-    pieces = []
+    shards = []
     for number, (param, main, start, state) in enumerate(_optimizer_state(optimizer)):
         key, box, primary = placed[id(param)]
-        size = volume(box)
-        if not size:  # padding alone
+        if not volume(box):  # padding alone
             continue
         rank, replicas = process_groups.replica(tensors[key].of_experts)
         shared_out = number % replicas == rank  # replicas divide the writing among them
-        for kind, storage in ((MAIN_PARAM, main), *state.items()):
-            if start is None:
-                data = without_padding(storage.detach(), box)
-                pieces.append(Piece(key, kind, box, data, primary and shared_out))
-                continue
-            done = 0
-            for part in from_flat_range(shape_of(box), start, min(start + storage.numel(), size)):
-                data = storage.detach()[done : done + volume(part)].view(shape_of(part))
-                done += volume(part)
-                moved = tuple((a + o, b + o) for (a, b), (o, _) in zip(part, box, strict=True))
-                pieces.append(Piece(key, kind, moved, data, primary))
+        owned = primary and (start is not None or shared_out)
+        shards.append(Shard(key, box, start, main, state, owned))
+    return shards
+
+
+def live_pieces(shards: Sequence[Shard]) -> list[Piece]:
+    """All state of ``shards``, in an order that does not depend on the optimizer.
+
+    A flat range makes a few boxes.
+    """
+    pieces = [
+        Piece(shard.key, kind, box, data, shard.owned)
+        for shard in shards
+        for kind, storage in ((MAIN_PARAM, shard.main), *shard.state.items())
+        for box, data in shard.views(storage)
+    ]
     return sorted(pieces, key=lambda piece: (piece.key, piece.kind, piece.box))
 
 
@@ -116,7 +151,7 @@ def placement(
         yield stored.data, (key, box, not any(model_parallel_replica))
 
 
-def shards(
+def tensors_of(
     chunks: Sequence[DistributedDataParallel], tensors: dict[str, LogicalTensor]
 ) -> dict[torch.nn.Parameter, tuple[LogicalTensor, Box]]:
     """Of each parameter of this rank, the logical tensor and the box of it that it holds."""

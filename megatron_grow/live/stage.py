@@ -18,7 +18,14 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.live.data_parallel import wrap_data_parallel
-from megatron_grow.live.pieces import Piece, live_pieces, shards, write_back
+from megatron_grow.live.pieces import (
+    Piece,
+    Shard,
+    live_pieces,
+    live_shards,
+    tensors_of,
+    write_back,
+)
 from megatron_grow.model.architecture import Architecture, Loss
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim import update
@@ -58,7 +65,7 @@ class LiveStage:
             self.chunks,
             config.optimizer,
             tensors,
-            shards(self.chunks, tensors),
+            tensors_of(self.chunks, tensors),
             precision=config.train.precision,
             use_distributed_optimizer=sharded,
         )
@@ -76,7 +83,11 @@ class LiveStage:
 
     def pieces(self) -> list[Piece]:
         """All state that this rank holds; writing to it changes the live state."""
-        return live_pieces(self.chunks, self.optimizer, self.tensors)
+        return live_pieces(self.shards())
+
+    def shards(self) -> list[Shard]:
+        """What this rank updates; writing to it changes the live state."""
+        return live_shards(self.chunks, self.optimizer, self.tensors)
 
     def write_back(self) -> None:
         """Make the model's weights those of the main parameters."""

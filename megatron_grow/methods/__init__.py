@@ -14,6 +14,8 @@ METHODS: Registry[TrainingMethod] = Registry(
     TrainingMethod,
     {
         "fade_in": "megatron_grow.methods.fade_in:FadeIn",
+        "frozen": "megatron_grow.methods.frozen:Frozen",
+        "warm_up_new": "megatron_grow.methods.warm_up_new:WarmUpNew",
     },
 )
 

@@ -6,7 +6,7 @@ term covers. :mod:`.materialise` applies one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -64,6 +64,10 @@ class Identity:
         """What entries ``start:stop`` need."""
         return [Segment((start, stop), (start, stop))]
 
+    def copied(self, size: int) -> Sequence[int]:
+        """The source entry that each of ``size`` target entries copies; ``FRESH``: none."""
+        return range(size)
+
     def to_power(self, power: int) -> Identity:
         """The map of powers of entries."""
         return self
@@ -96,6 +100,10 @@ class Gather:
             )
             for a, b in runs
         ]
+
+    def copied(self, size: int) -> Sequence[int]:
+        """The source entry that each of ``size`` target entries copies; ``FRESH``: none."""
+        return self.index
 
     def after(self, first: Gather) -> Gather:
         """The map that applies ``first``, a plain gather, to the source and then this one."""
@@ -184,6 +192,10 @@ class Dense:
         first, end = used[0], used[-1] + 1
         return [Segment((start, stop), (first, end), matrix=rows[:, first:end])]
 
+    def copied(self, size: int) -> Sequence[int]:
+        """The source entry that each of ``size`` target entries copies; ``FRESH``: none."""
+        return (FRESH,) * size
+
     def after(self, first: Gather) -> Dense:
         """The map that applies ``first``, a plain gather, to the source and then this one."""
         matrix = torch.zeros_like(self.matrix)
@@ -215,6 +227,11 @@ class MeanPadding:
             mean = torch.full((1, self.count), 1 / self.count, dtype=torch.float64)
             found.append(Segment((max(start, end), stop), (0, self.count), matrix=mean))
         return found
+
+    def copied(self, size: int) -> Sequence[int]:
+        """The source entry that each of ``size`` target entries copies; ``FRESH``: none."""
+        kept = self.kept.index
+        return (*kept, *(FRESH,) * (size - len(kept)))
 
     def to_power(self, power: int) -> MeanPadding:
         """Itself, for a ``power`` of 1; nothing carries more of the gradient of a mean."""
@@ -251,6 +268,22 @@ class TensorMap:
         axes = enumerate(self.terms[0].axes if self.terms else ())
         found = ((i, axis.noise) for i, axis in axes if isinstance(axis, Gather) and axis.noise)
         return next(found, None)
+
+    def old(self, axis: int) -> torch.Tensor:
+        """Which entries along an axis the source had: of copies of one entry, the first is it.
+
+        Returns:
+            (size of the axis), bool.
+        """
+        size, seen = self.target.shape[axis], {FRESH}
+        had = torch.zeros(size, dtype=torch.bool)
+        for term in self.terms:
+            if term.source != self.target.key:  # it begins as another tensor, and is new
+                continue
+            for entry, source in enumerate(term.axes[axis].copied(size)):
+                had[entry] |= source not in seen
+                seen.add(source)
+        return had
 
     @cached_property
     def is_copy(self) -> bool:

@@ -181,6 +181,25 @@ def test_identity_and_all_fresh() -> None:
     assert np.array_equal(values, fresh(target, full(target.shape), Normal(0.5), SEED).numpy())
 
 
+def test_which_entries_the_source_had() -> None:
+    """Of copies the first; nothing that is new, mixed, or begins as another tensor."""
+
+    def had(*axes: AxisMap, source: str = "target", size: int = 5) -> list[bool]:
+        terms = tuple(Term(source, (axis,)) for axis in axes)
+        return TensorMap(tensor((size,)), terms, ZERO).old(0).tolist()
+
+    assert had(Identity()) == [True] * 5
+    assert had(Gather((0, 1, FRESH, 0, 2))) == [True, True, False, False, True]
+    assert had(Gather((1, 0, 1, 0, FRESH))) == [True, True, False, False, False]
+    assert had(MeanPadding(Gather((2, 0, 1)), 5, 3)) == [True, True, True, False, False]
+    assert had(Dense(torch.eye(5))) == [False] * 5
+    # a block on the diagonal for each term
+    blocks = Gather((0, 1, FRESH, FRESH)), Gather((FRESH, FRESH, 0, 1))
+    assert had(*blocks, size=4) == [True, True, False, False]
+    assert had(Identity(), source="embedding") == [False] * 5
+    assert had() == [False] * 5
+
+
 def test_first_only_keeps_the_first_of_each_copy() -> None:
     assert Gather((0, 1, 0, FRESH, 1, 2)).first_only() == Gather((0, 1, FRESH, FRESH, FRESH, 2))
     assert Gather((1, 1), (0.5, 0.25)).first_only() == Gather((1, FRESH), (0.5, 0.25))
