@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.ranges import Count, Range, check_fields
+from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.typed import typed
 
 Place = Annotated[int | float, Range(above=0)]
@@ -23,8 +24,10 @@ class Ending:
     at_least: Place | None = None
     """The rule is not asked before; absent: it is asked from the start of the stage on."""
     every: Count | None = None
-    """Steps: at their multiples the rule is asked, and sees the mean loss since the last of them;
-    absent: train.eval_interval."""
+    """Steps: at their multiples the rule is asked; absent: train.eval_interval."""
+    losses: Literal["training", "validation"] = "training"
+    """What it sees each time: the mean training loss since the time before, or the validation
+    loss."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -38,8 +41,10 @@ class StageRule:
     """As :meth:`.registry.Registry.make` takes it: ``{rule: NAME, ...its options}``."""
     every: int
     """Steps between the losses that it sees."""
-    first_step: int
+    first_step: int = 0
     """It is not asked before."""
+    validation: bool = False
+    """Whether it sees validation losses; else training losses."""
 
     @property
     def name(self) -> str:
@@ -65,7 +70,7 @@ def step_of(place: int | float | None, train_iters: int, where: str) -> int:
 
 
 def resolve_rule(
-    until: Mapping[str, Any], train_iters: int, every: int, where: str
+    until: Mapping[str, Any], train: TrainSection, where: str
 ) -> tuple[int, StageRule]:
     """The last step of a stage that ends by a rule, and how the rule may end it before.
 
@@ -73,8 +78,7 @@ def resolve_rule(
 
     Args:
         until: as the run file has it.
-        train_iters: steps of the run.
-        every: where ``until`` has none.
+        train: of the run.
         where: begins the message of an error, for example ``stages[0].until``.
 
     Raises:
@@ -92,14 +96,24 @@ def resolve_rule(
         ending = Ending(**typed(Ending, written, where))
     except UserError as error:
         raise UserError(f"{where}.{str(error).removeprefix(f'{where}.')}") from None
-    last_step = step_of(ending.at_most, train_iters, f"{where}.at_most")
-    first_step = 0
+    first_step, every = 0, ending.every or train.eval_interval
+    last_step = step_of(ending.at_most, train.train_iters, f"{where}.at_most")
     if ending.at_least is not None:
-        first_step = step_of(ending.at_least, train_iters, f"{where}.at_least")
-        if first_step >= last_step:
-            raise UserError(
-                f"{where}.at_least={ending.at_least} is step {first_step}; it must lie before "
-                f"at_most={ending.at_most}, step {last_step}"
-            )
+        first_step = step_of(ending.at_least, train.train_iters, f"{where}.at_least")
+    if not first_step < last_step:
+        raise UserError(
+            f"{where}.at_least={ending.at_least} is step {first_step}; it must lie before "
+            f"at_most={ending.at_most}, step {last_step}"
+        )
+    if (last_step - 1) // every * every < max(first_step, 1):
+        raise UserError(
+            f"{where}.every={every}: the rule is never asked; a multiple of it must lie between "
+            f"step {first_step} and at_most={ending.at_most}, step {last_step}"
+        )
+    validation = ending.losses == "validation"
+    if validation and not train.eval_iters:
+        raise UserError(
+            f"{where}.losses=validation needs evaluations; train.eval_iters=0 makes none"
+        )
     spec = {name: value for name, value in until.items() if name not in names}
-    return last_step, StageRule(spec, ending.every or every, first_step)
+    return last_step, StageRule(spec, every, first_step, validation)

@@ -235,7 +235,7 @@ def _end(
     if last and until is None:
         return train_iters, None
     if isinstance(until, dict):
-        last_step, rule = resolve_rule(until, train_iters, train.eval_interval, where)
+        last_step, rule = resolve_rule(until, train, where)
     else:
         last_step, rule = step_of(until, train_iters, where), None
     if last and (rule or last_step != train_iters):

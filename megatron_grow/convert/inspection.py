@@ -39,6 +39,8 @@ def inspect(source: Reader) -> Iterator[str]:
             f"grew at step {event.step:,}: {event.summary} "
             f"({event.source_layout} -> {event.target_layout})"
         )
+    for end in record.stage_ends:
+        yield f"stages[{end.stage}] ends at step {end.step:,}: {end.reason}"
     yield "tensors:"
     for key, tensor in source.tensors.items():
         stored = ", ".join(f"{kind} {_name(source.dtype(key, kind))}" for kind in source.kinds(key))

@@ -21,7 +21,8 @@ class Observation:
     """Cost of the whole run so far, embedding and head included
     (:func:`~megatron_grow.cost.flops.flops_at_step`)."""
     loss: float
-    """Mean training loss over those steps; the same on every rank."""
+    """Mean training loss over those steps or, where ``until`` asks for it, the validation loss
+    after them; the same on every rank."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ class LossBelow(Rule):
     """End the stage when the last observed loss is below ``loss``."""
 
     loss: Positive
-    """Mean training loss over ``every`` steps."""
 
     def ends(self, history: Sequence[Observation]) -> str | None:
         """As :meth:`.Rule.ends`."""

@@ -13,6 +13,7 @@ from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.parallel.agreement import gather
 from megatron_grow.rules.base import Observation, Rule
 from megatron_grow.rules.table import RULES
+from megatron_grow.train.evaluation import Evaluation
 from megatron_grow.train.output import Output, progress
 
 
@@ -29,22 +30,31 @@ def rule_of(stage: Stage) -> Rule:
 class StageEnding(TrainingMethod):
     """Shows the rule of a stage its losses, and ends the stage as soon as rule and data allow."""
 
-    def __init__(self, stage: Stage, ends: list[StageEnd], output: Output) -> None:
+    def __init__(
+        self, stage: Stage, ends: list[StageEnd], output: Output, evaluation: Evaluation
+    ) -> None:
         """Add the end of ``stage``, as soon as it is known, to ``ends``."""
         assert stage.rule is not None
         self._when, self._rule = stage.rule, rule_of(stage)
-        self._ends, self._output = ends, output
+        self._ends, self._output, self._evaluation = ends, output, evaluation
         self._history: list[Observation] = []
         # Of the steps since the last observation; summed step by step, so that a stop between two
         # observations changes no bit.
         self._loss, self._updates = 0.0, 0
         self._last_step: int | None = None
 
+    def on_stage_start(self, ctx: Context) -> None:
+        """Ask the rule where the run was stopped before it could be asked."""
+        self._end_if_due(ctx)
+
     def after_step(self, ctx: Context) -> None:
         """Ask the rule if it is due; end the stage where that was decided."""
         if ctx.updated:
             self._loss += ctx.mean_loss()
             self._updates += 1
+        self._end_if_due(ctx)
+
+    def _end_if_due(self, ctx: Context) -> None:
         if self._last_step is None:
             self._decide(ctx)
         if ctx.step == self._last_step:
@@ -52,7 +62,7 @@ class StageEnding(TrainingMethod):
 
     def _decide(self, ctx: Context) -> None:
         stage, reason = ctx.stage, self._ask(ctx)
-        if reason is None and ctx.step == stage.last_step:
+        if reason is None and ctx.step == stage.last_step and not ctx.stopping:
             reason = "at_most"
         if reason is None:
             return
@@ -71,11 +81,16 @@ class StageEnding(TrainingMethod):
         """What the rule finds after this step; None: nothing, or it is not asked now."""
         if ctx.step % self._when.every or not self._updates:
             return None
+        mean = self._loss / self._updates
+        loss = self._evaluation.report(ctx) if self._when.validation else mean
+        if loss is None:  # the run was asked to stop; the resumed run asks the rule
+            ctx.stop()
+            return None
         seen = Observation(
             step=ctx.step,
             tokens=ctx.stage.tokens_at(ctx.step),
             flops=flops_at_step(ctx.stages, ctx.step, "total"),
-            loss=self._loss / self._updates,
+            loss=loss,
         )
         self._history.append(seen)
         self._loss, self._updates = 0.0, 0

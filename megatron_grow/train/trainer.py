@@ -130,7 +130,9 @@ class Trainer:
         index = live.stage.index
         methods = dict(self.prepared.methods[index])
         if live.stage.rule:
-            methods["until"] = StageEnding(live.stage, self.saving.stage_ends, self.output)
+            methods["until"] = StageEnding(
+                live.stage, self.saving.stage_ends, self.output, self.evaluation
+            )
         for place, state in (states or {}).items():
             if place in methods:
                 methods[place].load_state_dict(state)

@@ -105,6 +105,15 @@ def test_without_a_rule_nothing_is_bounded() -> None:
     assert most_tokens(stages) == stages[-1].tokens_at(40) == 40 * 8 * 16
 
 
+def test_a_rule_may_see_validation_losses() -> None:
+    stages = run({**BELOW, "at_most": 20, "losses": "validation"}, None).resolve(1)
+    assert stages[0].rule == StageRule(BELOW, every=5, validation=True)
+    config = run({**BELOW, "at_most": 20, "losses": "validation"}, None)
+    config.train = replace(TRAIN, eval_iters=0)
+    with pytest.raises(UserError, match=r"^stages\[0\]\.until\.losses=validation needs eval"):
+        config.resolve(1)
+
+
 RULE = {**BELOW, "at_most": 0.5}
 REFUSED: dict[str, tuple[Any, ...]] = {
     "stages[0].until.at_most is missing": (BELOW, None),
@@ -116,6 +125,12 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "stages[0].until.at_most=-3 must be more than 0": ({**BELOW, "at_most": -3}, None),
     "stages[0].until.at_most=x must be one of int, float": ({**BELOW, "at_most": "x"}, None),
     "stages[0].until.every=0 must be at least 1": ({**RULE, "every": 0}, None),
+    "stages[0].until.losses=test must be one of 'training', 'validation'": (
+        {**RULE, "losses": "test"}, None,
+    ),
+    "stages[0].until.every=20: the rule is never asked": ({**RULE, "every": 20}, None),
+    "stages[0].until.every=10: the rule is never asked; a multiple of it must lie between step 11 "
+    "and at_most=0.5, step 20": ({**RULE, "every": 10, "at_least": 11}, None),
     "stages[0].until.at_least=0.5 is step 20; it must lie before at_most=0.5, step 20": (
         {**RULE, "at_least": 0.5}, None,
     ),

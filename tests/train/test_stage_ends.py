@@ -57,7 +57,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_attention_heads": 4,
             "max_position_embeddings": 32,
         },
-        "train": {"train_iters": ITERS, **LONG, "log_interval": 1, "eval_iters": 1},
+        "train": {
+            "train_iters": ITERS,
+            **LONG,
+            "log_interval": 1,
+            "eval_interval": EVERY,
+            "eval_iters": 1,
+        },
         "optimizer": {"lr": 3e-3},
         "data": {"train_data_path": corpora, "split": "60,40,0"},
         "checkpoint": {"save_interval": 1},
@@ -111,6 +117,9 @@ def done(workplace: Path, known: tuple[float, int, int]) -> dict[str, tuple[int,
     other = stages(below(loss), **TP2)
     commands["other layout"] = [other, *from_step(workplace, step - 2)]
     commands["never"] = [stages(below(0.001)), *from_step(workplace, step - 2)]
+    seen = {row["step"]: row["val_loss"] for row in rows(workplace, "first") if "val_loss" in row}
+    until = {**below((seen[EVERY] + seen[2 * EVERY]) / 2), "losses": "validation"}
+    commands["validated"] = [stages(until), "--train.eval_interval=100"]
     commands["bounded"] = [stages(below(loss, at_most=end - 4)), *from_step(workplace, end + 1)]
     results = run_ranks(
         2, run_all, [command(workplace, name, *more) for name, more in commands.items()]
@@ -200,21 +209,64 @@ def test_an_end_that_can_no_longer_be_is_refused(done, known) -> None:
     assert f"ends stages[0] after step {end}, which is no end of it as it is now" in errors
 
 
+def test_a_rule_may_see_validation_losses(workplace: Path, done) -> None:
+    """They fall from the first evaluation to the second."""
+    assert done["validated"][0] == 0, done["validated"][1]
+    assert ends(workplace, "validated") == [(2 * EVERY, 0, 8)]
+    [row] = [row for row in rows(workplace, "validated") if row.get("event") == "stage_end"]
+    evaluated = {r["step"]: r["val_loss"] for r in rows(workplace, "validated") if "val_loss" in r}
+    assert list(evaluated) == [EVERY, 2 * EVERY, 8, ITERS]
+    assert row["reason"].startswith(f"loss_below: loss {evaluated[2 * EVERY]:.6g} is below ")
+
+
+def ruled(rule: StageRule) -> Stage:
+    """A stage of 20 steps of 32 tokens."""
+    batch = BatchShape(seq_length=16, global_batch_size=2, micro_batch_size=1)
+    return Stage(0, 0, 20, MODEL, ParallelConfig(), None, batch, rule=rule)
+
+
+def asked(rule: StageRule, known: list[StageEnd], evaluation: Any = None) -> StageEnding:
+    """What asks the rule of that stage, and adds its end to ``known``."""
+    stage = ruled(rule)
+    return StageEnding(stage, known, Output(Console(20, progress_bar=False), None), evaluation)
+
+
+def after(step: int, loss: float | None, rule: StageRule) -> Context:
+    """A context in which ``step`` has been done, with an update if it has a loss."""
+    stage = ruled(rule)
+    ctx = Context(RunConfig(), [stage], SimpleNamespace(stage=stage), None, step)
+    ctx.updated = loss is not None
+    ctx.mean_loss = lambda: loss
+    return ctx
+
+
+def resumed(ending: StageEnding, again: StageEnding) -> StageEnding:
+    """``again`` with the state of ``ending``, as a checkpoint has it."""
+    again.load_state_dict(json.loads(json.dumps(ending.state_dict())))
+    return again
+
+
+def test_an_evaluation_that_was_interrupted_is_asked_for_again() -> None:
+    rule = StageRule({"rule": "loss_below", "loss": 2.0}, every=2, validation=True)
+    known: list[StageEnd] = []
+    ending = asked(rule, known, SimpleNamespace(report=lambda ctx: None))
+    ending.after_step(after(1, 1.5, rule))
+    ctx = after(2, 1.5, rule)
+    ending.after_step(ctx)
+    assert ctx.stopping and not ctx.ends and known == []
+    ending = resumed(ending, asked(rule, known, SimpleNamespace(report=lambda ctx: 1.25)))
+    ctx = after(2, None, rule)
+    ending.on_stage_start(ctx)
+    assert ctx.ends and known == [StageEnd(0, 2, "loss_below: loss 1.25 is below 2")]
+
+
 def test_only_steps_with_an_update_count_and_none_before_at_least(capsys) -> None:
     """Losses of eight steps, None where the guard made no update; asked at 4, 6 and 8."""
-    batch = BatchShape(seq_length=16, global_batch_size=2, micro_batch_size=1)
     rule = StageRule({"rule": "loss_below", "loss": 2.0}, every=2, first_step=4)
-    stage = Stage(0, 0, 20, MODEL, ParallelConfig(), None, batch, rule=rule)
     known: list[StageEnd] = []
-    ending = StageEnding(stage, known, Output(Console(20, progress_bar=False), None))
-    losses = [1.0, 1.5, 3.0, None, None, None, None, 1.75]
-    for step, loss in enumerate(losses, start=1):
-        again = StageEnding(stage, known, Output(Console(20, progress_bar=False), None))
-        again.load_state_dict(json.loads(json.dumps(ending.state_dict())))
-        ending = again
-        ctx = Context(RunConfig(), [stage], SimpleNamespace(stage=stage), None, step)
-        ctx.updated = loss is not None
-        ctx.mean_loss = lambda loss=loss: loss
+    ending = asked(rule, known)
+    for step, loss in enumerate([1.0, 1.5, 3.0, None, None, None, None, 1.75], start=1):
+        ending, ctx = resumed(ending, asked(rule, known)), after(step, loss, rule)
         ending.after_step(ctx)
         assert ctx.ends == (step == 8)
     assert known == [StageEnd(0, 8, "loss_below: loss 1.75 is below 2")]
