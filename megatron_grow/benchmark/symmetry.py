@@ -20,9 +20,9 @@ from megatron_grow.growth.plan import Plan, growth, initialisation
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods.base import Context
 from megatron_grow.parallel import process_groups
+from megatron_grow.state.axis_maps import FRESH, Gather
 from megatron_grow.state.boxes import slices
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.maps import FRESH, Gather
 from megatron_grow.train.loop import Loop
 
 _VOCABULARY = 128

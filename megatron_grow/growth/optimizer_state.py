@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from megatron_grow.state.maps import FRESH, AxisMap, Gather, TensorMap, Term
+from megatron_grow.state.maps import TensorMap, Term
 from megatron_grow.state.tensors import Constant
 
 Policy = Literal["carry", "carry_old", "reset"]
@@ -28,12 +28,9 @@ def moment_map(gradient: TensorMap, policy: Policy, power: int) -> TensorMap:
         # A head that was tied is a copy of the embedding, which goes on as the original.
         terms = _originals(tuple(t for t in terms if t.source == gradient.target.key))
 
-    def moved(axis: AxisMap) -> AxisMap:
-        if isinstance(axis, Gather):
-            axis = replace(axis, fresh=None)
-        return axis.to_power(power)
-
-    terms = tuple(replace(term, axes=tuple(moved(axis) for axis in term.axes)) for term in terms)
+    terms = tuple(
+        replace(term, axes=tuple(axis.to_power(power) for axis in term.axes)) for term in terms
+    )
     return replace(gradient, terms=terms, fresh=Constant(0.0))
 
 
@@ -41,27 +38,17 @@ def _originals(terms: tuple[Term, ...]) -> tuple[Term, ...]:
     """The same without copies, within a term and between terms."""
     kept: list[Term] = []
     for term in terms:
-        axes = [axis.first_only() if isinstance(axis, Gather) else axis for axis in term.axes]
+        axes = [axis.first_only() for axis in term.axes]
         for earlier in kept:
             differing = [
                 i
                 for i, (a, b) in enumerate(zip(axes, earlier.axes, strict=True))
-                if _drawn(a) != _drawn(b)
+                if a.drawn != b.drawn
             ]
             if len(differing) > 1:
                 continue
             # All other axes draw on the same entries, so along this one each is drawn once.
             place = differing[0] if differing else 0
-            mine = axes[place]
-            if isinstance(mine, Gather):
-                seen = _drawn(earlier.axes[place])
-                axes[place] = replace(
-                    mine, index=tuple(FRESH if i in seen else i for i in mine.index)
-                )
+            axes[place] = axes[place].without(earlier.axes[place].drawn)
         kept.append(replace(term, axes=tuple(axes)))
     return tuple(kept)
-
-
-def _drawn(axis: AxisMap) -> frozenset[int]:
-    """The source entries that a gather draws on; nothing for other maps, which draw on all."""
-    return frozenset(axis.index) - {FRESH} if isinstance(axis, Gather) else frozenset()

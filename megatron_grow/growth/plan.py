@@ -19,8 +19,9 @@ from megatron_grow.operators.base import Draw, NewUnits, Operator, Sizes
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.axes import AXES, LAYER, AxisRule
+from megatron_grow.state.axis_maps import Identity
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.maps import Dense, Gather, Identity, TensorMap, Term, all_fresh, identity
+from megatron_grow.state.maps import TensorMap, Term, all_fresh, identity
 from megatron_grow.state.questions import Answers, Question
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -230,12 +231,8 @@ def _compose(tensor: LogicalTensor, source: str, choices: list[list[Draw]]) -> T
         merged: Draw = {}
         for draw in draws:
             for name, how in draw.items():
-                by_depth = merged.get(name)
-                if by_depth is not None:
-                    # Only layers are drawn twice: by depth, from layers that a wider model has.
-                    assert isinstance(by_depth, Gather | Dense) and isinstance(how, Gather)
-                    how = by_depth.after(how)
-                merged[name] = how
+                # Only layers are drawn twice: by depth, from layers that a wider model has.
+                merged[name] = merged[name].after(how) if name in merged else how
         axes = tuple(merged.get(axis.name, Identity()) for axis in tensor.axes)
         terms.append(Term(source, axes))
     return TensorMap(tensor, tuple(terms), tensor.init)

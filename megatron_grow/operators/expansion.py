@@ -12,7 +12,7 @@ import numpy as np
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import Axis, Role
-from megatron_grow.state.maps import FRESH, AxisMap, Gather, MeanPadding, Noise
+from megatron_grow.state.axis_maps import FRESH, AxisMap, Gather, Noise, Padded, mean
 from megatron_grow.state.tensors import Constant, Init, LogicalTensor
 
 
@@ -53,7 +53,9 @@ class Expansion:
         new = None if tensor.norm else self.new_rows
         rows = Gather(self.index, _times(self.scale, len(self.index), factor), new)
         if self.mean_rows and axis.role is Role.PRODUCES and not tensor.norm:
-            return MeanPadding(rows.without_fresh_tail(), axis.size, max(self.index) + 1)
+            kept = self.index.index(FRESH)
+            rows = Gather(self.index[:kept], rows.scale and rows.scale[:kept], new)
+            return Padded(rows, mean(max(self.index) + 1))
         return rows
 
     def gradients(self, tensor: LogicalTensor, axis: Axis) -> AxisMap:

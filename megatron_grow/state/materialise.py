@@ -13,9 +13,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from megatron_grow.state.axis_maps import AxisMap, Segment
 from megatron_grow.state.boxes import Box, shape_of, slices, split, subtract, union
 from megatron_grow.state.fresh import fresh
-from megatron_grow.state.maps import AxisMap, Segment, TensorMap, Term
+from megatron_grow.state.maps import TensorMap, Term
 from megatron_grow.state.memory import as_bits, cast, empty
 from megatron_grow.state.noise import noise
 from megatron_grow.state.tensors import Constant, Init

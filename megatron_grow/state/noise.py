@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
-from math import fsum, sqrt
+from math import sqrt
 
 import torch
 
+from megatron_grow.state.axis_maps import Noise
 from megatron_grow.state.boxes import Box, shape_of
 from megatron_grow.state.fresh import fresh
-from megatron_grow.state.maps import AxisMap, Dense, Gather, Noise, TensorMap
+from megatron_grow.state.maps import TensorMap
 from megatron_grow.state.tensors import Normal
 
 
@@ -59,26 +60,11 @@ def _deviations(tensor_map: TensorMap, how: Noise, box: Box) -> list[torch.Tenso
         whole = [torch.ones(stop - start, dtype=torch.float64) for start, stop in box]
         whole[0] *= tensor_map.target.init.std
         return whole
-    term = tensor_map.terms[0]
-    layers, *others = term.axes
-    first = [sqrt(power) for power in _powers(layers, how.rms[term.source], *box[0])]
+    of_terms = [term.axes[0].powers(how.rms[term.source], *box[0]) for term in tensor_map.terms]
+    # Of terms that draw on several layers each target layer has the power of the first that it has.
+    powers = [next(p for p in layer if p is not None) for layer in zip(*of_terms, strict=True)]
+    others = zip(tensor_map.terms[0].axes[1:], box[1:], strict=True)
     return [
-        torch.tensor(first, dtype=torch.float64),
-        *(_scales(other, *extent) for other, extent in zip(others, box[1:], strict=True)),
+        torch.tensor([sqrt(power) for power in powers], dtype=torch.float64),
+        *(axis.factors(*extent) for axis, extent in others),
     ]
-
-
-def _powers(layers: AxisMap, rms: tuple[float, ...], start: int, stop: int) -> list[float]:
-    """Mean square of each target layer, of layers that are independent."""
-    if isinstance(layers, Dense):
-        rows = layers.matrix[start:stop].tolist()
-        return [fsum((m * x) ** 2 for m, x in zip(row, rms, strict=True)) for row in rows]
-    sources = layers.index[start:stop] if isinstance(layers, Gather) else range(start, stop)
-    scales = _scales(layers, start, stop).tolist()
-    return [(rms[i] * scale) ** 2 for i, scale in zip(sources, scales, strict=True)]
-
-
-def _scales(how: AxisMap, start: int, stop: int) -> torch.Tensor:
-    if isinstance(how, Gather) and how.scale is not None:
-        return torch.tensor(how.scale[start:stop], dtype=torch.float64)
-    return torch.ones(stop - start, dtype=torch.float64)

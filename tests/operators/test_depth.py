@@ -14,9 +14,10 @@ from megatron_grow.operators import OPERATORS
 from megatron_grow.operators import operator as make
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.state.axes import HIDDEN, LAYER, Axis, Role
+from megatron_grow.state.axis_maps import FRESH, Gather
+from megatron_grow.state.axis_maps import Identity as Same
 from megatron_grow.state.boxes import full, slices
-from megatron_grow.state.maps import FRESH, Gather, TensorMap, Term
-from megatron_grow.state.maps import Identity as Same
+from megatron_grow.state.maps import TensorMap, Term
 from megatron_grow.state.materialise import materialise
 from megatron_grow.state.tensors import LogicalTensor, Normal
 

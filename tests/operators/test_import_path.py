@@ -12,7 +12,7 @@ from megatron_grow.growth.plan import growth
 from megatron_grow.operators import operator
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.operators.units.base import UnitOperator
-from megatron_grow.state.maps import Gather
+from megatron_grow.state.axis_maps import Gather
 from tests.growth.algebra import GPT2
 
 HERE = "tests.operators.test_import_path"

@@ -9,20 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_grow.state.axes import Axis, AxisRule, Role
+from megatron_grow.state.axis_maps import FRESH, AxisMap, Dense, Gather, Identity, Padded, mean
 from megatron_grow.state.boxes import Box, full, shape_of, slices
 from megatron_grow.state.fresh import fresh
-from megatron_grow.state.maps import (
-    FRESH,
-    AxisMap,
-    Dense,
-    Gather,
-    Identity,
-    MeanPadding,
-    TensorMap,
-    Term,
-    all_fresh,
-    identity,
-)
+from megatron_grow.state.maps import TensorMap, Term, all_fresh, identity
 from megatron_grow.state.materialise import materialise, sources
 from megatron_grow.state.tensors import Constant, Init, LogicalTensor, Normal
 from tests.state.test_boxes import boxes_in
@@ -191,7 +181,7 @@ def test_which_entries_the_source_had() -> None:
     assert had(Identity()) == [True] * 5
     assert had(Gather((0, 1, FRESH, 0, 2))) == [True, True, False, False, True]
     assert had(Gather((1, 0, 1, 0, FRESH))) == [True, True, False, False, False]
-    assert had(MeanPadding(Gather((2, 0, 1)), 5, 3)) == [True, True, True, False, False]
+    assert had(Padded(Gather((2, 0, 1)), mean(3))) == [True, True, True, False, False]
     assert had(Dense(torch.eye(5))) == [False] * 5
     # a block on the diagonal for each term
     blocks = Gather((0, 1, FRESH, FRESH)), Gather((FRESH, FRESH, 0, 1))
@@ -218,7 +208,7 @@ def test_a_share_is_a_division(copies: int, axis: int) -> None:
 
 def test_a_mean_is_rounded_once() -> None:
     weight = normal(40, 30)
-    axes = (MeanPadding(Gather(tuple(range(40))), 41, 40), Identity())
+    axes = (Padded(Gather(tuple(range(40))), mean(40)), Identity())
     made = whole(TensorMap(tensor((41, 30)), (Term("w", axes),), ZERO), {"w": weight})
     assert np.array_equal(made[40], weight.mean(0, dtype=np.float64).astype(np.float32))
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, NewUnits, Operator
-from megatron_grow.state.maps import FRESH, AxisMap, Gather
+from megatron_grow.state.axis_maps import FRESH, AxisMap
 from megatron_grow.state.tensors import LogicalTensor
 
 
@@ -67,16 +67,8 @@ class DepthOperator(Operator):
     def new_units(self, source: ModelConfig, target: ModelConfig) -> NewUnits:
         """Layers that copy none."""
         layers = self.layer_map(source.num_layers, target.num_layers)
-        if not isinstance(layers, Gather):
-            return {}
-        return {"layer": tuple(i == FRESH for i in layers.index)}
+        return {"layer": tuple(i == FRESH for i in layers.copied(target.num_layers))}
 
     def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
         """Layers that compute something are new."""
         return None if self.preserves_function else "new layers change what the model computes"
-
-
-def originals(layers: AxisMap) -> Gather:
-    """``layers`` without copies: of target layers that copy one, the first keeps it."""
-    assert isinstance(layers, Gather)
-    return layers.first_only()

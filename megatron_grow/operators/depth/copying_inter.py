@@ -1,7 +1,7 @@
 """The operator ``copying_inter``."""
 
 from megatron_grow.operators.depth.base import DepthOperator
-from megatron_grow.state.maps import Gather
+from megatron_grow.state.axis_maps import Gather
 
 
 class CopyingInter(DepthOperator):

@@ -6,7 +6,7 @@ from typing import Literal
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.depth.base import DepthOperator
-from megatron_grow.state.maps import Gather
+from megatron_grow.state.axis_maps import Gather
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """The operator ``copying_zero``."""
 
-from dataclasses import replace
 from typing import ClassVar
 
-from megatron_grow.operators.depth.base import DepthOperator, originals
-from megatron_grow.state.maps import AxisMap, Gather
+from megatron_grow.operators.depth.base import DepthOperator
+from megatron_grow.state.axis_maps import AxisMap, Gather
 from megatron_grow.state.tensors import Constant, LogicalTensor
 
 
@@ -33,4 +32,4 @@ class CopyingZero(DepthOperator):
 
     def layer_gradients(self, tensor: LogicalTensor, layers: AxisMap) -> AxisMap:
         """Only originals: a branch that ends in zeros passes no gradient to the layer's inside."""
-        return replace(originals(layers), fresh=Constant(0.0))
+        return layers.first_only(fresh=Constant(0.0))

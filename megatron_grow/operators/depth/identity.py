@@ -1,10 +1,7 @@
 """The operator ``identity``."""
 
-from dataclasses import replace
-
-from megatron_grow.operators.depth.base import originals
 from megatron_grow.operators.depth.copying_zero import CopyingZero
-from megatron_grow.state.maps import AxisMap
+from megatron_grow.state.axis_maps import AxisMap
 from megatron_grow.state.tensors import Constant, LogicalTensor
 
 
@@ -20,4 +17,4 @@ class Identity(CopyingZero):
         """Copies of matrices; zeros for norms and biases."""
         if tensor.norm is None and not tensor.key.endswith("bias"):
             return layers
-        return replace(originals(layers), fresh=Constant(0.0))
+        return layers.first_only(fresh=Constant(0.0))

@@ -7,7 +7,7 @@ import torch
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.depth.base import DepthOperator
-from megatron_grow.state.maps import Dense
+from megatron_grow.state.axis_maps import Dense
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from megatron_grow.operators.depth.base import DepthOperator
-from megatron_grow.state.maps import FRESH, Gather
+from megatron_grow.state.axis_maps import FRESH, Gather
 
 
 class Random(DepthOperator):

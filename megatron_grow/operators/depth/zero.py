@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from megatron_grow.operators.depth.random import Random
-from megatron_grow.state.maps import Gather
+from megatron_grow.state.axis_maps import Gather
 from megatron_grow.state.tensors import Constant
 
 

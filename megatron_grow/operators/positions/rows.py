@@ -11,7 +11,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.depth.mix import interpolation
 from megatron_grow.operators.expansion import cyclic, padded
-from megatron_grow.state.maps import AxisMap, Dense, Gather
+from megatron_grow.state.axis_maps import AxisMap, Dense, Gather
 from megatron_grow.state.tensors import LogicalTensor
 
 

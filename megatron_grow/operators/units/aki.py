@@ -6,7 +6,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw
 from megatron_grow.operators.units.fpi import Fpi
 from megatron_grow.state.axes import Role
-from megatron_grow.state.maps import FRESH, Gather
+from megatron_grow.state.axis_maps import FRESH, Gather
 from megatron_grow.state.tensors import LogicalTensor
 
 
@@ -46,12 +46,7 @@ class Aki(Fpi):
     ) -> list[Draw]:
         """Only of originals: copied rows stand in other surroundings."""
         (draw,) = super().gradients(tensor, source, target)
-        return [
-            {
-                name: how.first_only() if isinstance(how, Gather) else how
-                for name, how in draw.items()
-            }
-        ]
+        return [{name: how.first_only() for name, how in draw.items()}]
 
     def caveat_along(self, axis: str, source: int, target: int, model: ModelConfig) -> str | None:
         """By design."""

@@ -8,7 +8,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.expansion import ZERO, Expansion, cyclic
 from megatron_grow.state.axes import Role
-from megatron_grow.state.maps import FRESH, Gather
+from megatron_grow.state.axis_maps import FRESH, Gather
 from megatron_grow.state.tensors import LogicalTensor
 
 _GROWN = ("hidden", "kv_group", "ffn")

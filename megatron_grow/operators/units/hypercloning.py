@@ -9,7 +9,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.expansion import Expansion, cyclic, even_shares, gets_noise
 from megatron_grow.operators.units.base import UnitOperator
-from megatron_grow.state.maps import Noise
+from megatron_grow.state.axis_maps import Noise
 from megatron_grow.state.questions import Question
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -40,9 +40,9 @@ class HyperCloning(UnitOperator):
         self, tensors: Mapping[str, LogicalTensor], source: ModelConfig, target: ModelConfig
     ) -> Iterator[Question]:
         """The power of each layer of what gets noise."""
-        grown = self.axes(source, target) if self.snr_db is not None else set()
+        grown = self.sizes if self.snr_db is not None else ()
         for tensor in tensors.values():
-            if any(axis.name in grown and gets_noise(tensor, axis) for axis in tensor.axes):
+            if any(axis.rule in grown and gets_noise(tensor, axis) for axis in tensor.axes):
                 yield Question(tensor)
 
     def expand(self, axis: str, source: int, target: int, model: ModelConfig) -> Expansion:

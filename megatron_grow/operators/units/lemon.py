@@ -14,7 +14,7 @@ from megatron_grow.operators.expansion import (
     uneven_shares,
 )
 from megatron_grow.operators.units.base import UnitOperator, epsilon_caveat
-from megatron_grow.state.maps import FRESH, Noise
+from megatron_grow.state.axis_maps import FRESH, Noise
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.expansion import padded
-from megatron_grow.state.maps import FRESH, AxisMap, Gather, MeanPadding
+from megatron_grow.state.axis_maps import FRESH, AxisMap, Gather, Padded, mean
 from megatron_grow.state.tensors import LogicalTensor
 
 
@@ -65,7 +65,7 @@ class VocabMean(VocabRandom):
     def rows(self, source: ModelConfig, target: ModelConfig) -> AxisMap:
         """Known tokens in place, then their mean."""
         kept = Gather(tuple(range(source.vocabulary)))
-        return MeanPadding(kept, target.vocabulary, source.vocabulary)
+        return Padded(kept, mean(source.vocabulary))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,328 @@
+"""How a target axis is drawn from a source axis: one copy for each entry, or a mix."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import fsum, prod
+
+import torch
+
+from megatron_grow.state.tensors import Constant, Init
+
+FRESH = -1
+"""An index that draws on no source entry."""
+
+# A gather of more runs than this over one slice reads the range that spans them, once.
+_MOST_RUNS = 8
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Normal values, added to the entries of an axis; those of one group add up to zero.
+
+    They are drawn for every other index anew, and lose the mean of their group. Entries of a group
+    of one get none; all other groups are of one size.
+    """
+
+    group: tuple[int, ...]
+    """A number for each entry."""
+    level: float
+    """Standard deviation, before the mean is taken away: relative to that of fresh weights, or to
+    what the map makes of ``rms``."""
+    rms: Mapping[str, tuple[float, ...]] | None = None
+    """By key of a source tensor, the root mean square of each of its layers."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a target axis and what it needs of the source axis."""
+
+    target: tuple[int, int]
+    source: tuple[int, int] | None
+    """None: fresh."""
+    index: torch.Tensor | None = None
+    """Positions within ``source``, one for each target entry; None: one to one."""
+    matrix: torch.Tensor | None = None
+    """(target, source) weights, or (1, source) for all entries alike; None: a plain gather."""
+    scale: torch.Tensor | None = None
+    """Factor for each target entry."""
+    fresh: Init | None = None
+    """Rule for these entries if they are fresh; None: the tensor's own."""
+
+
+class AxisMap(ABC):
+    """How a target axis is drawn from a source axis."""
+
+    noise: Noise | None = None
+
+    @abstractmethod
+    def segments(self, start: int, stop: int) -> list[Segment]:
+        """What entries ``start:stop`` need of the source axis."""
+
+    @abstractmethod
+    def copied(self, size: int) -> Sequence[int]:
+        """The source entry that each of ``size`` target entries copies; ``FRESH``: none."""
+
+    @abstractmethod
+    def after(self, first: AxisMap) -> AxisMap:
+        """The map that applies ``first``, which copies, to the source and then this one."""
+
+    @abstractmethod
+    def to_power(self, power: int) -> AxisMap:
+        """The map of a moment that carries a power of the gradient; what is fresh has no rule."""
+
+    @abstractmethod
+    def powers(self, rms: Sequence[float], start: int, stop: int) -> list[float | None]:
+        """Mean squares of entries ``start:stop``; None where one is fresh.
+
+        Args:
+            rms: root mean squares of the source's entries, which are independent.
+            start: first entry.
+            stop: behind the last.
+        """
+
+    @property
+    def drawn(self) -> frozenset[int]:
+        """The source entries that some target entries copy; nothing for what draws on all."""
+        return frozenset()
+
+    def first_only(self, fresh: Init | None = None) -> AxisMap:
+        """The same without duplicates: of entries that copy one, the first keeps it.
+
+        Args:
+            fresh: how the others are made; None: as any that are fresh.
+        """
+        return self
+
+    def without(self, sources: Container[int]) -> AxisMap:
+        """The same without copies of ``sources``."""
+        return self
+
+    def factors(self, start: int, stop: int) -> torch.Tensor:
+        """What entries ``start:stop`` are multiplied by; fp64."""
+        return torch.ones(stop - start, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Identity(AxisMap):
+    """The target axis is the source axis."""
+
+    def segments(self, start: int, stop: int) -> list[Segment]:
+        """The same entries."""
+        return [Segment((start, stop), (start, stop))]
+
+    def copied(self, size: int) -> Sequence[int]:
+        """Each its own."""
+        return range(size)
+
+    def after(self, first: AxisMap) -> AxisMap:
+        """The first."""
+        return first
+
+    def to_power(self, power: int) -> Identity:
+        """Itself."""
+        return self
+
+    def powers(self, rms: Sequence[float], start: int, stop: int) -> list[float | None]:
+        """The source's."""
+        return [each**2 for each in rms[start:stop]]
+
+
+@dataclass(frozen=True)
+class Gather(AxisMap):
+    """Entry i of the target axis is ``scale[i]`` times entry ``index[i]`` of the source axis."""
+
+    index: tuple[int, ...]
+    scale: tuple[float, ...] | None = None
+    fresh: Init | None = None
+    """Rule for entries of index ``FRESH``; None: the tensor's own."""
+    zero: tuple[int, ...] = ()
+    """Entries of index ``FRESH`` that are zero, whatever the rule for others."""
+    noise: Noise | None = None
+
+    def segments(self, start: int, stop: int) -> list[Segment]:
+        """Runs of consecutive source entries, and fresh runs."""
+        runs = list(self._runs(start, stop))
+        if len(runs) > _MOST_RUNS:
+            return [self._span(a, b) for a, b in self._covered(start, stop)]
+        return [
+            Segment((a, b), None, fresh=self._rule(a))
+            if self.index[a] == FRESH
+            else Segment(
+                (a, b),
+                (self.index[a], self.index[a] + b - a),
+                scale=self._scales(a, b),
+            )
+            for a, b in runs
+        ]
+
+    def copied(self, size: int) -> Sequence[int]:
+        """The index."""
+        return self.index
+
+    def after(self, first: AxisMap) -> Gather:
+        """Copies of copies."""
+        copied = first.copied(max(self.index) + 1)
+        index = tuple(FRESH if i == FRESH else copied[i] for i in self.index)
+        return replace(self, index=index)
+
+    def to_power(self, power: int) -> Gather:
+        """Powers of the scales."""
+        scale = self.scale and tuple(prod([factor] * power) for factor in self.scale)
+        return replace(self, scale=scale, fresh=None)
+
+    def powers(self, rms: Sequence[float], start: int, stop: int) -> list[float | None]:
+        """Those of what is copied."""
+        factors = self.factors(start, stop).tolist()
+        return [
+            None if i == FRESH else (rms[i] * factor) ** 2
+            for i, factor in zip(self.index[start:stop], factors, strict=True)
+        ]
+
+    @property
+    def drawn(self) -> frozenset[int]:
+        """Those of the index."""
+        return frozenset(self.index) - {FRESH}
+
+    def first_only(self, fresh: Init | None = None) -> Gather:
+        """As for any map."""
+        seen: set[int] = set()
+        index = []
+        for source in self.index:
+            index.append(FRESH if source in seen else source)
+            seen.add(source)
+        return replace(self, index=tuple(index), fresh=fresh or self.fresh)
+
+    def without(self, sources: Container[int]) -> Gather:
+        """As for any map."""
+        return replace(self, index=tuple(FRESH if i in sources else i for i in self.index))
+
+    def factors(self, start: int, stop: int) -> torch.Tensor:
+        """The scales."""
+        scales = self._scales(start, stop)
+        return super().factors(start, stop) if scales is None else scales
+
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Maximal ranges over which the index is FRESH by one rule, or counts up by one."""
+        begin = start
+        for i in range(start + 1, stop + 1):
+            if i < stop:
+                before, here = self.index[i - 1], self.index[i]
+                if before != FRESH and here == before + 1:
+                    continue
+                if here == before == FRESH and self._rule(i) == self._rule(i - 1):
+                    continue
+            yield begin, i
+            begin = i
+
+    def _covered(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Maximal ranges that are all fresh by one rule, or all drawn from the source."""
+        begin = start
+        for i in range(start + 1, stop + 1):
+            if i == stop or self._kind(i) != self._kind(begin):
+                yield begin, i
+                begin = i
+
+    def _rule(self, i: int) -> Init | None:
+        """For entry ``i``, if it is fresh."""
+        return Constant(0.0) if i in self.zero else self.fresh
+
+    def _kind(self, i: int) -> tuple[bool, Init | None]:
+        """Whether entry ``i`` is fresh, and by which rule."""
+        fresh = self.index[i] == FRESH
+        return fresh, self._rule(i) if fresh else None
+
+    def _span(self, a: int, b: int) -> Segment:
+        part = self.index[a:b]
+        if part[0] == FRESH:
+            return Segment((a, b), None, fresh=self._rule(a))
+        low, high = min(part), max(part) + 1
+        return Segment(
+            (a, b),
+            (low, high),
+            index=torch.tensor(part) - low,
+            scale=self._scales(a, b),
+        )
+
+    def _scales(self, a: int, b: int) -> torch.Tensor | None:
+        if self.scale is None:
+            return None
+        return torch.tensor(self.scale[a:b], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Dense(AxisMap):
+    """Entry i of the target axis is a linear mix, row i of ``matrix``, of the source axis."""
+
+    matrix: torch.Tensor  # (target, source)
+
+    def segments(self, start: int, stop: int) -> list[Segment]:
+        """The range of the source axis with weights in it."""
+        rows = self.matrix[start:stop]
+        used = rows.any(0).nonzero().flatten().tolist() or [0]
+        first, end = used[0], used[-1] + 1
+        return [Segment((start, stop), (first, end), matrix=rows[:, first:end])]
+
+    def copied(self, size: int) -> Sequence[int]:
+        """None."""
+        return (FRESH,) * size
+
+    def after(self, first: AxisMap) -> Dense:
+        """A mix of what is copied."""
+        index = torch.tensor(first.copied(self.matrix.shape[1]))
+        kept = index != FRESH
+        matrix = self.matrix.new_zeros(len(self.matrix), int(index.max()) + 1)
+        return Dense(matrix.index_add(1, index[kept], self.matrix[:, kept]))
+
+    def to_power(self, power: int) -> Dense:
+        """Powers of the weights, as for entries that are independent."""
+        return Dense(self.matrix.pow(power))
+
+    def powers(self, rms: Sequence[float], start: int, stop: int) -> list[float | None]:
+        """Sums of those of what is mixed."""
+        rows = self.matrix[start:stop].tolist()
+        return [fsum((m * x) ** 2 for m, x in zip(row, rms, strict=True)) for row in rows]
+
+
+@dataclass(frozen=True)
+class Padded(AxisMap):
+    """The entries of ``kept``, and behind them the one of ``rest``, again and again."""
+
+    kept: Gather
+    rest: Dense
+    """A mix of one row."""
+
+    def segments(self, start: int, stop: int) -> list[Segment]:
+        """Those of the two."""
+        end = len(self.kept.index)
+        found = self.kept.segments(start, min(stop, end)) if start < end else []
+        if stop > end:
+            (rest,) = self.rest.segments(0, 1)
+            found.append(replace(rest, target=(max(start, end), stop)))
+        return found
+
+    def copied(self, size: int) -> Sequence[int]:
+        """What is kept."""
+        return (*self.kept.index, *(FRESH,) * (size - len(self.kept.index)))
+
+    def after(self, first: AxisMap) -> Padded:
+        """Both after it."""
+        return Padded(self.kept.after(first), self.rest.after(first))
+
+    def to_power(self, power: int) -> Padded:
+        """Of both."""
+        return Padded(self.kept.to_power(power), self.rest.to_power(power))
+
+    def powers(self, rms: Sequence[float], start: int, stop: int) -> list[float | None]:
+        """Of both."""
+        end = len(self.kept.index)
+        padding = max(0, stop - max(start, end))
+        kept = self.kept.powers(rms, min(start, end), min(stop, end))
+        return kept + self.rest.powers(rms, 0, 1) * padding
+
+
+def mean(count: int) -> Dense:
+    """The mean of the source's first ``count`` entries, as one entry."""
+    return Dense(torch.full((1, count), 1 / count, dtype=torch.float64))
