@@ -4,39 +4,61 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_grow.checkpoint.huggingface.files import CONFIG
-from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
-from megatron_grow.checkpoint.layout import COMPLETE, METADATA, locate
-from megatron_grow.checkpoint.legacy.reader import LegacyReader
+from megatron_grow.checkpoint.format import Format
+from megatron_grow.checkpoint.formats import Formats, format_of
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.checkpoint.root import locate
+from megatron_grow.config.errors import UserError
 
 
-def find(path: Path, named: str = "") -> Path:
-    """The directory that :func:`open_reader` opens.
+def find(path: Path, named: str = "", also: Formats = ()) -> tuple[type[Format], Path]:
+    """The directory that :func:`open_reader` opens, and its format; arguments and errors as there.
 
     Raises:
         UserError: nothing there is a checkpoint.
     """
-    if (path / CONFIG).exists() and not (path / METADATA).exists():
-        return path
-    return locate(path, named)
+    if kind := format_of(path, also):
+        return kind, path
+    found = locate(path, named, also)
+    kind = format_of(found, also)
+    assert kind is not None  # it is complete
+    return kind, found
 
 
-def open_reader(path: Path, named: str = "", *, once: bool = False) -> Reader:
+def open_reader(path: Path, named: str = "", *, also: Formats = (), once: bool = False) -> Reader:
     """The checkpoint at ``path``: a step's directory, a root with a tracker file, or a model.
 
     Args:
         path: a directory.
         named: begins the message of an error, for example ``checkpoint.load=``.
+        also: formats to recognise before those that are built in.
         once: whether its values are read only once, so that the page cache need not keep them.
 
     Raises:
         UserError: nothing there is a checkpoint, or it is damaged.
     """
-    found = find(path, named)
-    if (found / CONFIG).exists() and not (found / METADATA).exists():
-        return HuggingFaceReader(found)
-    if (found / COMPLETE).exists():
-        return TorchDistReader(found, once=once)
-    return LegacyReader(found)
+    kind, found = find(path, named, also)
+    return kind.open(found, once=once)
+
+
+def record_of(path: Path) -> Record:
+    """Where the training stands that the checkpoint in the directory ``path`` holds.
+
+    Raises:
+        UserError: nothing there is a checkpoint, or it is damaged.
+    """
+    kind, found = find(path)
+    return kind.record(found)
+
+
+def open_to_resume(path: Path) -> Reader:
+    """The checkpoint in the directory ``path``, from which a run goes on.
+
+    Raises:
+        UserError: it is of another kind, or damaged.
+    """
+    kind, found = find(path)
+    if not kind.resumes:
+        raise UserError(f"{found} is of the {kind.title} format, from which no run goes on")
+    return kind.open(found)

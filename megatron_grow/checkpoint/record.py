@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
+from megatron_grow.checkpoint.layout import RECORD
+from megatron_grow.checkpoint.manifest import read_checked
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.ranges import Range
+from megatron_grow.config.ranges import Range, check_fields
 
 Total = Annotated[int, Range(least=0, most=2**63 - 1)]
 
@@ -99,3 +103,41 @@ class Record:
     def to_json(self) -> str:
         """The record as text."""
         return json.dumps(asdict(self), indent=1)
+
+
+def read_record(checkpoint: Path) -> Record:
+    """The record that a directory holds.
+
+    Raises:
+        UserError: missing, unreadable or of another version; of what cannot be built here.
+    """
+    path = checkpoint / RECORD
+    try:
+        values = json.loads(read_checked(path))
+        if values["format"] != Record.format:
+            raise UserError(
+                f"{path} has format {values['format']}; this version reads {Record.format}"
+            )
+        if "consumed_tokens" not in values:  # of a version that had one length for the whole run
+            length = values["config"]["train"]["seq_length"]
+            values["consumed_tokens"] = values["consumed_samples"] * length
+        values["growths"] = [GrowthEvent(**growth) for growth in values["growths"]]
+        values["stage_ends"] = [StageEnd(**end) for end in values.get("stage_ends", [])]
+        begun = values.get("begun_from", [])
+        values["begun_from"] = [Beginning(**beginning) for beginning in begun]
+        return _checked(Record(**values), path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: nothing says what {checkpoint} holds") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _checked(record: Record, path: Path) -> Record:
+    """``record``, of values that can be."""
+    try:
+        for part in (record, *record.growths, *record.stage_ends, *record.begun_from):
+            check_fields(part)
+        _ = record.model_config, record.layout
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return record

@@ -20,12 +20,14 @@ from megatron.core.dist_checkpointing.strategies.checkpointable import (
 )
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_grow.checkpoint.layout import DTYPES, latest, step_dir, tensor_key
+from megatron_grow.checkpoint.layout import DTYPES, step_dir
 from megatron_grow.checkpoint.lock import Holder, check_held
 from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.record import Record
+from megatron_grow.checkpoint.root import latest
 from megatron_grow.checkpoint.staging import partial, prune, publish, sweep
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
+from megatron_grow.checkpoint.torch_dist.names import tensor_key
 from megatron_grow.checkpoint.torch_dist.shards import RankShards, ShardWriter, check_seen
 from megatron_grow.config.errors import AgreedError, UserError, one_line
 from megatron_grow.live.pieces import Piece

@@ -7,14 +7,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from megatron_grow.checkpoint.layout import (
-    COMPLETE,
-    PENDING,
-    TRACKER,
-    replaced,
-    saved_steps,
-    step_dir,
-)
+from megatron_grow.checkpoint.layout import PENDING, TRACKER, replaced, step_dir
+from megatron_grow.checkpoint.root import is_complete, saved_steps
 
 
 def partial(final: Path, attempt: str = "") -> Path:
@@ -90,5 +84,5 @@ def sweep(root: Path) -> None:
     for path in root.glob(".iter_*.*"):
         final = root / path.name.split(".")[1]
         # The only whole checkpoint of its step is no leftover, whatever it is called.
-        if path != replaced(final) or (final / COMPLETE).exists():
+        if path != replaced(final) or is_complete(final):
             shutil.rmtree(path, ignore_errors=True)

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
-from megatron_grow.config.ranges import Count, PathText, Positive, Range, Seed, shown, wrong
+from megatron_grow.checkpoint.format import Format
+from megatron_grow.checkpoint.formats import DEFAULT, builtin
+from megatron_grow.checkpoint.layout import DTYPES
+from megatron_grow.config.ranges import Count, PathText, Range, Seed, shown, wrong
+
+LAYOUT = {
+    "tensor_model_parallel_size": "default 1",
+    "pipeline_model_parallel_size": "default 1",
+    "virtual_pipeline_model_parallel_size": "of legacy files",
+}
+"""Fields of a parallel layout that checkpoints are cut for, and what is told of them."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     shown = verb("inspect", "what a checkpoint holds, and whether it is whole", "CKPT")
     shown.add_argument("--check", action="store_true", help="read all of it and compare digests")
+    _add_source(shown)
 
     grown = verb("grow", "grow a model, with its optimizer state", "SRC", "DST")
     grown.add_argument("--grow", type=_path, required=True, metavar="YAML", help="model: and grow:")
@@ -39,29 +52,23 @@ def build_parser() -> argparse.ArgumentParser:
         writes.add_argument(
             "--weights-only", action="store_true", help="leave optimizer state behind"
         )
+        _add_source(writes)
         _add_layout(writes)
-        _add_writing(writes)
+        _add_writing(writes, tuple(DTYPES))
 
-    imported = verb("import-hf", "from a Hugging Face model's directory", "SRC", "DST")
-    _add_layout(imported)
-    _add_writing(imported)
-
-    exported = verb("export-hf", "to a Hugging Face model's directory", "SRC", "DST")
-    exported.add_argument("--family", help="model_type (default: as imported, or what fits)")
-    exported.add_argument(
-        "--side-files",
-        type=_directory,
-        metavar="DIR",
-        help="with the tokenizer, generation settings, ...",
-    )
-    exported.add_argument(
-        "--max-shard-size",
-        type=_as(Positive),
-        default=1.0,
-        metavar="GB",
-        help="default 1",
-    )
-    _add_writing(exported, "fp32", "bf16", "fp16")
+    for name, kind in builtin():
+        if not kind.exchange:
+            continue
+        model = f"a {kind.title} model's directory"
+        imported = verb(f"import-{kind.exchange}", f"from {model}", "SRC", "DST")
+        imported.set_defaults(verb="import", of=name)
+        _add_layout(imported)
+        _add_writing(imported, tuple(DTYPES))
+        exported = verb(f"export-{kind.exchange}", f"to {model}", "SRC", "DST")
+        exported.set_defaults(verb="export", format=name)
+        _add_options(exported, kind)
+        _add_source(exported)
+        _add_writing(exported, kind.precisions)
 
     compared = verb("verify", "compare two checkpoints of any formats", "A", "B")
     compared.add_argument(
@@ -69,38 +76,47 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compared.add_argument("--forward", action="store_true", help="run both and compare logits")
     compared.add_argument("--text", type=_path, metavar="FILE", help="what --forward reads")
+    _add_source(compared)
     return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--source-format",
+        metavar="FORMAT",
+        help="of what is read, by import path (package.module:Class); built in ones are recognised",
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser, kind: type[Format]) -> None:
+    """Those that a format has for itself."""
+    hints = get_type_hints(kind, include_extras=True)
+    for option in fields(kind):
+        told: dict[str, Any] = {"type": _as(hints[option.name]), **option.metadata}
+        name = option.name.replace("_", "-")
+        parser.add_argument(f"--{name}", default=option.default, **told)
 
 
 def _add_layout(parser: argparse.ArgumentParser) -> None:
     layout = parser.add_argument_group("layout")
-    for name in ("tensor", "pipeline"):
-        layout.add_argument(
-            f"--{name}-model-parallel-size",
-            type=_as(Count),
-            default=1,
-            metavar="N",
-            help="default 1",
-        )
-    layout.add_argument(
-        "--virtual-pipeline-model-parallel-size",
-        type=_as(Count),
-        metavar="N",
-        help="of legacy files",
-    )
+    for name, told in LAYOUT.items():
+        option = name.replace("_", "-")
+        layout.add_argument(f"--{option}", type=_as(Count), metavar="N", help=told)
+    known = "; ".join(f"{name}: {_told(kind)}" for name, kind in builtin())
     layout.add_argument(
         "--format",
-        choices=("torch_dist", "torch"),
-        default="torch_dist",
-        help="torch: Megatron's legacy files, for exactly this layout, weights alone",
+        default=DEFAULT,
+        help=f"default {DEFAULT}, or an import path (package.module:Class); {known}",
     )
 
 
-def _add_writing(parser: argparse.ArgumentParser, *precisions: str) -> None:
+def _told(kind: type[Format]) -> str:
+    return (inspect.getdoc(kind) or "").splitlines()[0].rstrip(".")
+
+
+def _add_writing(parser: argparse.ArgumentParser, precisions: Sequence[str]) -> None:
     writing = parser.add_argument_group("writing")
-    writing.add_argument(
-        "--precision", choices=precisions or ("fp32", "bf16"), help="of weights (default: same)"
-    )
+    writing.add_argument("--precision", choices=precisions, help="of weights (default: same)")
     writing.add_argument("--allow-rounding", action="store_true", help="let --precision lose bits")
     writing.add_argument("--no-verify", action="store_true", help="do not read it again")
     writing.add_argument("--dry-run", action="store_true", help="tell what would be done")
@@ -129,9 +145,3 @@ def _as(hint: Any) -> Callable[[str], Any]:
 
 def _path(text: str) -> Path:
     return Path(_as(PathText)(text))
-
-
-def _directory(text: str) -> Path:
-    if not (path := Path(text)).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is not a directory")
-    return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from megatron_grow.checkpoint.format import Format
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
@@ -34,6 +35,20 @@ def check_precision(source: Reader, precision: str, allowed: bool) -> None:
                 f"{source.path} stores {key} in {str(dtype).removeprefix('torch.')}; "
                 f"{precision} would lose bits: pass --allow-rounding, or --precision fp32"
             )
+
+
+def check_held(source: Reader, made: Format, precision: str) -> None:
+    """Raise :class:`UserError` if the format ``made`` cannot hold ``source``, in ``precision``."""
+    if precision not in made.precisions:
+        raise UserError(
+            f"--precision {precision} is not written in the {made.title} format; "
+            f"{', '.join(made.precisions)} can be"
+        )
+    if source.trains and not made.optimizer_state:
+        raise UserError(
+            f"{source.path} has optimizer state, which is not written in the {made.title} format; "
+            "pass --weights-only to leave it behind"
+        )
 
 
 def check_layout(model: ModelConfig, layout: ParallelConfig) -> None:

@@ -6,26 +6,24 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_grow.checkpoint.huggingface.files import side_files
-from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
-from megatron_grow.checkpoint.huggingface.writer import HuggingFaceWriter
-from megatron_grow.checkpoint.layout import DTYPES, step_dir
-from megatron_grow.checkpoint.legacy.writer import LegacyWriter
+from megatron_grow.checkpoint.format import Format
+from megatron_grow.checkpoint.formats import FORMATS, Formats
+from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.checkpoint.torch_dist.writer import TorchDistWriter
 from megatron_grow.checkpoint.writer import Writer
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.convert.arguments import build_parser
-from megatron_grow.convert.checks import check_layout, check_precision
+from megatron_grow.config.strict_yaml import parse_yaml
+from megatron_grow.convert.arguments import LAYOUT, build_parser
+from megatron_grow.convert.checks import check_held, check_layout, check_precision
 from megatron_grow.convert.compare import compare, same_shape
 from megatron_grow.convert.conversion import check_destination, convert
 from megatron_grow.convert.forward import TEXT, compare_logits, read_text
@@ -33,8 +31,7 @@ from megatron_grow.convert.growths import grow
 from megatron_grow.convert.inspection import check_digests, check_files, inspect
 from megatron_grow.convert.preview import preview
 from megatron_grow.convert.progress import Progress
-from megatron_grow.convert.selection import open_weights
-from megatron_grow.convert.side_files import imported_with, of_source
+from megatron_grow.convert.selection import WeightsOnly, open_weights
 from megatron_grow.parallel.agreement import place, together
 from megatron_grow.parallel.malloc import keep_freed_memory
 from megatron_grow.parallel.parent import end_with_agent
@@ -88,7 +85,7 @@ def _leads() -> bool:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    source = open_reader(args.ckpt, once=True)
+    source = open_reader(args.ckpt, also=_also(args), once=True)
     for line in inspect(source):
         _tell(line)
     check_files(source)
@@ -106,7 +103,8 @@ def _verify(args: argparse.Namespace) -> int:
     if args.text and not args.forward:
         raise UserError(f"--text {args.text} is what --forward reads; pass --forward as well")
     text = read_text(args.text) if args.text else TEXT
-    a, b = (open_reader(path, once=not args.forward) for path in (args.a, args.b))
+    also, once = _also(args), not args.forward
+    a, b = (open_reader(path, also=also, once=once) for path in (args.a, args.b))
     if args.forward and not same_shape(a, b):
         _tell("they have other shapes: only their functions are compared")
         return _compare_functions(a, b, text)
@@ -135,96 +133,67 @@ def _compare_functions(a: Reader, b: Reader, text: str) -> int:
 
 def _grow(args: argparse.Namespace) -> int:
     # Layers that are copied are read more than once.
-    source = together(lambda: open_weights(args.src, args.weights_only, once=False))
-    return _to_megatron(grow(source, args.grow, args.seed, _tell), args)
+    made = _format(args)
+    source = together(lambda: open_weights(args.src, args.weights_only, _also(args), once=False))
+    return _write(grow(source, args.grow, args.seed, _tell), made, args)
 
 
 def _reshard(args: argparse.Namespace) -> int:
-    source = together(lambda: open_weights(args.src, args.weights_only, once=True))
-    return _to_megatron(source, args)
+    made = _format(args)
+    source = together(lambda: open_weights(args.src, args.weights_only, _also(args), once=True))
+    return _write(source, made, args)
 
 
 def _import(args: argparse.Namespace) -> int:
-    return _to_megatron(together(lambda: HuggingFaceReader(args.src)), args)
+    made, read = _format(args), FORMATS.find(args.of, "format")
+    return _write(together(lambda: read.open(args.src)), made, args)
 
 
 def _export(args: argparse.Namespace) -> int:
-    source = together(lambda: open_reader(args.src, once=True))
-    model = source.record.model_config
-    precision = args.precision or source.record.precision
-    check_precision(source, precision, args.allow_rounding or _rounded(source, precision))
-    named = args.side_files
-    beside = together(lambda: side_files(named) if named else of_source(source))
-    if source.trains or source.left_behind:
-        _tell("note: a Hugging Face model has no optimizer state; it stays in the source alone")
-    if not beside:
-        _tell("note: no tokenizer is known; --side-files names a directory with one")
-
-    def make(directory: Path) -> Writer:
-        return HuggingFaceWriter(
-            directory,
-            model,
-            dict.fromkeys(source.tensors, DTYPES[precision]),
-            family=args.family,
-            side_files=beside,
-            max_shard_size=int(args.max_shard_size * 1e9),
-        )
-
-    # A link to an empty directory stays, as it does for Megatron's formats.
-    return _write(source, args.dst, args.dst.resolve(), make, None, {}, args)
+    kind = FORMATS.find(args.format, "format")
+    made = kind(**{option.name: getattr(args, option.name) for option in fields(kind)})
+    source = together(lambda: open_reader(args.src, also=_also(args), once=True))
+    notes = []
+    if (source.trains or source.left_behind) and not made.optimizer_state:
+        notes.append(f"a {made.title} model has no optimizer state; it stays in the source alone")
+        source = WeightsOnly(source)
+    return _write(source, made, args, notes)
 
 
-def _rounded(source: Reader, precision: str) -> bool:
-    """Whether training itself has rounded the weights that it computed with to ``precision``."""
-    return precision == source.record.precision and source.of_a_run
+def _format(args: argparse.Namespace) -> Format:
+    """What is written, ``NAME`` or ``{format: NAME, ...options}``."""
+    spec = parse_yaml(args.format, "--format")
+    return FORMATS.make(spec if isinstance(spec, dict) else args.format, "--format")
 
 
-def _to_megatron(source: Reader, args: argparse.Namespace) -> int:
-    precision = args.precision or source.record.precision
-    exact = source.trains or _rounded(source, precision)
-    check_precision(source, precision, args.allow_rounding or exact)
-    layout = ParallelConfig(
-        tensor_model_parallel_size=args.tensor_model_parallel_size,
-        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=args.virtual_pipeline_model_parallel_size,
-    )
-    check_layout(source.record.model_config, layout)
-    record = replace(source.record, precision=precision, parallel=asdict(layout))
-    if args.format == "torch" and source.trains:
-        raise UserError(
-            f"{source.path} has optimizer state, which is not written in the legacy format; pass "
-            "--weights-only to leave it behind"
-        )
-
-    def make(directory: Path) -> Writer:
-        if args.format == "torch":
-            return LegacyWriter(directory, record, source.tensors, layout)
-        return TorchDistWriter(
-            directory,
-            record,
-            source.tensors,
-            {key: source.kinds(key) for key in source.tensors},
-            keeps_main=source.trains,
-            tensor_parallel=layout.tensor_model_parallel_size,
-        )
-
-    final = step_dir(args.dst, record.step)
-    beside = together(lambda: imported_with(source))
-    return _write(source, args.dst, final, make, record.step, beside, args)
+def _also(args: argparse.Namespace) -> Formats:
+    """Formats to recognise besides those that are built in."""
+    named = args.source_format
+    return () if named is None else (FORMATS.find(named, "--source-format"),)
 
 
 def _write(
-    source: Reader,
-    root: Path,
-    final: Path,
-    make: Callable[[Path], Writer],
-    step: int | None,
-    beside: dict[str, bytes],
-    args: argparse.Namespace,
+    source: Reader, made: Format, args: argparse.Namespace, notes: Sequence[str] = ()
 ) -> int:
     """Convert, or tell what that would be."""
+    precision = args.precision or source.record.precision
+    # Training itself has rounded the weights that it computed with.
+    rounded = precision == source.record.precision and source.of_a_run
+    check_precision(source, precision, args.allow_rounding or source.trains or rounded)
+    layout = _layout(made, args)
+    check_layout(source.record.model_config, layout)
+    check_held(source, made, precision)
+    record = replace(source.record, precision=precision, parallel=asdict(layout))
+    for note in (*notes, *together(lambda: list(made.notes(source)))):
+        _tell(f"note: {note}")
+    # A link to an empty directory stays.
+    final = step_dir(args.dst, record.step) if made.numbered else args.dst.resolve()
     leads = _leads()
-    together(lambda: check_destination(root, final, source.path) if leads else None)
+    together(lambda: check_destination(args.dst, final, source.path) if leads else None)
+
+    def make(directory: Path) -> Writer:
+        return made.writer(directory, source, record)
+
     if args.dry_run:
         for line in preview(source, make(final), threads=args.threads, verifies=not args.no_verify):
             _tell(line)
@@ -233,8 +202,8 @@ def _write(
         source,
         final,
         make,
-        step=step,
-        side_files=beside,
+        step=record.step if made.numbered else None,
+        side_files=together(lambda: made.kept_beside(source)),
         threads=args.threads,
         verifies=not args.no_verify,
         progress=Progress(leads),
@@ -248,11 +217,23 @@ def _write(
     return 0
 
 
+def _layout(made: Format, args: argparse.Namespace) -> ParallelConfig:
+    """The layout that is asked for."""
+    given = {name: size for name in LAYOUT if (size := getattr(args, name, None)) is not None}
+    if given and not made.layouts:
+        name, size = next(iter(given.items()))
+        raise UserError(
+            f"--{name.replace('_', '-')} {size} changes nothing: the {made.title} format is not "
+            "cut for a layout"
+        )
+    return ParallelConfig(**given)
+
+
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": _inspect,
     "grow": _grow,
     "reshard": _reshard,
-    "import-hf": _import,
-    "export-hf": _export,
+    "import": _import,
+    "export": _export,
     "verify": _verify,
 }

@@ -72,7 +72,7 @@ def convert(
     """
     torch.set_num_threads(1)  # the parallelism is over tasks
     began = time.perf_counter()
-    writer = make_writer(partial(final))
+    writer = together(lambda: make_writer(partial(final)))
     tasks = copy.tasks(source, writer)
     total = sum(copy.stored_bytes(block, writer) for task in tasks for block in task)
     rank, ranks = place()

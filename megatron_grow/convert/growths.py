@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_grow.checkpoint.huggingface.config import export_note
+from megatron_grow.checkpoint.formats import growth_note
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.stages import GrowSection, changed_model, check_growth, override
@@ -81,6 +81,6 @@ def grow(source: Reader, path: Path, seed: int | None, tell: Callable[[str], Non
         )
         source = GrownReader(source, plan, after, section)
         what = f"changes the function ({'; '.join(plan.caveats)})" if plan.caveats else ""
-        tell(f"{plan.summary}: {what or 'keeps the function'}; {export_note(before, after)}")
+        tell(f"{plan.summary}: {what or 'keeps the function'}; {growth_note(before, after)}")
     assert isinstance(source, GrownReader)
     return source

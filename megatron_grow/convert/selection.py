@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_grow.checkpoint.formats import Formats
 from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.errors import UserError
@@ -33,18 +34,19 @@ class WeightsOnly(Reader):
         return self._source.read(key, kind, box)
 
 
-def open_weights(path: Path, weights_only: bool, *, once: bool) -> Reader:
+def open_weights(path: Path, weights_only: bool, also: Formats = (), *, once: bool) -> Reader:
     """Open a checkpoint, with its optimizer state unless that is not wanted.
 
     Args:
         path: as :func:`open_reader` has it.
         weights_only: whether to leave the optimizer's state behind.
+        also: formats to recognise before those that are built in.
         once: whether values are read only once.
 
     Raises:
         UserError: damaged, or with optimizer state that cannot be read.
     """
-    source = open_reader(path, once=once)
+    source = open_reader(path, also=also, once=once)
     if source.left_behind and not weights_only:
         raise UserError(
             f"{source.path} has optimizer state ({source.left_behind[0]}) in a format that "

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from megatron_grow.checkpoint.formats import DEFAULT, FORMATS
 from megatron_grow.checkpoint.layout import DTYPES, step_dir
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.checkpoint.torch_dist.writer import TorchDistWriter
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
@@ -89,19 +89,14 @@ class SyntheticReader(Reader):
 
 
 def write(root: Path, source: SyntheticReader, tensor_parallel: int = 1, threads: int = 2) -> Path:
-    """Write a source as the checkpoint of its step; its directory."""
-    final = step_dir(root, source.record.step)
+    """Write a source as the checkpoint of its step, as runs do; its directory."""
+    final, made = step_dir(root, source.record.step), FORMATS.make(DEFAULT, "format")
+    layout = ParallelConfig(tensor_model_parallel_size=tensor_parallel)
+    record = replace(source.record, parallel=asdict(layout))
     convert(
         source,
         final,
-        lambda directory: TorchDistWriter(
-            directory,
-            source.record,
-            source.tensors,
-            {key: source.kinds(key) for key in source.tensors},
-            keeps_main=source.keeps_main,
-            tensor_parallel=tensor_parallel,
-        ),
+        lambda directory: made.writer(directory, source, record),
         step=source.record.step,
         finite=False,  # as a run could have written it
         threads=threads,

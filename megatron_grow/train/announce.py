@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch.distributed as dist
 from rich.filesize import decimal
 
-from megatron_grow.checkpoint.huggingface.config import export_note
+from megatron_grow.checkpoint.formats import growth_note
 from megatron_grow.cost.memory import estimate_memory
 from megatron_grow.growth.forecast import forecast
 from megatron_grow.optim.optimizers import optimizer_of
@@ -53,5 +53,5 @@ def announcements(prepared: Prepared) -> Iterator[str]:
             f"{decimal(sizes.carried_bytes)} of state carried | "
             f"about {decimal(memory.total)} on the fullest rank, without activations | "
             + (f"changes the function ({'; '.join(caveats)})" if caveats else "keeps the function")
-            + f" | {export_note(grown_from, stage.model)}"
+            + f" | {growth_note(grown_from, stage.model)}"
         )

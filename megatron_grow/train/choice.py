@@ -9,21 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from megatron_grow.checkpoint.layout import (
-    COMPLETE,
-    identity,
-    is_complete,
-    latest,
-    listed,
-    locate,
-    replaced,
-    saved_steps,
-    step_dir,
-)
-from megatron_grow.checkpoint.open import find
+from megatron_grow.checkpoint.formats import identity
+from megatron_grow.checkpoint.layout import replaced, step_dir
+from megatron_grow.checkpoint.open import find, open_to_resume, record_of
 from megatron_grow.checkpoint.record import Beginning, Record
-from megatron_grow.checkpoint.records import read_record
-from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
+from megatron_grow.checkpoint.root import is_complete, latest, listed, locate, saved_steps
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.train.identity import Identity, jobs
@@ -94,7 +84,7 @@ def choose(
         _check_nothing_lost(config)
         return _begin(config, grows)
     with advising(newest, root):
-        record = read_record(newest)
+        record = record_of(newest)
     for name, named in (("load", load), ("initial", config.checkpoint.initial)):
         if named and named != "auto":
             _check_descends(record, root, f"checkpoint.{name}=", Path(named))
@@ -103,7 +93,7 @@ def choose(
 
 def _readable(path: Path) -> Record | None:
     try:
-        return read_record(path)
+        return record_of(path)
     except UserError:
         return None
 
@@ -134,7 +124,7 @@ def _newest_whole(root: Path, but: Path) -> str:
         path = step_dir(root, step)
         try:
             if path != but:
-                TorchDistReader(path)
+                open_to_resume(path)
                 return (
                     f"the newest whole one is step {step}: --checkpoint.load {path} goes back to it"
                 )
@@ -167,9 +157,9 @@ def _begin(config: RunConfig, grows: bool, clears: bool = False) -> Choice:
             f"{named}{directory} is in {root}, where this run's own checkpoints are; to go back to "
             f"one of them, name it by checkpoint.load"
         )
-    path = find(directory, named)
+    kind, path = find(directory, named)
     grows = grows or bool(initial)
-    if not grows and not (path / COMPLETE).exists():
+    if not grows and not kind.resumes:
         raise UserError(
             f"{named}{directory} holds weights alone; to begin with them, name it by "
             "checkpoint.initial, with stages: [{grow: {optimizer_state: reset}}]"
@@ -206,7 +196,7 @@ def _go_back(named: Path, root: Path, known: Identity | None, *, again: bool) ->
     if named.resolve() == root.resolve():
         found = locate(root, "checkpoint.load=")
         with advising(found, root):
-            record = read_record(found)
+            record = record_of(found)
         return _go_on(found, record, root, known)
     path = root / named.resolve().name
     if not is_complete(path):
@@ -223,7 +213,7 @@ def _go_back(named: Path, root: Path, known: Identity | None, *, again: bool) ->
             "again: --run.overwrite true"
         )
         return _go_on(newest, last, root, known, note)
-    choice = _go_on(path, read_record(path), root, known)
+    choice = _go_on(path, record_of(path), root, known)
     if choice.begun_from[-1:] == (beginning,):
         return choice
     return replace(choice, begun_from=(*choice.begun_from, beginning))
@@ -245,7 +235,7 @@ def _check_descends(record: Record, root: Path, begins: str, named: Path) -> Non
     holds = f"{root} holds a run at step {record.step}"
     go_on = f"leave {begins.rstrip('=')} out and go on with that run with --checkpoint.load auto"
     try:
-        found = identity(find(named, begins))
+        found = identity(find(named, begins)[1])
     except UserError as error:
         raise UserError(f"{error}; {holds}: {go_on}") from None
     if found not in {beginning.identity for beginning in record.begun_from}:

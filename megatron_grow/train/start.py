@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_grow.checkpoint.layout import identity, saved_steps
-from megatron_grow.checkpoint.open import open_reader
+from megatron_grow.checkpoint.formats import identity
+from megatron_grow.checkpoint.open import open_reader, open_to_resume
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import GrowthEvent, Record, StageEnd
-from megatron_grow.checkpoint.records import read_record
-from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
+from megatron_grow.checkpoint.root import saved_steps
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig, to_yaml
@@ -134,9 +133,9 @@ def _resume(
     assert path is not None
     root = config.checkpoint_dir if choice.own else None
     with advising(path, root):
-        record = read_record(path)
-        source = TorchDistReader(path, record)
+        source = open_to_resume(path)
         source.check_shards(*place())
+    record = source.record
     where = f"checkpoint {path}"
     ends = [end for end in record.stage_ends if end.stage < len(stages) and stages[end.stage].rule]
     stages = _with_ends(stages, ends, where)

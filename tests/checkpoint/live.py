@@ -8,8 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from megatron_grow.checkpoint.record import Record
-from megatron_grow.checkpoint.records import read_record
+from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.save import save
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.run import RunConfig

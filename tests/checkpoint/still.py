@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from megatron_grow.checkpoint.layout import tensor_key
-from megatron_grow.checkpoint.record import Record
-from megatron_grow.checkpoint.records import read_record
+from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.save import save
 from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
+from megatron_grow.checkpoint.torch_dist.names import tensor_key
 from megatron_grow.live.pieces import Piece
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.parallel.agreement import place

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from megatron_grow.checkpoint.layout import TRACKER, latest, replaced, saved_steps, step_dir
+from megatron_grow.checkpoint.layout import TRACKER, replaced, step_dir
+from megatron_grow.checkpoint.root import latest, saved_steps
 from tests.checkpoint.still import read, write
 from tests.distributed import run_ranks
 

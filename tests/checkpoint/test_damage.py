@@ -19,18 +19,12 @@ import torch.distributed as dist
 
 from megatron_grow.checkpoint.archive import Archive
 from megatron_grow.checkpoint.huggingface.files import read_object, stored_names
-from megatron_grow.checkpoint.layout import (
-    COMPLETE,
-    MANIFEST,
-    RECORD,
-    TRACKER,
-    latest,
-    locate,
-    saved_steps,
-)
+from megatron_grow.checkpoint.layout import MANIFEST, RECORD, TRACKER
 from megatron_grow.checkpoint.lock import held
-from megatron_grow.checkpoint.records import read_record
+from megatron_grow.checkpoint.record import read_record
+from megatron_grow.checkpoint.root import latest, locate, saved_steps
 from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
+from megatron_grow.checkpoint.torch_dist.names import COMPLETE
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.config.errors import UserError
 from megatron_grow.convert.command import main as convert

@@ -11,8 +11,7 @@ import pytest
 from megatron_grow.checkpoint.layout import RECORD
 from megatron_grow.checkpoint.megatron_lm.args import model_from_args
 from megatron_grow.checkpoint.megatron_lm.state import megatron_args
-from megatron_grow.checkpoint.record import Record, StageEnd
-from megatron_grow.checkpoint.records import read_record
+from megatron_grow.checkpoint.record import Record, StageEnd, read_record
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig

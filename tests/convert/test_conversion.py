@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from megatron_grow.checkpoint import copy
-from megatron_grow.checkpoint.layout import COMPLETE, TRACKER, saved_steps
+from megatron_grow.checkpoint.layout import TRACKER
+from megatron_grow.checkpoint.root import saved_steps
 from megatron_grow.checkpoint.staging import partial
+from megatron_grow.checkpoint.torch_dist.names import COMPLETE
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.checkpoint.torch_dist.writer import TorchDistWriter
 from megatron_grow.config.errors import UserError

@@ -26,6 +26,8 @@ TINY = ModelConfig(
     add_bias_linear=False,
 )
 STEP = "iter_0000010"
+LAYOUT = ("--tensor-model-parallel-size", 2)
+"""Of the source, too."""
 CASES = 1000
 
 Damage = Callable[[bytes, random.Random], bytes]
@@ -103,7 +105,7 @@ def test_a_thousand_damaged_checkpoints(
         here, there = tmp_path / f"{case}", tmp_path / f"{case} converted"
         what = damaged(source, here, case)
         before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
-        code = command("reshard", here, there, "--threads", 1)
+        code = command("reshard", here, there, "--threads", 1, *LAYOUT)
         said = capsys.readouterr()
         after = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
         assert before == after, f"case {case}, {what}: the source was touched"

@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from megatron_grow.checkpoint.layout import TRACKER, latest
+from megatron_grow.checkpoint.layout import TRACKER
 from megatron_grow.checkpoint.manifest import read_manifest
+from megatron_grow.checkpoint.root import latest
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.synthetic import SyntheticReader, write
 from tests.convert.toy import GPT, LLAMA, by_torch, command, equal

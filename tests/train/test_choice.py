@@ -10,16 +10,10 @@ from typing import Any
 
 import pytest
 
-from megatron_grow.checkpoint.layout import (
-    COMPLETE,
-    PENDING,
-    RECORD,
-    TRACKER,
-    identity,
-    replaced,
-    step_dir,
-)
+from megatron_grow.checkpoint.formats import identity
+from megatron_grow.checkpoint.layout import PENDING, RECORD, TRACKER, replaced, step_dir
 from megatron_grow.checkpoint.record import Beginning, Record
+from megatron_grow.checkpoint.torch_dist.names import COMPLETE
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import CheckpointSection, RunSection

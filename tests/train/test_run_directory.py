@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_grow.checkpoint.layout import PENDING, TRACKER, saved_steps
+from megatron_grow.checkpoint.layout import PENDING, TRACKER
 from megatron_grow.checkpoint.lock import held
+from megatron_grow.checkpoint.root import saved_steps
 from tests.corpus import write_corpus
 from tests.distributed import run_ranks
 from tests.train.command import command, launch, losses, rows, steps_saved

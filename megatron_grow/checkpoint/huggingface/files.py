@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,40 +12,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_grow.checkpoint.regular import check_regular, read_regular
+from megatron_grow.checkpoint.side_files import parse_object
 from megatron_grow.config.errors import UserError
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """Which tensor is in which file, where there are several."""
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Of weights, by their names in safetensors."""
-
-_SIDE_FILES = (
-    CONFIG,
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-    "LICENSE*",
-)
-
-
-def side_files(directory: Path) -> dict[str, bytes]:
-    """What belongs to a model besides its weights, by name: configuration, tokenizer, licence.
-
-    Raises:
-        UserError: one of them cannot be read, or the configuration is none.
-    """
-    found = {path for pattern in _SIDE_FILES for path in directory.glob(pattern)}
-    contents = {path.name: _read(path) for path in sorted(found) if path.is_file()}
-    if CONFIG in contents:
-        parse_object(contents[CONFIG], directory / CONFIG)
-    return contents
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -63,21 +37,6 @@ def _read(path: Path) -> bytes:
         return read_regular(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: not a Hugging Face model's directory") from None
-
-
-def parse_object(content: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object that ``path`` holds.
-
-    Raises:
-        UserError: it holds something else.
-    """
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__}, not a JSON object")
-    return values
 
 
 def weight_files(directory: Path) -> dict[str, set[str]]:

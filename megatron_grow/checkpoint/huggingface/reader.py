@@ -16,6 +16,7 @@ from megatron_grow.checkpoint.huggingface.names import regions
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
+from megatron_grow.checkpoint.side_files import CONFIG
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.model.architectures import logical_tensors
@@ -40,9 +41,9 @@ class HuggingFaceReader(Reader):
             UserError: a model that cannot be expressed here, or is not whole.
         """
         self.path = path
-        values = files.read_object(path / files.CONFIG)
-        family = family_of(values, path / files.CONFIG)
-        model = to_model(values, path / files.CONFIG)
+        values = files.read_object(path / CONFIG)
+        family = family_of(values, path / CONFIG)
+        model = to_model(values, path / CONFIG)
         self._file_of: dict[str, Path] = {}
         stored = files.weight_files(path)
         for file, names in stored.items():
@@ -97,7 +98,7 @@ class HuggingFaceReader(Reader):
         """Where all is stored; every stored tensor is accounted for."""
         if model.num_layers > len(self._file_of):  # before they are listed
             raise UserError(
-                f"{self.path / files.CONFIG} says {model.num_layers} layers, but there are "
+                f"{self.path / CONFIG} says {model.num_layers} layers, but there are "
                 f"{len(self._file_of)} tensors"
             )
         prefix = family.prefix
@@ -142,7 +143,7 @@ class HuggingFaceReader(Reader):
                     shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
                     if shape != region.shape:
                         raise UserError(
-                            f"{path}: {region.name} has shape {shape}; {files.CONFIG} asks for "
+                            f"{path}: {region.name} has shape {shape}; {CONFIG} asks for "
                             f"{region.shape}"
                         )
                     if dtype not in files.DTYPES:
@@ -160,7 +161,7 @@ class HuggingFaceReader(Reader):
             if copy.dtype != values.dtype or not torch.equal(copy, values):
                 raise UserError(
                     f"{self._file_of[name]}: {name} differs from {original}, although "
-                    f"{files.CONFIG} says tie_word_embeddings"
+                    f"{CONFIG} says tie_word_embeddings"
                 )
 
     def _starting_record(self, model: ModelConfig) -> Record:

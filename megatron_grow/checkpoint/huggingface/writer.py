@@ -15,6 +15,7 @@ from megatron_grow.checkpoint.huggingface.config import choose_family, to_config
 from megatron_grow.checkpoint.huggingface.names import regions
 from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.checkpoint.regions import Region, Regions
+from megatron_grow.checkpoint.side_files import CONFIG, parse_object
 from megatron_grow.checkpoint.staging import sync
 from megatron_grow.checkpoint.writer import Blocks, Writer
 from megatron_grow.config.model import ModelConfig
@@ -57,8 +58,8 @@ class HuggingFaceWriter(Writer):
         """
         self.directory = directory
         self._side_files = dict(side_files or {})
-        original = self._side_files.pop(files.CONFIG, None)
-        said = files.parse_object(original, Path(files.CONFIG)) if original else {}
+        original = self._side_files.pop(CONFIG, None)
+        said = parse_object(original, Path(CONFIG)) if original else {}
         chosen = choose_family(model, family, said)
         self._dtypes = dict(dtypes)
         self._regions = Regions(regions(chosen, model))
@@ -72,7 +73,7 @@ class HuggingFaceWriter(Writer):
             max_shard_size,
         )
         self._shard_of = {name: shard for shard in self._shards for name in shard.offsets}
-        beside = {*self._side_files, files.CONFIG}
+        beside = {*self._side_files, CONFIG}
         self.companions = tuple(
             sorted(beside | ({files.INDEX} if len(self._shards) > 1 else set()))
         )
@@ -117,7 +118,7 @@ class HuggingFaceWriter(Writer):
         if len(self._shards) > 1:
             table = {name: shard.file for name, shard in sorted(self._shard_of.items())}
             self._write_json(files.INDEX, {"metadata": {"total_size": total}, "weight_map": table})
-        self._write_json(files.CONFIG, dict(sorted(self._config.items())))
+        self._write_json(CONFIG, dict(sorted(self._config.items())))
         sync([*self.directory.iterdir(), self.directory])
 
     def reopen(self) -> HuggingFaceReader:

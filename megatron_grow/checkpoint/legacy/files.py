@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_grow.checkpoint.layout import LEGACY
+from megatron_grow.checkpoint.legacy.names import LEGACY
 from megatron_grow.checkpoint.regions import Region
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.pipeline import chunk_layers

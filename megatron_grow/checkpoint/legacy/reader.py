@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from megatron_grow.checkpoint.archive import Archive
-from megatron_grow.checkpoint.layout import LEGACY, RECORD
+from megatron_grow.checkpoint.layout import RECORD
 from megatron_grow.checkpoint.legacy.files import ModelChunk, model_chunks, originals, regions
+from megatron_grow.checkpoint.legacy.names import LEGACY
 from megatron_grow.checkpoint.megatron_lm.args import parallel_from_args
 from megatron_grow.checkpoint.megatron_lm.record import record_of_megatron
 from megatron_grow.checkpoint.megatron_lm.state import VERSION
 from megatron_grow.checkpoint.pickles import StoredTensor
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.checkpoint.records import read_record
+from megatron_grow.checkpoint.record import read_record
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.config.errors import UserError
 from megatron_grow.model.architectures import logical_tensors

@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from megatron_grow.checkpoint.layout import WRITER
 from megatron_grow.checkpoint.megatron_lm.args import model_to_args, parallel_to_args, run_to_args
 from megatron_grow.checkpoint.megatron_lm.optimizer import (
     RESHARDABLE,
@@ -17,6 +16,8 @@ from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.optim.optimizers import recorded_optimizer
 
+WRITER = "megatron_grow"
+"""Marks the common state of a checkpoint that has a record."""
 VERSION = 3.0
 """Of Megatron-LM's checkpoints: rows of queries, keys and values interleave as they do here."""
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from megatron_grow.checkpoint.layout import COMMON, COMPLETE, METADATA, RECORD
+from megatron_grow.checkpoint.layout import RECORD
 from megatron_grow.checkpoint.megatron_lm.state import common_state
 from megatron_grow.checkpoint.record import Record
+from megatron_grow.checkpoint.torch_dist.names import COMMON, COMPLETE, METADATA
 from megatron_grow.state.tensors import LogicalTensor
 
 COMPANIONS = (METADATA, COMMON, RECORD, COMPLETE)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 
-from megatron_grow.checkpoint.layout import MAIN_NAMES, STATE_PREFIX, tensor_key
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.checkpoint.record import Record
-from megatron_grow.checkpoint.records import read_record
 from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
+from megatron_grow.checkpoint.torch_dist.names import MAIN_NAMES, STATE_PREFIX, tensor_key
+from megatron_grow.checkpoint.torch_dist.record import record_of
 from megatron_grow.config.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, fold, shape_of, slices
@@ -24,19 +23,18 @@ class TorchDistReader(Reader):
 
     format = "torch_dist"
 
-    def __init__(self, path: Path, record: Record | None = None, *, once: bool = False) -> None:
+    def __init__(self, path: Path, *, once: bool = False) -> None:
         """Open the checkpoint directory ``path``.
 
         Args:
             path: of one step.
-            record: what it says of itself, if already read.
             once: whether values are read only once, so that the page cache need not keep them.
 
         Raises:
             UserError: damaged, incomplete, or not of the model that its record describes.
         """
         self.path = path
-        self.record = record or read_record(path)
+        self.record = record_of(path)
         self.layout = self.record.layout
         self.tensors = logical_tensors(self.record.model_config)
         self._reader = ChunkReader(path, once=once)

@@ -19,11 +19,12 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron_grow.checkpoint.direct import DirectWriter
-from megatron_grow.checkpoint.layout import DTYPES, METADATA, tensor_key
+from megatron_grow.checkpoint.layout import DTYPES
 from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.torch_dist.chunks import seal_of, stored_tensor
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
+from megatron_grow.checkpoint.torch_dist.names import METADATA, tensor_key
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.checkpoint.writer import Block, Blocks, Writer
 from megatron_grow.state.axes import MeshDim

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_grow.checkpoint.layout import is_complete
 from megatron_grow.checkpoint.legacy.reader import LegacyReader
 from megatron_grow.checkpoint.legacy.writer import LegacyWriter
 from megatron_grow.checkpoint.reader import Reader
+from megatron_grow.checkpoint.root import is_complete
 from megatron_grow.checkpoint.writer import Block
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig

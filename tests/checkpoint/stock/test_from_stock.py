@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_grow.checkpoint.layout import COMMON
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.checkpoint.records import read_record
+from megatron_grow.checkpoint.torch_dist.names import COMMON
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
+from megatron_grow.checkpoint.torch_dist.record import record_of
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
@@ -79,7 +79,7 @@ def test_every_tensor_is_what_megatron_core_saved(name: str, root: Path) -> None
 
 @pytest.mark.parametrize("name", CASES)
 def test_progress_and_recipe(name: str, root: Path) -> None:
-    record = read_record(root / name)
+    record = record_of(root / name)
     assert (record.step, record.optimizer_step, record.stage) == (STEP, STEP, 0)
     assert record.consumed_samples == STEP * BATCH
     assert record.consumed_tokens == STEP * BATCH * LENGTH
@@ -107,7 +107,7 @@ def test_rows_that_pad_the_vocabulary_are_left_out(root: Path) -> None:
 
 def test_an_optimizer_stored_by_rank_is_refused(root: Path) -> None:
     with pytest.raises(UserError, match=r"dp_reshardable.*--dist-ckpt-optim-fully-reshardable"):
-        read_record(root / "dp_reshardable")
+        record_of(root / "dp_reshardable")
 
 
 def common(tmp_path: Path, args: Any, **more: Any) -> Path:
@@ -146,7 +146,7 @@ def common(tmp_path: Path, args: Any, **more: Any) -> Path:
 def test_what_cannot_be_built_is_refused_by_name(name: str, value: Any, tmp_path: Path) -> None:
     args = stock_args(LLAMA, layout(), **{name: value})
     with pytest.raises(UserError, match=f"{name}=") as caught:
-        read_record(common(tmp_path, args))
+        record_of(common(tmp_path, args))
     assert COMMON in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -166,7 +166,7 @@ def test_how_many_tokens_megatron_knows(
 ) -> None:
     more = {"vocab_size": vocab_size, "padded_vocab_size": padded, "tokenizer_type": tokenizer}
     args = stock_args(GPT2, layout(), **more)
-    assert read_record(common(tmp_path, args)).model_config.vocab_size == tokens
+    assert record_of(common(tmp_path, args)).model_config.vocab_size == tokens
 
 
 @pytest.mark.parametrize("kind", bombs(Path()))
@@ -174,12 +174,12 @@ def test_hostile_common_states_are_refused(kind: str, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     args = stock_args(GPT2, layout(), exit_signal=bombs(marker)[kind])
     with pytest.raises(UserError, match=f"{kind}, which is not allowed"):
-        read_record(common(tmp_path, args))
+        record_of(common(tmp_path, args))
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("args", [None, [], Namespace(), {"num_layers": 2}])
 def test_common_states_that_say_nothing(args: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape(str(tmp_path / COMMON))) as caught:
-        read_record(common(tmp_path, args))
+        record_of(common(tmp_path, args))
     assert "\n" not in str(caught.value)

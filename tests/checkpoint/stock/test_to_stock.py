@@ -12,9 +12,9 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_grow.checkpoint.layout import COMMON, tensor_key
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.save import save
+from megatron_grow.checkpoint.torch_dist.names import COMMON, tensor_key
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection, TrainSection

@@ -1,18 +1,64 @@
-"""What goes with a model besides its weights: tokenizer, generation settings."""
+"""What goes with a model besides its weights: configuration, tokenizer, generation settings.
+
+They have the names of the Hugging Face Hub, in checkpoints of every format.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from megatron_grow.checkpoint.huggingface.files import CONFIG, side_files
 from megatron_grow.checkpoint.layout import SIDE_FILES
 from megatron_grow.checkpoint.reader import Reader
+from megatron_grow.checkpoint.regular import read_regular
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.tokenizers.load import Tokenizer, load_tokenizer
 
+if TYPE_CHECKING:
+    from megatron_grow.data.tokenizers.load import Tokenizer
+
+CONFIG = "config.json"
 _SETTINGS = "tokenizer_config.json"
+
+_SIDE_FILES = (
+    CONFIG,
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "LICENSE*",
+)
+
+
+def side_files(directory: Path) -> dict[str, bytes]:
+    """What belongs to a model besides its weights, by name: configuration, tokenizer, licence.
+
+    Raises:
+        UserError: one of them cannot be read, or the configuration is none.
+    """
+    found = {path for pattern in _SIDE_FILES for path in directory.glob(pattern)}
+    contents = {path.name: read_regular(path) for path in sorted(found) if path.is_file()}
+    if CONFIG in contents:
+        parse_object(contents[CONFIG], directory / CONFIG)
+    return contents
+
+
+def parse_object(content: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object that ``path`` holds.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, not a JSON object")
+    return values
 
 
 def imported_with(source: Reader) -> dict[str, bytes]:
@@ -33,6 +79,8 @@ def of_source(source: Reader) -> dict[str, bytes]:
     path = Path(named)
     if path.is_file() and path.with_name(CONFIG).exists():  # that of another model
         return side_files(path.parent)
+    from megatron_grow.data.tokenizers.load import load_tokenizer  # slow to import
+
     try:
         tokenizer = load_tokenizer(named, data.get("vocab_file"), data.get("merge_file"))
     except UserError:

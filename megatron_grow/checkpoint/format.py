@@ -1,0 +1,92 @@
+"""What is known of a checkpoint format before one of its directories is opened."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from megatron_grow.checkpoint.reader import Reader
+from megatron_grow.checkpoint.record import Record
+from megatron_grow.checkpoint.side_files import imported_with
+from megatron_grow.checkpoint.writer import Writer
+from megatron_grow.config.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Format(ABC):
+    """A way to keep training state, or weights, in a directory; fields are options of writing.
+
+    The metadata of a field are what :meth:`argparse.ArgumentParser.add_argument` takes.
+    """
+
+    title: ClassVar[str]
+    """For people."""
+    mark: ClassVar[str]
+    """A file that every whole checkpoint has and no other directory; it may be a pattern."""
+    numbered: ClassVar[bool] = True
+    """Whether its checkpoints stand in a root, each by the number of its step, with a tracker file;
+    else a checkpoint is a directory of any name."""
+    optimizer_state: ClassVar[bool] = False
+    """Whether it holds an optimizer's state."""
+    resumes: ClassVar[bool] = False
+    """Whether a run goes on from it as from one that it saved itself."""
+    layouts: ClassVar[bool] = False
+    """Whether it is cut for a parallel layout; else a layout makes no difference to it."""
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
+    """Of weights."""
+    exchange: ClassVar[str] = ""
+    """Ends the verbs ``import-`` and ``export-`` of a format of another program; else empty."""
+    identifying: ClassVar[tuple[str, ...]] = ()
+    """Small files that differ between any two checkpoints, besides manifest and record."""
+
+    @classmethod
+    def recognises(cls, directory: Path) -> bool:
+        """Whether a whole checkpoint of this format is there."""
+        return any(directory.glob(cls.mark))
+
+    @classmethod
+    @abstractmethod
+    def open(cls, directory: Path, *, once: bool = False) -> Reader:
+        """The checkpoint in ``directory``.
+
+        Args:
+            directory: of one checkpoint.
+            once: whether its values are read only once, so that the page cache need not keep them.
+
+        Raises:
+            UserError: it is damaged, or of what cannot be built here.
+        """
+
+    @classmethod
+    def record(cls, directory: Path) -> Record:
+        """Where training stands, read before anything else; errors as :meth:`open`."""
+        return cls.open(directory).record
+
+    @abstractmethod
+    def writer(self, directory: Path, source: Reader, record: Record) -> Writer:
+        """A writer of what ``source`` holds.
+
+        Args:
+            directory: where the files will be.
+            source: what is written: its tensors and kinds of state.
+            record: what is said of it: the source's, of the precision and layout asked for.
+
+        Raises:
+            UserError: the format cannot express the model.
+        """
+
+    def kept_beside(self, source: Reader) -> dict[str, bytes]:
+        """By name, files of an imported model that are kept in a directory of their own."""
+        return imported_with(source)
+
+    def notes(self, source: Reader) -> Iterable[str]:
+        """What the user should know before ``source`` is written."""
+        return ()
+
+    @classmethod
+    def growth_note(cls, before: ModelConfig, after: ModelConfig) -> str:
+        """Whether it still holds a model that is grown, for people; empty: it holds any."""
+        return ""
