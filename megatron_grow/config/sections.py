@@ -89,6 +89,9 @@ class OptimizerSection:
     """adam, sgd, muon, muon_nsgd, or an import path (package.module:Class)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of an optimizer by import path: its own fields."""
+    multipliers: list[dict[str, Any]] = field(default_factory=list)
+    """Tensors that are updated otherwise: ``{tensors: PATTERNS, lr: 1, weight_decay: 1, eps: 1}``,
+    each a multiple of what it is for others; of all entries that a tensor is in, the product."""
     lr: Positive = 1e-3
     """Peak learning rate (of muon_nsgd's shared rate too)."""
     min_lr: NotNegative = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from math import gcd
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from megatron_grow.config.batch import BatchShape
 from megatron_grow.config.ending import StageRule, resolve_rule, step_of
@@ -16,6 +16,9 @@ from megatron_grow.config.recipes import expand
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.typed import typed
 from megatron_grow.state.axes import AXES, GROW_KEYS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 OperatorSpec = str | dict[str, Any]
 """A name, or ``{operator: NAME, ...its options}``."""
@@ -108,7 +111,7 @@ class Stage:
         return self.first_token + (step - self.first_step) * self.batch.tokens
 
 
-Section = TypeVar("Section", ModelConfig, ParallelConfig, BatchShape, GrowSection, StageSection)
+Section = TypeVar("Section", bound="DataclassInstance")
 
 
 def override(section: Section, values: Any, where: str) -> Section:

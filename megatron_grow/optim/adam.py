@@ -24,6 +24,11 @@ class Adam(Optimizer):
     adam_beta2: ShareBelowOne
     adam_eps: Positive
 
+    @property
+    def epsilon(self) -> float:
+        """Added to the root of the second moment."""
+        return self.adam_eps
+
     def build(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> torch.optim.Optimizer:
         """Transformer Engine's or Apex's, where megatron-core finds them, else torch's."""
         from megatron.core import optimizer

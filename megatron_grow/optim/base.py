@@ -41,6 +41,12 @@ class Optimizer(ABC):
         """The peak learning rate of tensors that are under this rule."""
         return self.lr
 
+    @property
+    def epsilon(self) -> float | None:
+        """What keeps its update finite where gradients vanish, the field ``eps`` of its groups;
+        None: it has none that may differ between groups."""
+        return None
+
     def rule(self, tensor: LogicalTensor) -> Optimizer:
         """Which rule ``tensor`` is under: this one, or another that it is left to."""
         return self

@@ -20,7 +20,6 @@ from megatron.core.optimizer import (
 
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.optim.groups import parameter_groups
-from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.optim.rules.fused_rows import row_pattern
 from megatron_grow.optim.state import init_state
 from megatron_grow.state.boxes import Box
@@ -61,7 +60,7 @@ def build_optimizer(
         param for chunk in model_chunks for param in chunk.parameters() if param.requires_grad
     ]
     wrappers = []
-    for rule, groups in parameter_groups(optimizer_of(section), tensors):
+    for rule, groups in parameter_groups(section, tensors):
         of_groups = [
             [param for param in params if shards[param][0].key in group.keys] for group in groups
         ]

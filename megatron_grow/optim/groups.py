@@ -8,6 +8,8 @@ from typing import Any
 
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.optim.base import Optimizer
+from megatron_grow.optim.multipliers import Multipliers, multipliers_of
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.tensors import LogicalTensor
 
 
@@ -39,13 +41,14 @@ class ParameterGroup:
 
 
 def parameter_groups(
-    optimizer: Optimizer, tensors: Mapping[str, LogicalTensor]
+    section: OptimizerSection, tensors: Mapping[str, LogicalTensor]
 ) -> list[tuple[Optimizer, list[ParameterGroup]]]:
-    """The rules that ``tensors`` are under, ``optimizer`` itself first, and the groups of each.
+    """The rules that ``tensors`` are under, the optimizer itself first, and the groups of each.
 
     Of a rule, they are the groups that megatron-core would make of the same overrides, in its
     order. They depend on the whole model alone: checkpoints need the same groups on every rank.
     """
+    optimizer, multipliers = optimizer_of(section), multipliers_of(section, tensors)
     rules: list[Optimizer] = [optimizer]
     groups: list[list[ParameterGroup]] = [[]]
     for tensor in tensors.values():
@@ -53,7 +56,8 @@ def parameter_groups(
         if rule not in rules:
             rules.append(rule)
             groups.append([])
-        of_rule, overrides = groups[rules.index(rule)], _overrides(tensor)
+        of_rule = groups[rules.index(rule)]
+        overrides = _overrides(tensor, multipliers(tensor), rule, section)
         group = next((group for group in of_rule if group.overrides == overrides), None)
         if group is None:
             of_rule.append(group := ParameterGroup(overrides))
@@ -63,6 +67,18 @@ def parameter_groups(
     return [(rule, of_rule) for rule, of_rule in zip(rules, groups, strict=True) if of_rule]
 
 
-def _overrides(tensor: LogicalTensor) -> dict[str, float]:
-    """Weight decay leaves out biases and norms."""
-    return {} if tensor.is_matrix else {"wd_mult": 0.0}
+def _overrides(
+    tensor: LogicalTensor, multipliers: Multipliers, rule: Optimizer, section: OptimizerSection
+) -> dict[str, float]:
+    """Weight decay leaves out biases and norms, whatever multiplies it."""
+    overrides = {}
+    if multipliers.lr != 1.0:
+        overrides["lr_mult"] = multipliers.lr
+        overrides["max_lr"] = multipliers.lr * rule.peak
+        overrides["min_lr"] = multipliers.lr * section.min_lr
+    decay = multipliers.weight_decay if tensor.is_matrix else 0.0
+    if decay != 1.0:
+        overrides["wd_mult"] = decay
+    if multipliers.eps != 1.0 and rule.epsilon is not None:
+        overrides["eps"] = multipliers.eps * rule.epsilon
+    return overrides

@@ -38,15 +38,17 @@ def optimizer_of(section: OptimizerSection) -> Optimizer:
     )
 
 
-def recorded_optimizer(config: Mapping[str, Any]) -> Optimizer:
-    """The optimizer of the run that a checkpoint records.
+def recorded_section(config: Mapping[str, Any]) -> OptimizerSection:
+    """What a checkpoint's record of its run says of the optimizer; defaults, where it does not."""
+    known = {field.name for field in fields(OptimizerSection)}
+    said = config.get("optimizer", {}).items()
+    return OptimizerSection(**{name: value for name, value in said if name in known})
 
-    Args:
-        config: the run file as it stands in the record; adam, where it does not say.
+
+def recorded_optimizer(config: Mapping[str, Any]) -> Optimizer:
+    """The optimizer of a checkpoint's record of its run.
 
     Raises:
         UserError: it is named by an import path that cannot be imported here.
     """
-    known = {field.name for field in fields(OptimizerSection)}
-    said = config.get("optimizer", {}).items()
-    return optimizer_of(OptimizerSection(**{name: v for name, v in said if name in known}))
+    return optimizer_of(recorded_section(config))

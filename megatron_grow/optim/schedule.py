@@ -50,7 +50,9 @@ class LearningRateSchedule:
         """The rate at global ``step`` as a share of its peak, for a ``min_lr`` of 0."""
         return self._at(step, max_lr=1.0, min_lr=0.0)
 
-    def lr(self, step: int, max_lr: float, stage: Stage | None = None) -> float:
+    def lr(
+        self, step: int, max_lr: float, stage: Stage | None = None, min_lr: float | None = None
+    ) -> float:
         """The rate of the update that is global ``step`` (1 is the first).
 
         Args:
@@ -58,8 +60,9 @@ class LearningRateSchedule:
             max_lr: the peak.
             stage: the stage that ``step`` lies in, for its factor and re-warm-up: in its k-th step,
                 ``k / rewarmup_iters`` of the rate, until that is all of it.
+            min_lr: where the decay ends, if not at the optimizer's.
         """
-        rate = self._at(step, max_lr, self._min_lr)
+        rate = self._at(step, max_lr, self._min_lr if min_lr is None else min_lr)
         if stage is None:
             return rate
         done = step - stage.first_step
@@ -67,9 +70,10 @@ class LearningRateSchedule:
         return rate * stage.lr_multiplier * rewarmup
 
     def apply(self, optimizer: MegatronOptimizer, step: int, stage: Stage | None = None) -> None:
-        """Write the rate of global ``step`` into every parameter group, each from its own peak."""
+        """Write the rate of global ``step`` into every parameter group, each from its own peak to
+        its own minimum."""
         for group in optimizer.param_groups:
-            group["lr"] = self.lr(step, group["max_lr"], stage)
+            group["lr"] = self.lr(step, group["max_lr"], stage, group["min_lr"])
 
     def _at(self, step: int, max_lr: float, min_lr: float) -> float:
         self._curve.num_steps = step

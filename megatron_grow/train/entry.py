@@ -12,7 +12,8 @@ from megatron_grow.config.errors import AgreedError, one_line
 from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.config.run import RunConfig, parse_run
 from megatron_grow.data.tokenizers.vocabulary import with_vocabulary
-from megatron_grow.optim.optimizers import optimizer_of
+from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.optim.multipliers import check_optimizer
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 from megatron_grow.parallel.failure import lost_a_rank, report, tell_agent
 from megatron_grow.parallel.launch import complete_environment
@@ -49,8 +50,8 @@ def main(argv: list[str] | None = None) -> ExitCode:
 def _read(argv: list[str] | None) -> RunConfig:
     config = parse_run(argv)
     config = replace(config, model=with_vocabulary(config.model, config.data))
-    config.resolve(int(os.environ.get("WORLD_SIZE", "1")))
-    optimizer_of(config.optimizer)
+    stages = config.resolve(int(os.environ.get("WORLD_SIZE", "1")))
+    check_optimizer(config.optimizer, [logical_tensors(stage.model) for stage in stages])
     return config
 
 

@@ -91,7 +91,7 @@ def test_a_stage_does_not_restart_the_rate_unless_it_asks() -> None:
 
 
 def test_apply_scales_each_group_from_its_own_peak() -> None:
-    optimizer = SimpleNamespace(param_groups=[{"max_lr": 0.5}, {"max_lr": 4.0}])
+    optimizer = SimpleNamespace(param_groups=[{"max_lr": m, "min_lr": 0.0} for m in (0.5, 4.0)])
     _schedule().apply(optimizer, 100, _stage(lr_multiplier=0.5))  # type: ignore[arg-type]
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 1.0]
 

@@ -7,7 +7,11 @@ from typing import Any
 
 from megatron_grow.checkpoint.archive import Archive
 from megatron_grow.checkpoint.pickles import StoredTensor
+from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.errors import UserError
+from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.optim.groups import parameter_groups
+from megatron_grow.optim.optimizers import optimizer_of, recorded_section
 
 SHARDING = "distrib_optim_sharding_type"
 """Where a checkpoint says how its distributed optimizer is sharded."""
@@ -54,32 +58,33 @@ def _parts(optimizer: dict[Any, Any]) -> Iterator[dict[str, Any]]:
             yield from _parts(value)
 
 
-def optimizer_state(
-    section: dict[str, Any], group: dict[str, Any], step: int, *, mixed: bool
-) -> dict[str, Any]:
-    """The common state of an optimizer that Megatron-LM has.
+def optimizer_groups(record: Record) -> list[dict[str, Any]]:
+    """The parameter groups as Megatron-LM stores them; none where it cannot go on from them.
+
+    It may not have the optimizer, or take one group for another: it tells groups apart by their
+    multipliers of rate and weight decay, not of epsilon.
+    """
+    section = recorded_section(record.config)
+    stored = optimizer_of(section).megatron_lm_group(record.optimizer_step)
+    if stored is None:
+        return []
+    groups = [
+        {**stored, **group.fields(rule, section)}
+        for rule, of_rule in parameter_groups(section, logical_tensors(record.model_config))
+        for group in of_rule
+    ]
+    known_by = {(group["wd_mult"], group["lr_mult"]) for group in groups}
+    return groups if len(known_by) == len(groups) else []
+
+
+def optimizer_state(groups: list[dict[str, Any]], step: int, *, mixed: bool) -> dict[str, Any]:
+    """The common state of an optimizer.
 
     Args:
-        section: ``optimizer`` of a run file.
-        group: what the optimizer stores with each parameter group.
-        step: updates that the moments have seen.
+        groups: as :func:`optimizer_groups` makes them.
+        step: updates done.
         mixed: for its distributed optimizer over fp32 main parameters; else for its plain fp32 one.
     """
-    groups = [
-        {
-            "wd_mult": wd_mult,
-            "lr_mult": 1.0,
-            "is_expert_parallel": False,
-            "is_decoupled_lr": False,
-            "default_config": True,
-            "max_lr": section["lr"],
-            "min_lr": section["min_lr"],
-            "lr": section["lr"],  # until the scheduler's first step
-            "weight_decay": section["weight_decay"] * wd_mult,
-            **group,
-        }
-        for wd_mult in (1.0, 0.0)  # matrices; biases and norms
-    ]
     state: dict[str, Any] = {"param_groups": groups}
     if mixed:
         return {"optimizer": state, "param_state_sharding_type": RESHARDABLE}

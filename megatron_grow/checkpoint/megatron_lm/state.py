@@ -9,12 +9,12 @@ from megatron_grow.checkpoint.megatron_lm.args import model_to_args, parallel_to
 from megatron_grow.checkpoint.megatron_lm.optimizer import (
     RESHARDABLE,
     SHARDING,
+    optimizer_groups,
     optimizer_state,
     scheduler_state,
 )
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.optim.optimizers import recorded_optimizer
 
 WRITER = "megatron_grow"
 """Marks the common state of a checkpoint that has a record."""
@@ -60,18 +60,14 @@ def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
 
     Args:
         record: where training stands.
-        with_optimizer: optimizer state is stored. Megatron-LM is told so only of optimizers that it
-            has.
+        with_optimizer: optimizer state is stored. Megatron-LM is told so where it can go on from
+            it.
     """
-    section = record.config.get("optimizer", {})
     # A schedule is made from the whole run file; not every writer of records has one.
-    known = record.config.keys() >= {"train", "schedule"} and "lr" in section
-    step, group = record.optimizer_step, None
-    if with_optimizer and known:
-        group = recorded_optimizer(record.config).megatron_lm_group(step)
+    known = record.config.keys() >= {"optimizer", "train", "schedule"}
+    groups = optimizer_groups(record) if with_optimizer and known else []
     parallel = ParallelConfig(**record.parallel)
-    has_it = group is not None
-    args = megatron_args(record, parallel, ckpt_format="torch_dist", with_optimizer=has_it)
+    args = megatron_args(record, parallel, ckpt_format="torch_dist", with_optimizer=bool(groups))
     # What it finds its state of fp32 main parameters by.
     args["use_distributed_optimizer"] = mixed = record.precision == "bf16"
     content: dict[str, Any] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
@@ -85,8 +81,8 @@ def common_state(record: Record, *, with_optimizer: bool) -> dict[str, Any]:
         "content_metadata": content,
         WRITER: True,
     }
-    if group is not None:
-        state["optimizer"] = optimizer_state(section, group, step, mixed=mixed)
+    if groups:
+        state["optimizer"] = optimizer_state(groups, record.optimizer_step, mixed=mixed)
         state["opt_param_scheduler"] = scheduler_state(args, record.step)
     return state
 
