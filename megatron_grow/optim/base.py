@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from megatron_grow.config.ranges import Positive
+from megatron_grow.config.ranges import Positive, check_fields
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:  # asked of their state alone, optimizers need not torch's
@@ -35,6 +35,9 @@ class Optimizer(ABC):
 
     lr: Positive
     """Peak learning rate."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def peak(self) -> float:

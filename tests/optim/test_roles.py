@@ -1,0 +1,53 @@
+"""What a tensor is to an optimizer, counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.optim.roles import fan_in, fan_out, role, roles
+from megatron_grow.optim.rules.fused_rows import row_pattern
+from megatron_grow.state.boxes import full
+from tests.optim.toy import gpt
+
+LAYER = "decoder.layers."
+UNTIED = logical_tensors(gpt(share_embeddings_and_output_weights=False))
+TIED = logical_tensors(gpt())
+EXPECTED = {
+    # Hidden 32; 4 heads of 8 in 2 groups; ffn 48, gated.
+    "embedding.word_embeddings.weight": ("embedding", 1, 32),
+    "embedding.position_embeddings.weight": ("embedding", 1, 32),
+    "output_layer.weight": ("head", 32, 1),
+    f"{LAYER}self_attention.linear_qkv.weight": ("matrix", 32, 4 * 8),
+    f"{LAYER}self_attention.linear_proj.weight": ("matrix", 4 * 8, 32),
+    f"{LAYER}mlp.linear_fc1.weight": ("matrix", 32, 48),
+    f"{LAYER}mlp.linear_fc2.weight": ("matrix", 48, 32),
+    f"{LAYER}self_attention.linear_qkv.bias": ("vector", 1, 4 * 8),
+    f"{LAYER}mlp.linear_fc1.layer_norm_weight": ("vector", 1, 32),
+    "decoder.final_layernorm.weight": ("vector", 1, 32),
+}
+
+
+@pytest.mark.parametrize("key", EXPECTED)
+def test_roles_and_fans(key: str) -> None:
+    tensor = UNTIED[key]
+    assert (role(tensor), fan_in(tensor), fan_out(tensor)) == EXPECTED[key]
+
+
+def test_a_tied_embedding_is_the_head_as_well() -> None:
+    words = "embedding.word_embeddings.weight"
+    assert roles(TIED[words], TIED.values()) == {"embedding", "head"}
+    assert roles(UNTIED[words], UNTIED.values()) == {"embedding"}
+    positions = TIED["embedding.position_embeddings.weight"]
+    assert roles(positions, TIED.values()) == {"embedding"}
+
+
+def test_rows_of_fused_projections() -> None:
+    """Of a whole tensor, and of the shards of two tensor-parallel ranks."""
+    qkv = TIED[f"{LAYER}self_attention.linear_qkv.weight"]
+    assert row_pattern(qkv, full(qkv.shape)) == (16, 8, 8)
+    assert row_pattern(qkv, ((0, 1), (1, 2), (0, 4), (0, 8), (0, 32))) == (16, 8, 8)
+    gate = TIED[f"{LAYER}mlp.linear_fc1.weight"]
+    assert row_pattern(gate, full(gate.shape)) == (48, 48)
+    assert row_pattern(gate, ((0, 1), (0, 2), (24, 48), (0, 32))) == (24, 24)
+    assert row_pattern(TIED[f"{LAYER}mlp.linear_fc2.weight"], ((0, 1), (0, 32), (0, 48))) is None
