@@ -7,7 +7,6 @@ from math import gcd
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from megatron_grow.config.batch import BatchShape
-from megatron_grow.config.ending import StageRule, resolve_rule, step_of
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
@@ -15,6 +14,7 @@ from megatron_grow.config.ranges import CountOrZero, NotNegative, Range, check_f
 from megatron_grow.config.recipes import expand
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.typed import typed
+from megatron_grow.config.until import StageRule, resolve_rule, step_of
 from megatron_grow.state.axes import AXES, GROW_KEYS
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class StageSection:
     until: Annotated[int | float | dict[str, Any], Range(above=0)] | None = None
     """Where the stage ends: a fraction of train_iters (a number with a point, at most 1.0) or an
     integer step; or ``{rule: NAME, ...its options, at_most: ...}``, a rule that may end it before
-    (:class:`~.ending.Ending`). Absent in the last stage."""
+    (:class:`~.until.UntilSection`). Absent in the last stage."""
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of ``model`` that differ from the target."""
     parallel: dict[str, Any] = field(default_factory=dict)

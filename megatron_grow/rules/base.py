@@ -30,8 +30,8 @@ class Rule(ABC):
     """Decides when a stage ends, by what has been observed in it.
 
     A rule's dataclass fields are its options in a run file, beside those of every rule
-    (:class:`~megatron_grow.config.ending.Ending`); its docstring says where it was published. It
-    decides by the history alone, so that a resumed run decides as one that was never stopped.
+    (:class:`~megatron_grow.config.until.UntilSection`); its docstring says where it was published.
+    It decides by the history alone, so that a resumed run decides as one that was never stopped.
     """
 
     def __post_init__(self) -> None:

@@ -12,10 +12,10 @@ import yaml
 
 from megatron_grow.checkpoint.record import StageEnd
 from megatron_grow.config.batch import BatchShape
-from megatron_grow.config.ending import StageRule
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
+from megatron_grow.config.until import StageRule
 from megatron_grow.methods.base import Context
 from megatron_grow.train.console import Console
 from megatron_grow.train.ending import StageEnding

@@ -16,7 +16,7 @@ Place = Annotated[int | float, Range(above=0)]
 
 
 @dataclass(frozen=True)
-class Ending:
+class UntilSection:
     """What ``until: {rule: NAME, ...}`` holds beside the options of the rule itself."""
 
     at_most: Place
@@ -90,27 +90,27 @@ def resolve_rule(
                 f"{where}.{name} is missing: a stage that ends by a rule names {needed}, as in "
                 "{rule: loss_slope, at_most: 0.8}"
             )
-    names = [field.name for field in fields(Ending)]
+    names = [field.name for field in fields(UntilSection)]
     written = {name: value for name, value in until.items() if name in names}
     try:
-        ending = Ending(**typed(Ending, written, where))
+        section = UntilSection(**typed(UntilSection, written, where))
     except UserError as error:
         raise UserError(f"{where}.{str(error).removeprefix(f'{where}.')}") from None
-    first_step, every = 0, ending.every or train.eval_interval
-    last_step = step_of(ending.at_most, train.train_iters, f"{where}.at_most")
-    if ending.at_least is not None:
-        first_step = step_of(ending.at_least, train.train_iters, f"{where}.at_least")
+    first_step, every = 0, section.every or train.eval_interval
+    last_step = step_of(section.at_most, train.train_iters, f"{where}.at_most")
+    if section.at_least is not None:
+        first_step = step_of(section.at_least, train.train_iters, f"{where}.at_least")
     if not first_step < last_step:
         raise UserError(
-            f"{where}.at_least={ending.at_least} is step {first_step}; it must lie before "
-            f"at_most={ending.at_most}, step {last_step}"
+            f"{where}.at_least={section.at_least} is step {first_step}; it must lie before "
+            f"at_most={section.at_most}, step {last_step}"
         )
     if (last_step - 1) // every * every < max(first_step, 1):
         raise UserError(
             f"{where}.every={every}: the rule is never asked; a multiple of it must lie between "
-            f"step {first_step} and at_most={ending.at_most}, step {last_step}"
+            f"step {first_step} and at_most={section.at_most}, step {last_step}"
         )
-    validation = ending.losses == "validation"
+    validation = section.losses == "validation"
     if validation and not train.eval_iters:
         raise UserError(
             f"{where}.losses=validation needs evaluations; train.eval_iters=0 makes none"
