@@ -51,6 +51,7 @@ class LiveStage:
         self.updates = 0
         """Updates that the moments have seen; the same on every rank."""
         self._seed = config.run.seed
+        self._shards: list[Shard] | None = None
         process_groups.set_up(stage.parallel, config.run.seed)
         replicas = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
         sharded = (
@@ -87,7 +88,9 @@ class LiveStage:
 
     def shards(self) -> list[Shard]:
         """What this rank updates; writing to it changes the live state."""
-        return live_shards(self.chunks, self.optimizer, self.tensors)
+        if self._shards is None:
+            self._shards = live_shards(self.chunks, self.optimizer, self.tensors)
+        return self._shards
 
     def write_back(self) -> None:
         """Make the model's weights those of the main parameters."""
@@ -174,6 +177,7 @@ class LiveStage:
 
     def release(self) -> None:
         """Let go of model, gradients and groups; pieces that were taken keep their memory."""
+        self._shards = None
         _cut_cycles(self.chunks)
         self.chunks.clear()
         del self.optimizer

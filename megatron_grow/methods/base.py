@@ -28,7 +28,7 @@ class Context:
     """Of the run."""
     live: LiveStage
     plan: Plan
-    """How the stage began: what of it is new."""
+    """How the stage began: what of it is new. It need not know the source's weights."""
     step: int
     """Global steps done; within a step, its number (the first is 1)."""
     methods: Mapping[str, TrainingMethod] = field(default_factory=dict)
@@ -123,7 +123,10 @@ class TrainingMethod:
         """``ctx.step`` begins."""
 
     def after_backward(self, ctx: Context) -> None:
-        """The gradients are ready, in ``LiveStage.shards``; a rank has those of its shards."""
+        """Gradients are ready: ``Shard.main.grad`` of :meth:`.LiveStage.shards`, to be changed.
+
+        What has none, or is given None, takes no part in norm and update.
+        """
 
     def sees(self, ctx: Context) -> bool:
         """Whether this rank alone has seen what all must know; one reduction for all methods."""

@@ -49,16 +49,5 @@ def set_step(optimizer: MegatronOptimizer, step: int) -> None:
                     inner.state[param]["step"] = _step_tensor(step, param)
 
 
-def get_step(optimizer: MegatronOptimizer) -> int | None:
-    """Updates that have been done; None where no parameter of this rank is under a rule that
-    counts them."""
-    for inner in inner_optimizers(optimizer):
-        for group in inner.param_groups:
-            for param in group["params"]:
-                if "step" in group or "step" in inner.state[param]:
-                    return int(group.get("step", inner.state[param].get("step")))
-    return None
-
-
 def _step_tensor(step: int, param: torch.Tensor) -> torch.Tensor:
     return torch.tensor(float(step), device=param.device)  # the fused kernel wants it on the device

@@ -19,7 +19,7 @@ from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import growth
 from megatron_grow.live.stage import LiveStage, filled
 from megatron_grow.model.architectures import architecture_of, logical_tensors
-from megatron_grow.optim.state import get_step
+from megatron_grow.optim.state import inner_optimizers
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import slices
 from megatron_grow.state.tensors import LogicalTensor
@@ -105,7 +105,12 @@ def loads(world_size: int, root: Path) -> Side:
         if size == world_size:
             live = resume(root / name / f"iter_{STEP:07d}", still_run(parallel, **more), world_size)
             held[name] = held_by(live)
-            assert get_step(live.optimizer) in (UPDATES, None)
+            states = [
+                state
+                for inner in inner_optimizers(live.optimizer)
+                for state in inner.state.values()
+            ]
+            assert {float(state["step"]) for state in states if "step" in state} <= {UPDATES}
             live.release()
     return held
 

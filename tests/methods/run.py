@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from tests.distributed import run_ranks
 from tests.state.snapshot import assemble, snapshot
 from tests.toy import MODEL, begin, grow, layout, loop_over, micro_batches, run_config
 
+EXTEND = str(Path(__file__).parents[2] / "examples" / "extend")
 STEPS_BEFORE, STEPS = 3, 4
 LR, WEIGHT_DECAY, BETA1, BETA2, EPS = 1e-2, 0.1, 0.9, 0.95, 1e-8
 ONE = (1, layout())
@@ -69,6 +72,7 @@ class Run:
 
 def train(config: RunConfig) -> Run:
     """On a rank: train the first stage, grow, and watch the second."""
+    sys.path.insert(0, EXTEND)
     world_size, run = dist.get_world_size(), Run()
     live = begin(config, world_size)
     for _ in loop_over(live, config).steps(micro_batches(config, 0)):

@@ -1,0 +1,92 @@
+"""A run that stops amid its methods goes on as if it had not, on any layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from megatron_grow.checkpoint.records import read_record
+
+from tests.train.command import launch, losses, rows
+
+SKIP = "tests.methods.skip_spikes:SkipSpikes"
+
+
+def stages(**parallel: int) -> list[str]:
+    """The second stage, of steps 11 to 20, fades new layers in and warms up their rate."""
+    second: dict[str, Any] = {
+        "grow": {"depth": "random", "mask_iters": 7},
+        "parallel": parallel,
+        "methods": [
+            {"name": SKIP, "share": 0.1},
+            {"name": "frozen", "tensors": ["embedding.position_embeddings.weight"]},
+            {"name": "warm_up_new", "iters": 8},
+        ],
+    }
+    return ["--stages", json.dumps([{"until": 10, "model": {"num_layers": 1}}, second])]
+
+
+TENSOR = stages(tensor_model_parallel_size=2)
+
+
+@pytest.fixture(scope="module")
+def whole(workplace: Path) -> dict[int, float]:
+    code, _, errors = launch(workplace, "whole", *TENSOR)
+    assert code == 0, errors
+    return updates(workplace, "whole")
+
+
+def updates(workplace: Path, name: str) -> dict[int, float]:
+    """Losses of the steps that made one; those of others are in no row."""
+    return {step: loss for step, loss in losses(workplace, name).items() if loss is not None}
+
+
+def rest(whole: dict[int, float]) -> dict[int, float]:
+    found = {step: loss for step, loss in whole.items() if step > 15}
+    assert 1 < len(found) < 5, "some steps make no update, others do"
+    return found
+
+
+def resumed(workplace: Path, name: str, options: list[str]) -> dict[int, float]:
+    saved = workplace / "whole" / "checkpoints" / "iter_0000015"
+    code, _, errors = launch(workplace, name, *options, "--checkpoint.load", str(saved))
+    assert code == 0, errors
+    return updates(workplace, name)
+
+
+def states(workplace: Path, name: str, step: int) -> dict[str, Any]:
+    return read_record(workplace / name / "checkpoints" / f"iter_{step:07d}").methods
+
+
+def test_resume_is_exact(workplace: Path, whole: dict[int, float]) -> None:
+    """Masks, the rate of what is new, and the moving average of the losses."""
+    assert resumed(workplace, "again", TENSOR) == rest(whole)
+    known, after = states(workplace, "whole", 15), states(workplace, "whole", 20)
+    assert known.keys() == {"methods[0]"}, "only a method with a memory is in the record"
+    before, skipped = (state["methods[0]"]["skipped"] for state in (known, after))
+    assert before and skipped[: len(before)] == before and skipped[-1] > 15
+    assert states(workplace, "again", 20) == after
+    assert read_record(workplace / "whole/checkpoints/iter_0000020").optimizer_step == 20 - len(
+        skipped
+    )
+    assert all("loss" in row for row in rows(workplace, "whole") if "lr" in row)
+
+
+def test_another_layout_goes_on_alike(workplace: Path, whole: dict[int, float]) -> None:
+    found = resumed(workplace, "pipeline", stages(pipeline_model_parallel_size=2))
+    assert found == pytest.approx(rest(whole), rel=1e-4)
+
+
+def test_what_is_new_trains_otherwise_without_them(
+    workplace: Path, whole: dict[int, float]
+) -> None:
+    section = json.loads(TENSOR[1])
+    section[1]["methods"] = []
+    code, _, errors = launch(workplace, "plain", "--stages", json.dumps(section))
+    assert code == 0, errors
+    plain = updates(workplace, "plain")
+    assert len(plain) == 20 > len(whole)
+    same = [step for step, loss in whole.items() if loss == plain[step]]
+    assert same == list(range(1, 12)), "the first step after the growth has seen no update"
