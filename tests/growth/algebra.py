@@ -37,7 +37,15 @@ LLAMA = replace(
     add_bias_linear=False,
 )
 TIED_LLAMA = replace(LLAMA, share_embeddings_and_output_weights=True, add_qkv_bias=True)
-MODELS = {"GPT-2": GPT2, "untied": UNTIED, "LLaMA": LLAMA, "tied LLaMA": TIED_LLAMA}
+MODELS = {
+    "GPT-2": GPT2,
+    "untied": UNTIED,
+    "LLaMA": LLAMA,
+    "tied LLaMA": TIED_LLAMA,
+    # By import path, from examples/extend.
+    "post-norms": replace(TIED_LLAMA, architecture="extend.post_norms:PostNorms"),
+    "second MLP": replace(GPT2, architecture="extend.second_mlp:SecondMLP"),
+}
 
 Weights = dict[str, torch.Tensor]
 

@@ -25,10 +25,13 @@ def losses(
             for key, value in weights.items()
             if key.startswith("decoder.layers.")
         }
-        x = x + _attention(
-            model, mine, _norm(model, mine, "self_attention.linear_qkv.layer_norm", x)
-        )
-        x = x + _feed_forward(model, mine, _norm(model, mine, "mlp.linear_fc1.layer_norm", x))
+        normed = _norm(model, mine, "self_attention.linear_qkv.layer_norm", x)
+        x = x + _after(model, mine, "self_attn_bda.norm", _attention(model, mine, normed))
+        normed = _norm(model, mine, "mlp.linear_fc1.layer_norm", x)
+        x = x + _after(model, mine, "mlp_bda.norm", _feed_forward(model, mine, "mlp", normed))
+        if "second_norm.weight" in mine:
+            normed = _norm(model, mine, "second_norm", x)
+            x = x + _feed_forward(model, mine, "second_mlp", normed)
     x = _norm(model, weights, "decoder.final_layernorm", x)
     head = (
         embedding if model.share_embeddings_and_output_weights else weights["output_layer.weight"]
@@ -51,6 +54,11 @@ def _norm(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> t
     centred = x - x.mean(-1, keepdim=True)
     variance = centred.square().mean(-1, keepdim=True)
     return centred * (variance + epsilon).rsqrt() * scale + weights[f"{name}{join}bias"]
+
+
+def _after(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+    """A norm on what a branch gives, where there is one."""
+    return _norm(model, weights, name, x) if f"{name}.weight" in weights else x
 
 
 def _attention(model: ModelConfig, weights: Weights, x: torch.Tensor) -> torch.Tensor:
@@ -91,8 +99,8 @@ def _rotate(model: ModelConfig, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([turned, still], dim=-1)
 
 
-def _feed_forward(model: ModelConfig, weights: Weights, x: torch.Tensor) -> torch.Tensor:
-    x = _linear(weights, "mlp.linear_fc1", x)
+def _feed_forward(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+    x = _linear(weights, f"{name}.linear_fc1", x)
     if model.activation == "swiglu":
         gate, up = x.chunk(2, dim=-1)
         x = functional.silu(gate) * up
@@ -102,4 +110,4 @@ def _feed_forward(model: ModelConfig, weights: Weights, x: torch.Tensor) -> torc
         x = x / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
     else:
         x = functional.gelu(x)
-    return _linear(weights, "mlp.linear_fc2", x)
+    return _linear(weights, f"{name}.linear_fc2", x)

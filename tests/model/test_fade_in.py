@@ -40,7 +40,13 @@ LLAMA = replace(
     add_bias_linear=False,
     share_embeddings_and_output_weights=False,
 )
-MODELS = {"GPT-2": GPT2, "LLaMA": LLAMA}
+BUILTIN = {"GPT-2": GPT2, "LLaMA": LLAMA}
+# By import path, from examples/extend: they say themselves where units are masked.
+OWN = {
+    "post-norms": replace(LLAMA, architecture="extend.post_norms:PostNorms"),
+    "second MLP": replace(GPT2, architecture="extend.second_mlp:SecondMLP"),
+}
+MODELS = BUILTIN | OWN
 TP2_PP2 = layout(tp=2, pp=2, sequence_parallel=True)
 VPP2 = layout(pp=2, virtual_pipeline_model_parallel_size=2)
 LAYOUTS = {
@@ -86,7 +92,7 @@ def fade(name: str, where: str) -> Found:
     return found
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=BUILTIN)
 def found(request: pytest.FixtureRequest) -> dict[str, dict[str, np.ndarray]]:
     sides: dict[str, dict[str, np.ndarray]] = {}
     for where, (world_size, *_) in LAYOUTS.items():
@@ -95,11 +101,7 @@ def found(request: pytest.FixtureRequest) -> dict[str, dict[str, np.ndarray]]:
     return sides
 
 
-@pytest.mark.parametrize("where", LAYOUTS)
-def test_begins_with_the_old_function_and_ends_as_a_plain_model(
-    where: str, found: dict[str, dict[str, np.ndarray]]
-) -> None:
-    seen = found[where]
+def check(seen: dict[str, np.ndarray]) -> None:
     close = {"rel": 1e-5, "abs": 1e-6}
     assert seen["0.0"] == pytest.approx(seen["before"], **close)
     assert seen["1.0"] == pytest.approx(seen["plain"], **close)
@@ -107,6 +109,19 @@ def test_begins_with_the_old_function_and_ends_as_a_plain_model(
     for other in ("before", "plain"):
         assert np.abs(seen["0.3"] - seen[other]).max() > 1e-3
     assert np.abs(seen["plain"] - seen["before"]).max() > 1e-2
+
+
+@pytest.mark.parametrize("where", LAYOUTS)
+def test_begins_with_the_old_function_and_ends_as_a_plain_model(
+    where: str, found: dict[str, dict[str, np.ndarray]]
+) -> None:
+    check(found[where])
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_architectures_of_ones_own_say_where_units_are_masked(name: str) -> None:
+    (seen,) = run_ranks(1, fade, name, "one rank")
+    check(seen)
 
 
 def test_masks_do_not_depend_on_the_layout(found: dict[str, dict[str, np.ndarray]]) -> None:

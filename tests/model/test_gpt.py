@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -43,6 +44,11 @@ MODELS = {
     ),
     "squared ReLU": replace(GPT2, activation="squared_relu"),
     "approximate GELU": replace(GPT2, activation="gelu_tanh"),
+    # By import path, from examples/extend.
+    "post-norms": replace(
+        GPT2, normalization="RMSNorm", architecture="extend.post_norms:PostNorms"
+    ),
+    "second MLP": replace(LLAMA, architecture="extend.second_mlp:SecondMLP"),
 }
 TP2 = (2, layout(tp=2))
 SP2 = (2, layout(tp=2, sequence_parallel=True))
@@ -99,10 +105,18 @@ def test_architectures(name: str) -> None:
     _check(_run(MODELS[name], layout()), 1, loss_error=1e-6, gradient_error=1e-5)
 
 
-@pytest.mark.parametrize("model", ["GPT-2", "Qwen"])
-@pytest.mark.parametrize("where", [TP2, SP2, PP2, VPP2], ids=["TP2", "TP2 SP", "PP2", "PP2 VPP2"])
-def test_layouts(model: str, where: tuple[int, dict]) -> None:
-    world_size, parallel = where
+LAYOUTS = {"TP2": TP2, "TP2 SP": SP2, "PP2": PP2, "PP2 VPP2": VPP2}
+
+
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [
+        *product(["GPT-2", "Qwen"], LAYOUTS),
+        *product(["post-norms", "second MLP"], ["TP2 SP", "PP2 VPP2"]),
+    ],
+)
+def test_layouts(model: str, where: str) -> None:
+    world_size, parallel = LAYOUTS[where]
     _check(_run(MODELS[model], parallel), world_size, loss_error=1e-6, gradient_error=1e-5)
 
 

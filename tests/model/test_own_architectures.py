@@ -1,0 +1,146 @@
+"""Architectures of one's own, by import path: those of examples/extend, and their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from megatron_grow.checkpoint.huggingface.config import choose_family, export_note
+from megatron_grow.config.errors import UserError
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.ranges import Count
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.cost.flops import model_flops_per_token
+from megatron_grow.cost.parameters import count_parameters
+from megatron_grow.growth.plan import growth
+from megatron_grow.model.architectures import architecture_of
+from megatron_grow.model.gpt.architecture import GPT
+from tests.checkpoint.live import resume, train_to, write
+from tests.distributed import run_ranks
+from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train_stage
+
+POST_NORMS = replace(MODEL, normalization="RMSNorm", architecture="extend.post_norms:PostNorms")
+SECOND_MLP = replace(MODEL, activation="swiglu", architecture="extend.second_mlp:SecondMLP")
+MODELS = {"post-norms": POST_NORMS, "second MLP": SECOND_MLP}
+SMALL = {"num_layers": 2, "hidden_size": 16, "kv_channels": 8}
+GROWN, SAVED, LAST = 2, 4, 6
+"""Steps of the growth, of the checkpoint, and of the end."""
+
+
+def run(model: ModelConfig, world_size: int) -> RunConfig:
+    where = layout(tp=2, pp=2, sequence_parallel=True) if world_size == 4 else layout()
+    return run_config(
+        StageSection(until=GROWN, model=SMALL, parallel=where),
+        StageSection(parallel=where, grow=GrowSection(depth="copying_zero", width="hypercloning")),
+        model=replace(model, kv_channels=8),
+        train_iters=LAST,
+        global_batch_size=4,
+    )
+
+
+def train_and_save(world_size: int, root: Path) -> dict[str, list[float]]:
+    """On a rank: the losses of all steps, with a growth and a checkpoint between them."""
+    found = {}
+    for name, model in MODELS.items():
+        config, trace = run(model, world_size), Trace()
+        live = begin(config, world_size)
+        train_stage(live, config, trace)
+        live = grow(live, config, world_size)
+        trace.losses += train_to(live, config, GROWN, SAVED)
+        write(live, config, root / name, SAVED)
+        trace.losses += train_to(live, config, SAVED, LAST)
+        live.release()
+        found[name] = trace.losses
+    return found
+
+
+def resume_and_train(world_size: int, root: Path) -> dict[str, list[float]]:
+    """On a rank: the losses of the steps after the checkpoint."""
+    found = {}
+    for name, model in MODELS.items():
+        config = run(model, world_size)
+        live = resume(root / name / f"iter_{SAVED:07d}", config, world_size)
+        found[name] = train_to(live, config, SAVED, LAST)
+        live.release()
+    return found
+
+
+def test_they_train_grow_and_are_saved_alike_on_any_layout(tmp_path: Path) -> None:
+    (alone,) = run_ranks(1, train_and_save, 1, tmp_path / "alone")
+    together = run_ranks(4, train_and_save, 4, tmp_path / "together")
+    (resumed,) = run_ranks(1, resume_and_train, 1, tmp_path / "together")
+    for name, losses in alone.items():
+        assert len(losses) == LAST
+        # The growth keeps the function: what follows goes on learning from where it was.
+        assert losses[GROWN] < losses[0]
+        for rank in together:
+            assert rank[name] == pytest.approx(losses, rel=2e-5)
+        assert resumed[name] == pytest.approx(losses[SAVED:], rel=2e-5)
+    assert alone["post-norms"] != alone["second MLP"]
+
+
+def test_what_they_cost() -> None:
+    """Two gains for each layer; the second MLP's two matrices, three where gated, and its norm."""
+    plain = replace(POST_NORMS, architecture="gpt")
+    assert count_parameters(POST_NORMS) - count_parameters(plain) == 4 * 2 * 32
+    assert model_flops_per_token(POST_NORMS, 16) == model_flops_per_token(plain, 16)
+    plain, matrices = replace(SECOND_MLP, architecture="gpt"), 4 * 3 * 32 * 64
+    biases = 4 * (2 * 64 + 32)
+    more = count_parameters(SECOND_MLP) - count_parameters(plain)
+    assert more == matrices + biases + 4 * 2 * 32
+    flops = model_flops_per_token(SECOND_MLP, 16) - model_flops_per_token(plain, 16)
+    assert flops == 6 * matrices
+
+
+def test_they_are_no_model_of_hugging_face() -> None:
+    """They inherit a GPT's families, none of which has a place for what they add."""
+    plain = replace(SECOND_MLP, architecture="gpt", num_query_groups=None, activation="gelu")
+    assert choose_family(plain, None, {}).model_type == "gpt2"
+    with pytest.raises(UserError, match=r"gpt2: model\.architecture=extend\.post_norms:PostNorms;"):
+        choose_family(POST_NORMS, None, {})
+    assert export_note(SECOND_MLP, SECOND_MLP) == "cannot be exported to Hugging Face"
+
+
+@dataclass(frozen=True)
+class WithOptions(GPT):
+    """One that can be told something."""
+
+    changing: ClassVar[frozenset[str]] = frozenset({"second"})
+
+    first: Count = 1
+    second: float = 0.5
+
+
+def told(**options: object) -> ModelConfig:
+    return replace(MODEL, architecture=f"{__name__}:WithOptions", options=options)
+
+
+def test_options_are_checked_and_have_defaults() -> None:
+    made = architecture_of(told(second=2))
+    assert (type(made).__name__, made.first, made.second) == ("WithOptions", 1, 2.0)  # type: ignore[attr-defined]
+    for options, message in (
+        ({"third": 1}, "model.options.third is not an option of .*; known are first, second"),
+        ({"first": 0}, "model.options.first=0 must be at least 1"),
+        ({"second": "much"}, "model.options.second=much must be float"),
+    ):
+        with pytest.raises(UserError, match=message):
+            architecture_of(told(**options))
+    with pytest.raises(UserError, match=r"first is not an option of gpt; known are none"):
+        architecture_of(replace(MODEL, options={"first": 1}))
+
+
+def test_a_growth_changes_those_options_alone_that_the_architecture_lists() -> None:
+    def planned(**options: object) -> str:
+        source, target = replace(told(), num_layers=2), told(**options)
+        section = GrowSection(depth="random")
+        return growth(source, target, section, target_depth=4, seed=1, where="here").summary
+
+    assert planned(second=0.75) == planned() == "2 -> 4 layers by random"
+    with pytest.raises(
+        UserError, match=r"^here: model\.options\.first=2 differs from the 1 before"
+    ):
+        planned(first=2)
