@@ -28,7 +28,7 @@ class LionRule(torch.optim.Optimizer):
     """The same, as torch has optimizers."""
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for param in group["params"]:
