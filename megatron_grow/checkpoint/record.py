@@ -44,13 +44,13 @@ class GrowthEvent:
 
 @dataclass
 class StageEnd:
-    """The end of a stage that a rule might end."""
+    """The end of a stage that a rule or a method might end."""
 
     stage: int
     step: int
     """Global step after which it ends."""
     reason: str
-    """What the rule found; ``at_most`` where it found nothing until then."""
+    """What the rule found, or the method; ``at_most`` where nothing was found until then."""
 
 
 @dataclass
@@ -73,7 +73,8 @@ class Record:
     """The whole run file, resolved."""
     growths: list[GrowthEvent] = field(default_factory=list)
     stage_ends: list[StageEnd] = field(default_factory=list)
-    """Those that are known, of stages with a rule; the last may be a few steps ahead."""
+    """Those that are known, of stages that might end before ``at_most``; the last may be a few
+    steps ahead."""
     parallel: dict[str, Any] = field(default_factory=dict)
     """The layout that it was written under, or for; any other reads it as well."""
     skipped_iters: int = 0

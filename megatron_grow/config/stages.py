@@ -61,7 +61,8 @@ class StageSection:
     until: Annotated[int | float | dict[str, Any], Range(above=0)] | None = None
     """Where the stage ends: a fraction of train_iters (a number with a point, at most 1.0) or an
     integer step; or ``{rule: NAME, ...its options, at_most: ...}``, a rule that may end it before
-    (:class:`~.until.UntilSection`). Absent in the last stage."""
+    (:class:`~.until.UntilSection`), as may a method where there is no rule. Absent in the last
+    stage."""
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of ``model`` that differ from the target."""
     parallel: dict[str, Any] = field(default_factory=dict)
@@ -239,6 +240,11 @@ def _end(
         return train_iters, None
     if isinstance(until, dict):
         last_step, rule = resolve_rule(until, train, where)
+        if not rule.spec and not section.methods:
+            raise UserError(
+                f"{where}.rule is missing, and no method of the stage could end it before at_most: "
+                "name a rule, as in {rule: loss_slope, at_most: 0.8}"
+            )
     else:
         last_step, rule = step_of(until, train_iters, where), None
     if last and (rule or last_step != train_iters):

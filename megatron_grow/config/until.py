@@ -1,4 +1,4 @@
-"""Where a stage ends: at a step, or by a rule between two steps."""
+"""Where a stage ends: at a step, or by a rule or a method before one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ Place = Annotated[int | float, Range(above=0)]
 
 @dataclass(frozen=True)
 class UntilSection:
-    """What ``until: {rule: NAME, ...}`` holds beside the options of the rule itself."""
+    """What ``until: {rule: NAME, ...}`` holds beside the options of the rule itself.
+
+    Without a rule it is for the stage's methods to end it.
+    """
 
     at_most: Place
-    """Where the stage ends if the rule has not ended it."""
+    """Where the stage ends if nothing has ended it."""
     at_least: Place | None = None
     """The rule is not asked before; absent: it is asked from the start of the stage on."""
     every: Count | None = None
@@ -38,7 +41,8 @@ class StageRule:
     """How a rule may end a stage, with all that it resolves to."""
 
     spec: dict[str, Any]
-    """As :meth:`.registry.Registry.make` takes it: ``{rule: NAME, ...its options}``."""
+    """As :meth:`.registry.Registry.make` takes it: ``{rule: NAME, ...its options}``; empty without
+    a rule."""
     every: int
     """Steps between the losses that it sees."""
     first_step: int = 0
@@ -48,8 +52,8 @@ class StageRule:
 
     @property
     def name(self) -> str:
-        """As the run file has it."""
-        return str(self.spec["rule"])
+        """What may end the stage, as the run file has it."""
+        return str(self.spec.get("rule", "a method"))
 
 
 def step_of(place: int | float | None, train_iters: int, where: str) -> int:
@@ -84,20 +88,24 @@ def resolve_rule(
     Raises:
         UserError: a field that is missing, of another type, or out of its range or order.
     """
-    for name, needed in {"rule": "a rule's name", "at_most": "the latest step"}.items():
-        if until.get(name) is None:
-            raise UserError(
-                f"{where}.{name} is missing: a stage that ends by a rule names {needed}, as in "
-                "{rule: loss_slope, at_most: 0.8}"
-            )
+    example = "as in {rule: loss_slope, at_most: 0.8}"
+    if until.get("at_most") is None:
+        raise UserError(
+            f"{where}.at_most is missing: where the stage ends at the latest, {example}"
+        )
+    options = ", ".join(name for name in until if name not in ("rule", "at_most"))
+    if until.get("rule") is None and options:
+        raise UserError(f"{where}.rule is missing, for which {options} would be, {example}")
     names = [field.name for field in fields(UntilSection)]
     written = {name: value for name, value in until.items() if name in names}
     try:
         section = UntilSection(**typed(UntilSection, written, where))
     except UserError as error:
         raise UserError(f"{where}.{str(error).removeprefix(f'{where}.')}") from None
-    first_step, every = 0, section.every or train.eval_interval
     last_step = step_of(section.at_most, train.train_iters, f"{where}.at_most")
+    if until.get("rule") is None:
+        return last_step, StageRule({}, train.eval_interval)
+    first_step, every = 0, section.every or train.eval_interval
     if section.at_least is not None:
         first_step = step_of(section.at_least, train.train_iters, f"{where}.at_least")
     if not first_step < last_step:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
@@ -45,8 +46,11 @@ class Context:
     """Whether the run saves and stops after this step."""
     began: float = 0.0
     """When this step began, in seconds of ``time.perf_counter``."""
+    last_step: int | None = None
+    """After which the stage ends; None: not decided, at the latest after ``stage.last_step``."""
+    end_reason: str | None = None
+    """Why a method would have the stage end."""
     _skips: bool = False
-    _ends: bool = False
 
     @property
     def stage(self) -> Stage:
@@ -56,7 +60,7 @@ class Context:
     @property
     def ends(self) -> bool:
         """Whether the stage ends after this step."""
-        return self._ends or self.step >= self.stage.last_step
+        return self.step >= (self.last_step or self.stage.last_step)
 
     @property
     def skips(self) -> bool:
@@ -72,12 +76,22 @@ class Context:
         """Leave the state as it is in this step; for ``before_update``."""
         self._skips = True
 
-    def end_stage(self) -> None:
-        """End the stage after this step; the run goes on with the next stage.
+    def end_stage(self, reason: str) -> None:
+        """Have the stage end as soon as the data allow; the run goes on with the next stage.
 
-        For the rule of its ``until``: without one, nothing else expects another end.
+        Args:
+            reason: in a few words, for the record.
+
+        Raises:
+            UserError: the stage's ``until`` is a step, not a mapping with ``at_most``.
         """
-        self._ends = True
+        written = self.run.stages[self.stage.index].until if self.run.stages else None
+        if not isinstance(written, dict):
+            raise UserError(
+                f"stages[{self.stage.index}].until={written}: a method would end the stage "
+                f"({reason}); that needs a bound instead, as in {{at_most: 0.8}}"
+            )
+        self.end_reason = reason
 
     def stop(self) -> None:
         """Save and stop the run after this step; it can be gone on with from there."""

@@ -1,4 +1,4 @@
-"""The rule that may end a stage: when it is asked, and what is recorded of its answer."""
+"""What may end a stage: when its rule is asked, and what is recorded of the answer."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ from megatron_grow.train.evaluation import Evaluation
 from megatron_grow.train.output import Output, progress
 
 
-def rule_of(stage: Stage) -> Rule:
-    """The rule that may end ``stage``, which has one.
+def rule_of(stage: Stage) -> Rule | None:
+    """The rule that may end ``stage``, if it has one.
 
     Raises:
         UserError: an unknown name, or options that it cannot have.
     """
-    assert stage.rule is not None
+    if stage.rule is None or not stage.rule.spec:
+        return None
     return RULES.make(stage.rule.spec, f"stages[{stage.index}].until")
 
 
 class StageEnding(TrainingMethod):
-    """Shows the rule of a stage its losses, and ends the stage as soon as rule and data allow."""
+    """Ends a stage where its rule says so, to which it shows the losses, or a method has asked.
+
+    It follows the methods of the stage.
+    """
 
     def __init__(
         self, stage: Stage, ends: list[StageEnd], output: Output, evaluation: Evaluation
@@ -41,45 +45,34 @@ class StageEnding(TrainingMethod):
         # Of the steps since the last observation; summed step by step, so that a stop between two
         # observations changes no bit.
         self._loss, self._updates = 0.0, 0
-        self._last_step: int | None = None
 
     def on_stage_start(self, ctx: Context) -> None:
         """Ask the rule where the run was stopped before it could be asked."""
-        self._end_if_due(ctx)
+        self._decide(ctx)
 
     def after_step(self, ctx: Context) -> None:
-        """Ask the rule if it is due; end the stage where that was decided."""
-        if ctx.updated:
+        """Ask the rule if it is due; decide where the stage ends, once."""
+        if self._rule is not None and ctx.updated:
             self._loss += ctx.mean_loss()
             self._updates += 1
-        self._end_if_due(ctx)
-
-    def _end_if_due(self, ctx: Context) -> None:
-        if self._last_step is None:
+        if ctx.last_step is None:
             self._decide(ctx)
-        if ctx.step == self._last_step:
-            ctx.end_stage()
 
     def _decide(self, ctx: Context) -> None:
-        stage, reason = ctx.stage, self._ask(ctx)
+        stage, reason = ctx.stage, self._ask(ctx) or ctx.end_reason
         if reason is None and ctx.step == stage.last_step and not ctx.stopping:
             reason = "at_most"
         if reason is None:
             return
-        self._last_step = next_end(ctx.stages, stage.index, ctx.step)
-        self._ends.append(StageEnd(stage.index, self._last_step, reason))
-        row = {
-            "event": "stage_end",
-            **progress(ctx),
-            "last_step": self._last_step,
-            "reason": reason,
-        }
+        last_step = ctx.last_step = next_end(ctx.stages, stage.index, ctx.step)
+        self._ends.append(StageEnd(stage.index, last_step, reason))
+        row = {"event": "stage_end", **progress(ctx), "last_step": last_step, "reason": reason}
         self._output.console.stage_end(row)
         self._output.write(row)
 
     def _ask(self, ctx: Context) -> str | None:
         """What the rule finds after this step; None: nothing, or it is not asked now."""
-        if ctx.step % self._when.every or not self._updates:
+        if self._rule is None or ctx.step % self._when.every or not self._updates:
             return None
         mean = self._loss / self._updates
         loss = self._evaluation.report(ctx) if self._when.validation else mean

@@ -97,8 +97,7 @@ def check(config: RunConfig) -> Checked:
     check_wandb(config.logging.wandb_project)
     data = architecture_of(config.model).check_data(config, stages)
     for stage in stages:
-        if stage.rule:
-            rule_of(stage)
+        rule_of(stage)
     methods = [
         methods_of(stage, config, plan) for stage, plan in zip(stages[1:], growths, strict=True)
     ]

@@ -57,14 +57,14 @@ class NotFiniteRow(Progress):
 
 
 class StageEndRow(Progress):
-    """Where a stage ends that a rule might end, as soon as it is known."""
+    """Where a stage ends that a rule or a method might end, as soon as it is known."""
 
     event: str
     """``stage_end``."""
     last_step: int
     """The step after which the stage ends."""
     reason: str
-    """The rule and what it found; ``at_most`` where it found nothing until then."""
+    """The rule and what it found, or what a method said; ``at_most`` where nothing was found."""
 
 
 class GrowthRow(TypedDict):

@@ -22,7 +22,7 @@ class Saving(TrainingMethod):
         self.growths: list[GrowthEvent] = list(start.growths) if start else []
         """Of the run so far."""
         self.stage_ends: list[StageEnd] = list(start.ends) if start else []
-        """Those that are known, of stages with a rule."""
+        """Those that are known, of stages that might end before ``at_most``."""
         if start is not None and start.resumes:
             guard.saved = start.step, start.path
 

@@ -44,7 +44,7 @@ class Start:
     stages: list[Stage]
     """Those of the run, with the ends that are known."""
     ends: list[StageEnd] = field(default_factory=list)
-    """The ends that are known, of stages with a rule."""
+    """The ends that are known, of stages that might end before ``at_most``."""
     root: Path | None = None
     """Of this run's checkpoints, if it is one of them."""
     methods: dict[str, Any] = field(default_factory=dict)

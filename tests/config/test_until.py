@@ -99,6 +99,15 @@ def test_most_tokens_bounds_every_end() -> None:
     assert most_tokens(fixed) == 10 * 12 * 16 + 10 * 4 * 16 + 20 * 8 * 16
 
 
+def test_a_method_may_end_a_stage_where_there_is_no_rule() -> None:
+    """Whatever ``eval_interval`` is: nobody is asked."""
+    config = run({"at_most": 4}, None)
+    config.stages[0].methods = ["extend:OneThatEndsIt"]
+    [stage, _] = config.resolve(1)
+    assert stage.last_step == 4 and stage.rule == StageRule({}, every=5)
+    assert stage.rule.name == "a method"
+
+
 def test_without_a_rule_nothing_is_bounded() -> None:
     stages = run(10, None).resolve(1)
     assert [stage.rule for stage in stages] == [None, None]
@@ -117,8 +126,11 @@ def test_a_rule_may_see_validation_losses() -> None:
 RULE = {**BELOW, "at_most": 0.5}
 REFUSED: dict[str, tuple[Any, ...]] = {
     "stages[0].until.at_most is missing": (BELOW, None),
-    "stages[0].until.rule is missing": ({"at_most": 0.5}, None),
-    "stages[0].until.rule is missing: a": ({}, None),
+    "stages[0].until.rule is missing, and no method of the stage could": ({"at_most": 0.5}, None),
+    "stages[0].until.rule is missing, for which loss, every would be, as in {rule: loss_slope": (
+        {"loss": 3.0, "every": 5, "at_most": 0.5}, None,
+    ),
+    "stages[0].until.at_most is missing: where": ({}, None),
     "stages[0].until.at_most=1.5 must be a fraction of at most 1.0 or an integer step": (
         {**BELOW, "at_most": 1.5}, None,
     ),

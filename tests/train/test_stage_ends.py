@@ -12,9 +12,11 @@ import yaml
 
 from megatron_grow.checkpoint.record import StageEnd
 from megatron_grow.config.batch import BatchShape
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
-from megatron_grow.config.stages import Stage
+from megatron_grow.config.sections import TrainSection
+from megatron_grow.config.stages import Stage, StageSection
 from megatron_grow.config.until import StageRule
 from megatron_grow.methods.base import Context
 from megatron_grow.train.console import Console
@@ -258,6 +260,30 @@ def test_an_evaluation_that_was_interrupted_is_asked_for_again() -> None:
     ctx = after(2, None, rule)
     ending.on_stage_start(ctx)
     assert ctx.ends and known == [StageEnd(0, 2, "loss_below: loss 1.25 is below 2")]
+
+
+def test_a_method_may_end_a_stage_that_has_a_bound() -> None:
+    """12 tokens a step, and then sequences of 16: every fourth step will do."""
+    odd = {"seq_length": 4, "global_batch_size": 3}
+    methods = ["a method that ends it"]
+    run = RunConfig(
+        model=MODEL,
+        train=TrainSection(train_iters=40, seq_length=16, eval_iters=0),
+        stages=[StageSection(until={"at_most": 20}, train=odd, methods=methods), StageSection()],
+    )
+    stages, known = run.resolve(1), []
+    ending = StageEnding(stages[0], known, Output(Console(40, progress_bar=False), None), None)
+    ctx = Context(run, stages, SimpleNamespace(stage=stages[0]), None, 0)
+    for step in range(1, 9):
+        ctx.next_step()
+        if step in (5, 6):
+            ctx.end_stage(f"enough after {step}")
+        ending.after_step(ctx)
+        assert ctx.ends == (step == 8)
+    assert known == [StageEnd(0, 8, "enough after 5")]
+    run.stages[0].until = 20
+    with pytest.raises(UserError, match=r"^stages\[0\]\.until=20: a method would end the stage "):
+        ctx.end_stage("enough")
 
 
 def test_only_steps_with_an_update_count_and_none_before_at_least(capsys) -> None:
