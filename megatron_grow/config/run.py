@@ -96,7 +96,7 @@ def build_parser() -> ArgumentParser:
     """The command line of ``pretrain_progressive.py``."""
     parser = ArgumentParser(
         prog="pretrain_progressive.py",
-        description="Pretrain a GPT that starts small and grows, inside one torchrun job.",
+        description="Pretrain a transformer that starts small and grows, inside one torchrun job.",
         exit_on_error=False,
         allow_abbrev=False,
     )

@@ -109,12 +109,11 @@ def _by_engine(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torc
     process_groups.start()
     process_groups.set_up(layout, seed=1)
     model = source.record.model_config
-    (chunk,) = architecture_of(model).build(model, layout, TrainSection(precision="fp32"))
+    architecture = architecture_of(model)
+    (chunk,) = architecture.build(model, layout, TrainSection(precision="fp32"))
     for parameter, (key, box, _) in placement(chunk, source.tensors):
         values = source.read(key, MAIN_PARAM, box).to(dtype)
         without_padding(parameter.data, box).copy_(values)
-    tokens = tokens.to(cpu.device())
-    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    logits = chunk.eval()(tokens, positions, None).cpu()
+    logits = architecture.logits(chunk.eval(), tokens.to(cpu.device())).cpu()
     process_groups.tear_down()
     return logits

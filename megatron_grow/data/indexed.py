@@ -177,7 +177,7 @@ def _check_documents(documents: FileArray, sequences: int) -> None:
         raise UserError(f"{where} is damaged: its documents end at sequence {last} of {sequences}")
     if longest > 1:
         raise UserError(
-            f"{where} is cut into sentences, up to {longest} in a document, which GPT training "
+            f"{where} is cut into sentences, up to {longest} in a document, which training "
             "would shuffle; make it without --split-sentences"
         )
 

@@ -172,7 +172,7 @@ class LiveStage:
         return total.item() / (copies * peers * self._micro_batches * steps)
 
     def needs_data(self) -> bool:
-        """Whether this rank reads tokens; of a GPT, the first and the last pipeline stage do."""
+        """Whether this rank reads tokens; the architecture says which pipeline stages do."""
         return any(self._chunk_reads)
 
     def release(self) -> None:

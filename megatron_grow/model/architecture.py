@@ -126,6 +126,18 @@ class Architecture(ABC):
                 :meth:`reads`.
         """
 
+    @abstractmethod
+    def logits(self, chunk: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        """What a model says of text, to compare two of them.
+
+        Args:
+            chunk: all of the model, on one rank.
+            tokens: ids, (batch, length).
+
+        Returns:
+            (batch, length, vocabulary).
+        """
+
     def mask_points(self, chunk: torch.nn.Module) -> MaskPoints:
         """Where units of a chunk can be masked, in layers of the local implementation."""
         raise NotImplementedError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 from megatron_grow.config.errors import UserError
@@ -11,29 +11,15 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection, TrainSection
 
-_MODEL = (
-    "num_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "kv_channels",
-    "ffn_hidden_size",
-    "make_vocab_size_divisible_by",
-    "max_position_embeddings",
-    "position_embedding_type",
-    "rotary_base",
-    "rotary_percent",
-    "rotary_seq_len_interpolation_factor",
-    "use_rope_scaling",
-    "rope_scaling_factor",
-    "normalization",
-    "layernorm_epsilon",
-    "add_bias_linear",
-    "add_qkv_bias",
-    "qk_layernorm",
-    "init_method_std",
-    "hidden_dropout",
-    "attention_dropout",
-)
+_SAID_OTHERWISE = {
+    "architecture",
+    "options",
+    "num_query_groups",
+    "vocab_size",
+    "activation",
+    "share_embeddings_and_output_weights",
+}
+_MODEL = tuple(field.name for field in fields(ModelConfig) if field.name not in _SAID_OTHERWISE)
 """Fields of a model that have the same name and meaning."""
 
 _PARALLEL = {

@@ -92,9 +92,15 @@ class GPT(Architecture):
         self, chunk: torch.nn.Module, batch: Mapping[str, torch.Tensor] | None
     ) -> tuple[Any, Loss]:
         """As :func:`.batch.forward_step`."""
-        from megatron_grow.model.gpt import batch as batches
+        from megatron_grow.model.gpt.batch import forward_step
 
-        return batches.forward_step(chunk, batch)
+        return forward_step(chunk, batch)
+
+    def logits(self, chunk: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        """As :func:`.batch.logits`."""
+        from megatron_grow.model.gpt import batch
+
+        return batch.logits(chunk, tokens)
 
     def mask_points(self, chunk: torch.nn.Module) -> MaskPoints:
         """As :func:`.masks.mask_points`."""

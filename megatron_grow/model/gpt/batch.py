@@ -29,6 +29,12 @@ def forward_step(
     return output, partial(_mean_loss, batch["loss_mask"])
 
 
+def logits(chunk: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Of the next tokens, (batch, length, vocabulary), after ``tokens``, (batch, length)."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    return chunk(tokens, positions, None)
+
+
 def _mean_loss(mask: torch.Tensor | None, losses: torch.Tensor) -> torch.Tensor:
     """Mean over the tokens of a micro-batch, each (batch, tokens of this rank).
 
