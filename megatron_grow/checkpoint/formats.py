@@ -46,6 +46,15 @@ def format_of(directory: Path, also: Formats = ()) -> type[Format] | None:
     return next((kind for kind in known if kind.recognises(directory)), None)
 
 
+def other(path: str | None, where: str) -> tuple[type[Format], ...]:
+    """Formats to recognise besides those that are built in: the one at an import path, if any.
+
+    Raises:
+        UserError: it is none; the message begins with ``where``.
+    """
+    return () if path is None else (FORMATS.find(path, where),)
+
+
 def identity(checkpoint: Path) -> str:
     """What tells a checkpoint from any other, and is the same of its copies.
 

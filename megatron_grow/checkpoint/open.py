@@ -13,7 +13,12 @@ from megatron_grow.config.errors import UserError
 
 
 def find(path: Path, named: str = "", also: Formats = ()) -> tuple[type[Format], Path]:
-    """The directory that :func:`open_reader` opens, and its format; arguments and errors as there.
+    """The directory that :func:`open_reader` opens, and its format.
+
+    Args:
+        path: as there.
+        named: as there.
+        also: as there.
 
     Raises:
         UserError: nothing there is a checkpoint.
@@ -52,13 +57,13 @@ def record_of(path: Path) -> Record:
     return kind.record(found)
 
 
-def open_to_resume(path: Path) -> Reader:
-    """The checkpoint in the directory ``path``, from which a run goes on.
+def open_to_resume(path: Path, also: Formats = ()) -> Reader:
+    """The checkpoint in the directory ``path``, from which a run goes on; ``also`` as above.
 
     Raises:
         UserError: it is of another kind, or damaged.
     """
-    kind, found = find(path)
+    kind, found = find(path, also=also)
     if not kind.resumes:
         raise UserError(f"{found} is of the {kind.title} format, from which no run goes on")
     return kind.open(found)

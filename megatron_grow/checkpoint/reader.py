@@ -60,11 +60,12 @@ class Reader(ABC):
 
     def names(self, key: str) -> Iterable[str]:
         """All names under which state of one tensor is stored; rounded weights have their own."""
-        return (key,)
+        return [describe(key, kind) for kind in self.kinds(key)]
 
     def read_stored(self, name: str, key: str, box: Box) -> torch.Tensor:
         """As :meth:`read`, the values of ``key`` that are stored under one of its ``names``."""
-        return self.read(key, MAIN_PARAM, box)
+        kind = next(kind for kind in self.kinds(key) if name == describe(key, kind))
+        return self.read(key, kind, box)
 
     def origin(self, key: str, kind: str) -> tuple[str, int]:
         """How a tensor comes to be, for people, and the bytes that are read for it."""

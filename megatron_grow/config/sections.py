@@ -200,6 +200,9 @@ class CheckpointSection:
     initial: PathText | None = None
     """Another run's checkpoint, or a model, that this run's first stage begins from or grows out
     of; once the run has a checkpoint of its own, ``load: auto`` resumes that."""
+    source_format: str | None = None
+    """Format of what ``load`` or ``initial`` names, by import path (``package.module:Class``);
+    those that are built in are recognised."""
     start: Literal["afresh", "continue"] = "afresh"
     """A run that begins from ``initial``: at step 0 with the first sample, or with the step, the
     schedule and the samples where that checkpoint stands."""

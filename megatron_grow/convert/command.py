@@ -14,7 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_grow.checkpoint.format import Format
-from megatron_grow.checkpoint.formats import FORMATS, Formats
+from megatron_grow.checkpoint.formats import FORMATS, Formats, other
 from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.checkpoint.reader import Reader
@@ -168,8 +168,7 @@ def _format(args: argparse.Namespace) -> Format:
 
 def _also(args: argparse.Namespace) -> Formats:
     """Formats to recognise besides those that are built in."""
-    named = args.source_format
-    return () if named is None else (FORMATS.find(named, "--source-format"),)
+    return other(args.source_format, "--source-format")
 
 
 def _write(

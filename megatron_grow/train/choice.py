@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from megatron_grow.checkpoint.formats import identity
+from megatron_grow.checkpoint.formats import Formats, identity, other
 from megatron_grow.checkpoint.layout import replaced, step_dir
 from megatron_grow.checkpoint.open import find, open_to_resume, record_of
 from megatron_grow.checkpoint.record import Beginning, Record
@@ -87,8 +87,14 @@ def choose(
         record = record_of(newest)
     for name, named in (("load", load), ("initial", config.checkpoint.initial)):
         if named and named != "auto":
-            _check_descends(record, root, f"checkpoint.{name}=", Path(named))
+            begins = f"checkpoint.{name}="
+            _check_descends(record, root, begins, Path(named), other_formats(config))
     return _go_on(newest, record, root, known)
+
+
+def other_formats(config: RunConfig) -> Formats:
+    """What the run may begin from, besides the formats that are built in."""
+    return other(config.checkpoint.source_format, "checkpoint.source_format")
 
 
 def _readable(path: Path) -> Record | None:
@@ -157,7 +163,7 @@ def _begin(config: RunConfig, grows: bool, clears: bool = False) -> Choice:
             f"{named}{directory} is in {root}, where this run's own checkpoints are; to go back to "
             f"one of them, name it by checkpoint.load"
         )
-    kind, path = find(directory, named)
+    kind, path = find(directory, named, other_formats(config))
     grows = grows or bool(initial)
     if not grows and not kind.resumes:
         raise UserError(
@@ -225,7 +231,7 @@ def _is_own(path: Path, root: Path) -> bool:
     return path == root or (path.parent == root and path.name.startswith("iter_"))
 
 
-def _check_descends(record: Record, root: Path, begins: str, named: Path) -> None:
+def _check_descends(record: Record, root: Path, begins: str, named: Path, also: Formats) -> None:
     """Raise :class:`UserError` unless the run in ``root`` began from what is at ``named``.
 
     Its message names that as ``begins`` does, for example ``checkpoint.load=``.
@@ -235,7 +241,7 @@ def _check_descends(record: Record, root: Path, begins: str, named: Path) -> Non
     holds = f"{root} holds a run at step {record.step}"
     go_on = f"leave {begins.rstrip('=')} out and go on with that run with --checkpoint.load auto"
     try:
-        found = identity(find(named, begins)[1])
+        found = identity(find(named, begins, also)[1])
     except UserError as error:
         raise UserError(f"{error}; {holds}: {go_on}") from None
     if found not in {beginning.identity for beginning in record.begun_from}:

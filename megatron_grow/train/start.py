@@ -23,7 +23,7 @@ from megatron_grow.live.pieces import Piece
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.agreement import gather, place, together
 from megatron_grow.train.changes import check_changes, rate_jump
-from megatron_grow.train.choice import Choice, advising, choose
+from megatron_grow.train.choice import Choice, advising, choose, other_formats
 
 
 @dataclass
@@ -94,7 +94,7 @@ def _open(
     if choice.path is None:
         return None, initialisation(first.model, config.model.num_layers, config.run.seed)
     if choice.grows:
-        start = _grow(open_reader(choice.path), config, stages)
+        start = _grow(open_reader(choice.path, also=other_formats(config)), config, stages)
         return start, start.plan
     start = _resume(choice, config, stages, corpora)
     if first.grow is None and config.checkpoint.initial is None:
@@ -133,7 +133,7 @@ def _resume(
     assert path is not None
     root = config.checkpoint_dir if choice.own else None
     with advising(path, root):
-        source = open_to_resume(path)
+        source = open_to_resume(path, other_formats(config))
         source.check_shards(*place())
     record = source.record
     where = f"checkpoint {path}"

@@ -47,6 +47,15 @@ def test_once_around(trained: Path, tmp_path: Path) -> None:
     assert equal(again, weights(by_torch(trained)))
 
 
+def test_a_reshard_writes_what_an_export_does(trained: Path, tmp_path: Path) -> None:
+    options = ("{format: huggingface, max_shard_size: 0.00001}", "--weights-only")
+    assert command("reshard", trained, tmp_path / "a", "--format", *options) == 0
+    assert command("export-hf", trained, tmp_path / "b", "--max-shard-size", "0.00001") == 0
+    files = [{f.name: f.read_bytes() for f in (tmp_path / x).iterdir()} for x in "ab"]
+    assert files[0] == files[1] and sum(name.endswith(".safetensors") for name in files[0]) > 1
+    assert command("reshard", trained, tmp_path / "c", "--format", "huggingface") == 2
+
+
 def test_growing_on_the_way(trained: Path, tmp_path: Path) -> None:
     """A growth while the format changes is the growth, and then the change."""
     (tmp_path / "grow.yaml").write_text(
