@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.transformer import TransformerConfig
 from torch.nn import functional
@@ -29,9 +31,16 @@ _ACTIVATIONS = {
 
 
 def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, train: TrainSection
+    model: ModelConfig, parallel: ParallelConfig, train: TrainSection, **more: Any
 ) -> TransformerConfig:
-    """megatron-core's configuration for ``model``."""
+    """megatron-core's configuration for ``model``.
+
+    Args:
+        model: the shape.
+        parallel: the layout.
+        train: the precision, and what is recomputed.
+        more: what an architecture sets besides.
+    """
     bf16 = train.precision == "bf16"
     full = train.recompute_granularity == "full"
     interleaved = parallel.model_chunks > 1
@@ -59,6 +68,8 @@ def transformer_config(
         num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
         num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
         pipeline_model_parallel_layout=parallel.pipeline_model_parallel_layout,
+        expert_model_parallel_size=parallel.expert_model_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
         bf16=bf16,
@@ -84,6 +95,7 @@ def transformer_config(
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         apply_rope_fusion=False,
+        **more,
     )
 
 

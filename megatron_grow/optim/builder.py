@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import (
@@ -19,7 +20,8 @@ from megatron.core.optimizer import (
 )
 
 from megatron_grow.config.sections import OptimizerSection
-from megatron_grow.optim.groups import parameter_groups
+from megatron_grow.optim.base import Optimizer
+from megatron_grow.optim.groups import ParameterGroup, parameter_groups
 from megatron_grow.optim.rules.fused_rows import row_pattern
 from megatron_grow.optim.state import init_state
 from megatron_grow.state.boxes import Box
@@ -60,7 +62,7 @@ def build_optimizer(
         param for chunk in model_chunks for param in chunk.parameters() if param.requires_grad
     ]
     wrappers = []
-    for rule, groups in parameter_groups(section, tensors):
+    for experts, rule, groups in _wrapped_apart(section, tensors):
         of_groups = [
             [param for param in params if shards[param][0].key in group.keys] for group in groups
         ]
@@ -71,7 +73,7 @@ def build_optimizer(
             ],
             config.params_dtype,
         )
-        wrapper = _wrap(inner, model_chunks, config)
+        wrapper = _wrap(inner, model_chunks, config, experts)
         if not use_distributed_optimizer:
             for group, of_group in zip(inner.param_groups, of_groups, strict=True):
                 for main, param in zip(group["params"], of_group, strict=True):
@@ -82,6 +84,27 @@ def build_optimizer(
         wrapper.init_state_fn(inner)
         wrappers.append(wrapper)
     return ChainedOptimizer(wrappers)
+
+
+def _wrapped_apart(
+    section: OptimizerSection, tensors: Mapping[str, LogicalTensor]
+) -> Iterator[tuple[bool, Optimizer, list[ParameterGroup]]]:
+    """Whether it is of experts that ranks share, the rule and the groups of each wrapper.
+
+    Such experts have replicas, and gradient buffers, of their own.
+    """
+    shared = parallel_state.get_expert_model_parallel_world_size() > 1
+    for experts in (False, True):
+        for rule, groups in parameter_groups(section, tensors):
+            those = [
+                ParameterGroup(group.overrides, keys)
+                for group in groups
+                if (
+                    keys := [k for k in group.keys if (shared and tensors[k].of_experts) == experts]
+                )
+            ]
+            if those:
+                yield experts, rule, those
 
 
 def _engine_config(section: OptimizerSection, precision: str, sharded: bool) -> OptimizerConfig:
@@ -101,33 +124,49 @@ def _wrap(
     inner: torch.optim.Optimizer,
     chunks: Sequence[DistributedDataParallel],
     config: OptimizerConfig,
+    experts: bool,
 ) -> Any:
     """megatron-core's wrapper; it puts main parameters in the place of the model's."""
     wrapper: Any
     if config.use_distributed_optimizer:
-        wrapper = _shard(inner, chunks, config)
+        wrapper = _shard(inner, chunks, config, experts)
         group = parallel_state.get_intra_distributed_optimizer_instance_group()
     elif config.bf16:
         wrapper = Float16OptimizerWithFloat16Params(inner, config, None, None)
-        group = parallel_state.get_model_parallel_group()
+        group = _model_parallel_group(experts)
     else:
         wrapper = FP32Optimizer(inner, config, None)
-        group = parallel_state.get_model_parallel_group()
+        group = _model_parallel_group(experts)
     wrapper.grad_stats_parallel_group = group
     wrapper.tp_group = parallel_state.get_tensor_model_parallel_group()
     return wrapper
+
+
+def _model_parallel_group(experts: bool) -> dist.ProcessGroup:
+    """The ranks that hold all parts of the tensors of a wrapper."""
+    if experts:
+        return parallel_state.get_expert_tensor_model_pipeline_parallel_group()
+    return parallel_state.get_model_parallel_group()
 
 
 def _shard(
     inner: torch.optim.Optimizer,
     chunks: Sequence[DistributedDataParallel],
     config: OptimizerConfig,
+    experts: bool,
 ) -> DistributedOptimizer:
     """megatron-core's distributed optimizer, around whichever rule.
 
     It takes Adam alone, for the sake of checkpoints that are not ours: one stands in until the
     ranges of parameters are dealt.
     """
+    replicas = (
+        parallel_state.get_expert_data_parallel_group(partial_expert_data_parallel=True)
+        if experts
+        else parallel_state.get_data_parallel_group(
+            with_context_parallel=True, partial_data_parallel=True
+        )
+    )
     stand_in = torch.optim.AdamW([dict(group) for group in inner.param_groups])
     wrapper = DistributedOptimizer(
         stand_in,
@@ -135,12 +174,13 @@ def _shard(
         None,
         None,
         model_chunks=list(chunks),
-        per_model_buffers={number: chunk.buffers for number, chunk in enumerate(chunks)},
-        data_parallel_group=parallel_state.get_data_parallel_group(
-            with_context_parallel=True, partial_data_parallel=True
-        ),
+        per_model_buffers={
+            number: chunk.expert_parallel_buffers if experts else chunk.buffers
+            for number, chunk in enumerate(chunks)
+        },
+        data_parallel_group=replicas,
         data_parallel_group_gloo=None,
-        data_parallel_group_idx=parallel_state.get_model_parallel_group().rank(),
+        data_parallel_group_idx=_model_parallel_group(experts).rank(),
         distributed_optimizer_instance_id=0,
     )
     for group, dealt in zip(inner.param_groups, stand_in.param_groups, strict=True):

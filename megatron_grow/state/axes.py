@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -26,24 +26,24 @@ class MeshDim(Enum):
 
 @dataclass(frozen=True)
 class AxisRule:
-    """A row of the table."""
+    """A row of the table; two of one name grow alike, and may be partitioned in two ways."""
 
     name: str
-    grown_by: str | None = None
+    grown_by: str | None = field(default=None, compare=False)
     """Key of ``grow:`` whose operator grows it."""
-    fields: tuple[str, ...] = ()
+    fields: tuple[str, ...] = field(default=(), compare=False)
     """Those of ``model`` that decide its size; ranks that share it divide each of them."""
-    sized_by: str = ""
+    sized_by: str = field(default="", compare=False)
     """What a message calls its size; mostly the field."""
-    partitioned_by: MeshDim | None = None
+    partitioned_by: MeshDim | None = field(default=None, compare=False)
     """None: every rank has all of it."""
-    padded: bool = False
+    padded: bool = field(default=False, compare=False)
     """Ranks that do not divide its size share it all the same, and pad it."""
-    may_shrink: bool = False
+    may_shrink: bool = field(default=False, compare=False)
     """An operator may make it smaller, or refuses that with a better message than the fields'."""
-    stacks: bool = False
+    stacks: bool = field(default=False, compare=False)
     """Its entries are tensors of their own, as layers are: it stands before all others."""
-    follows: str | None = None
+    follows: str | None = field(default=None, compare=False)
     """Name of the axis whose entries it begins with; what it has behind them does not grow."""
 
 
