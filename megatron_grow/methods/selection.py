@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import torch
 
@@ -41,7 +41,7 @@ class Selected:
     masks: tuple[torch.Tensor, ...]
     """For each of its boxes."""
 
-    @property
+    @cached_property
     def is_all(self) -> bool:
         """Whether they are all that it has."""
         return all(bool(mask.all()) for mask in self.masks)

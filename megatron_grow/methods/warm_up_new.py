@@ -63,12 +63,12 @@ class WarmUpNew(TrainingMethod):
 
     def before_update(self, ctx: Context, seen: bool) -> None:
         """Remember the weights."""
-        self._before = [data[mask] for data, mask in self._weights()]
+        self._before = [data.clone() for data, _ in self._weights()]
 
     def after_update(self, ctx: Context) -> None:
         """Take back a part of what the update has changed."""
         for (data, mask), before in zip(self._weights(), self._before, strict=True):
-            data.masked_scatter_(mask, before.lerp(data[mask], self._ramp(ctx)))
+            torch.where(mask, before.lerp_(data, self._ramp(ctx)), data, out=data)
         self._before = []
 
     def on_stage_end(self, ctx: Context) -> None:
@@ -76,6 +76,7 @@ class WarmUpNew(TrainingMethod):
         self._selected = []
 
     def _weights(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Views of the weights that are not all old, and masks of what is new."""
         return [
             place for selected in self._selected for place in selected.places(selected.shard.main)
         ]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from megatron_grow.checkpoint.records import read_record
 
+from megatron_grow.checkpoint.record import read_record
 from tests.train.command import launch, losses, rows
 
 SKIP = "tests.methods.skip_spikes:SkipSpikes"
