@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from megatron_grow.state.maps import TensorMap, Term
-from megatron_grow.state.tensors import Constant
+from megatron_grow.state.tensors import ZERO
 
 Policy = Literal["carry", "carry_old", "reset"]
 
@@ -31,7 +31,7 @@ def moment_map(gradient: TensorMap, policy: Policy, power: int) -> TensorMap:
     terms = tuple(
         replace(term, axes=tuple(axis.to_power(power) for axis in term.axes)) for term in terms
     )
-    return replace(gradient, terms=terms, fresh=Constant(0.0))
+    return replace(gradient, terms=terms, fresh=ZERO)
 
 
 def _originals(terms: tuple[Term, ...]) -> tuple[Term, ...]:

@@ -50,9 +50,9 @@ class Operator(ABC):
     def __post_init__(self) -> None:
         check_fields(self)
 
-    @abstractmethod
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
-        """Names of the axes that it grows."""
+        """Names of the axes that it grows: those of its key, unless it says otherwise."""
+        return {rule.name for rule in self.sizes}
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Raise :class:`UserError`, beginning with ``where``, if the growth is impossible."""

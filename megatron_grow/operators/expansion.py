@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import Axis, Role
 from megatron_grow.state.axis_maps import FRESH, AxisMap, Gather, Noise, Padded, mean
-from megatron_grow.state.tensors import Constant, Init, LogicalTensor
+from megatron_grow.state.tensors import Init, LogicalTensor
 
 
 @dataclass(frozen=True)
@@ -80,74 +77,43 @@ class AxisOperator(Operator):
     """Grows axes of the activations."""
 
     @abstractmethod
-    def expansions(self, source: ModelConfig, target: ModelConfig) -> dict[str, Expansion]:
-        """How each of its axes grows, by name."""
+    def expansions(self, source: ModelConfig, target: ModelConfig) -> list[dict[str, Expansion]]:
+        """How each of its axes grows, by name: a sum of draws, mostly of one.
+
+        Each draw may take some of the source's layers, by an expansion of ``layer``.
+        """
 
     def new_units(self, source: ModelConfig, target: ModelConfig) -> NewUnits:
         """Those that copy none."""
-        return {
-            name: tuple(i == FRESH for i in found.index)
-            for name, found in self.expansions(source, target).items()
-        }
+        flags: NewUnits = {}
+        for name in self.axes(source, target):
+            copied = [found[name].index for found in self.expansions(source, target)]
+            flags[name] = tuple(set(units) == {FRESH} for units in zip(*copied, strict=True))
+        return flags
 
     def weights(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
     ) -> list[Draw]:
         """Each axis for itself."""
-        found = self.expansions(source, target)
-        return [
-            {
-                axis.name: found[axis.name].weights(tensor, axis)
-                for axis in tensor.axes
-                if axis.name in found
-            }
-        ]
+        return self._draws(tensor, source, target, Expansion.weights)
 
     def gradients(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
     ) -> list[Draw]:
         """Each axis for itself."""
-        found = self.expansions(source, target)
+        return self._draws(tensor, source, target, Expansion.gradients)
+
+    def _draws(
+        self,
+        tensor: LogicalTensor,
+        source: ModelConfig,
+        target: ModelConfig,
+        how: Callable[[Expansion, LogicalTensor, Axis], AxisMap],
+    ) -> list[Draw]:
+        grown = self.axes(source, target)
+        if not any(axis.name in grown for axis in tensor.axes):
+            return [{}]
         return [
-            {
-                axis.name: found[axis.name].gradients(tensor, axis)
-                for axis in tensor.axes
-                if axis.name in found
-            }
+            {a.name: how(found[a.name], tensor, a) for a in tensor.axes if a.name in found}
+            for found in self.expansions(source, target)
         ]
-
-
-def cyclic(source: int, target: int) -> tuple[int, ...]:
-    """0 1 2 -> 0 1 2 0 1 2 0."""
-    return tuple(i % source for i in range(target))
-
-
-def random_map(source: int, target: int, seed: int) -> tuple[int, ...]:
-    """The source in order, then random entries of it (Net2Net, bert2BERT's FPI)."""
-    more = np.random.default_rng(seed).integers(0, source, target - source)
-    return (*range(source), *more.tolist())
-
-
-def padded(source: int, target: int) -> tuple[int, ...]:
-    """The source in order, then fresh entries."""
-    return (*range(source), *[FRESH] * (target - source))
-
-
-def even_shares(index: Sequence[int]) -> tuple[float, ...]:
-    """Of n copies, each gets 1/n."""
-    copies = Counter(index)
-    return tuple(1 / copies[i] for i in index)
-
-
-def uneven_shares(index: Sequence[int], first: float) -> tuple[float, ...]:
-    """Of several copies the first gets ``first``, and the others the same parts of the rest."""
-    copies, seen = Counter(index), set()
-    shares = []
-    for i in index:
-        rest = (1 - first) / max(copies[i] - 1, 1)
-        shares.append(1.0 if copies[i] == 1 else rest if i in seen else first)
-        seen.add(i)
-    return tuple(shares)
-
-
-ZERO = Constant(0.0)

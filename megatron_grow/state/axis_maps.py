@@ -9,7 +9,7 @@ from math import fsum, prod
 
 import torch
 
-from megatron_grow.state.tensors import Constant, Init
+from megatron_grow.state.tensors import ZERO, Init
 
 FRESH = -1
 """An index that draws on no source entry."""
@@ -227,7 +227,7 @@ class Gather(AxisMap):
 
     def _rule(self, i: int) -> Init | None:
         """For entry ``i``, if it is fresh."""
-        return Constant(0.0) if i in self.zero else self.fresh
+        return ZERO if i in self.zero else self.fresh
 
     def _kind(self, i: int) -> tuple[bool, Init | None]:
         """Whether entry ``i`` is fresh, and by which rule."""

@@ -19,7 +19,7 @@ from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import TensorMap, Term
 from megatron_grow.state.memory import as_bits, cast, empty
 from megatron_grow.state.noise import noise
-from megatron_grow.state.tensors import Constant, Init
+from megatron_grow.state.tensors import ZERO, Init
 
 # Values made in fp64: rows of tiles, of the widest matrices.
 _NOISE_AT_A_TIME = 1 << 22
@@ -129,8 +129,8 @@ def _missing(
 def _rule(tensor_map: TensorMap, block: Sequence[Segment]) -> Init:
     """How the entries of a block without source are made."""
     rules = [s.fresh for s in block if s.source is None and s.fresh is not None]
-    if Constant(0.0) in rules:
-        return Constant(0.0)
+    if ZERO in rules:
+        return ZERO
     return rules[0] if rules else tensor_map.fresh
 
 

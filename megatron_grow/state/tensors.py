@@ -29,6 +29,7 @@ class Constant:
 
 
 Init = Normal | Constant
+ZERO = Constant(0.0)
 
 
 @dataclass(frozen=True)

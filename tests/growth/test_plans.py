@@ -70,7 +70,7 @@ def test_sparkling_factors(growth_of_width: float, both: float, none: float) -> 
         target = replace(GPT2, hidden_size=int(8 * (1 + growth_of_width)))
         sizes = {HIDDEN: (8, target.hidden_size)}
         made = operator("width", {"operator": "sparkling", "copy": copy}, "grow.width", sizes)
-        (expansion,) = made.expansions(GPT2, target).values()  # type: ignore[attr-defined]
+        ((expansion,),) = (e.values() for e in made.expansions(GPT2, target))  # type: ignore[attr-defined]
         assert list(expansion.share) == pytest.approx([factor] * len(expansion.share), abs=5e-5)
 
 

@@ -21,10 +21,6 @@ class DepthOperator(Operator):
     preserves_function: ClassVar[bool] = False
     least_source_layers: ClassVar[int] = 1
 
-    def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
-        """The layers."""
-        return {"layer"}
-
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Refuse to copy from a source without layers."""
         if source.num_layers < self.least_source_layers:

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.state.axis_maps import AxisMap, Gather
-from megatron_grow.state.tensors import Constant, LogicalTensor
+from megatron_grow.state.tensors import ZERO, LogicalTensor
 
 
 class CopyingZero(DepthOperator):
@@ -32,4 +32,4 @@ class CopyingZero(DepthOperator):
 
     def layer_gradients(self, tensor: LogicalTensor, layers: AxisMap) -> AxisMap:
         """Only originals: a branch that ends in zeros passes no gradient to the layer's inside."""
-        return layers.first_only(fresh=Constant(0.0))
+        return layers.first_only(fresh=ZERO)

@@ -2,7 +2,7 @@
 
 from megatron_grow.operators.depth.copying_zero import CopyingZero
 from megatron_grow.state.axis_maps import AxisMap
-from megatron_grow.state.tensors import Constant, LogicalTensor
+from megatron_grow.state.tensors import ZERO, LogicalTensor
 
 
 class Identity(CopyingZero):
@@ -17,4 +17,4 @@ class Identity(CopyingZero):
         """Copies of matrices; zeros for norms and biases."""
         if tensor.norm is None and not tensor.key.endswith("bias"):
             return layers
-        return layers.first_only(fresh=Constant(0.0))
+        return layers.first_only(fresh=ZERO)

@@ -7,6 +7,7 @@ import torch
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.depth.base import DepthOperator
+from megatron_grow.operators.indices import interpolation
 from megatron_grow.state.axis_maps import Dense
 
 
@@ -36,10 +37,3 @@ class Mix(DepthOperator):
         if self.matrix:
             return Dense(torch.tensor(self.matrix, dtype=torch.float64))
         return Dense(interpolation(source, target))
-
-
-def interpolation(source: int, target: int) -> torch.Tensor:
-    """(target, source): each row draws on the two source entries next to it."""
-    place = torch.linspace(0, source - 1, target, dtype=torch.float64)
-    distance = (place[:, None] - torch.arange(source, dtype=torch.float64)).abs()
-    return (1 - distance).clamp(min=0)

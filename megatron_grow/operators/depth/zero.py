@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from megatron_grow.operators.depth.random import Random
 from megatron_grow.state.axis_maps import Gather
-from megatron_grow.state.tensors import Constant
+from megatron_grow.state.tensors import ZERO
 
 
 class Zero(Random):
@@ -20,4 +20,4 @@ class Zero(Random):
 
     def layer_map(self, source: int, target: int) -> Gather:
         """w1 w2 -> w1 w2 0 0."""
-        return replace(super().layer_map(source, target), fresh=Constant(0.0))
+        return replace(super().layer_map(source, target), fresh=ZERO)

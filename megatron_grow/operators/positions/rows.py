@@ -9,8 +9,7 @@ from typing import ClassVar
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
-from megatron_grow.operators.depth.mix import interpolation
-from megatron_grow.operators.expansion import cyclic, padded
+from megatron_grow.operators.indices import cyclic, interpolation, padded
 from megatron_grow.state.axis_maps import AxisMap, Dense, Gather
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -20,10 +19,6 @@ class PositionOperator(Operator):
     """Grows ``max_position_embeddings``; rotary positions have no rows and need none."""
 
     keys: ClassVar[tuple[str, ...]] = ("positions",)
-
-    def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
-        """Positions."""
-        return {"position"}
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """More, and learned."""

@@ -33,10 +33,6 @@ class UnitOperator(AxisOperator):
         """Why growth along ``axis`` changes the function; None if it does not."""
         return None
 
-    def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
-        """Those that grow."""
-        return {rule.name for rule in self.sizes}
-
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Refuse what it cannot grow."""
         if self.key == "heads" and source.head_dim != target.head_dim:
@@ -57,7 +53,7 @@ class UnitOperator(AxisOperator):
                     f"{(after // before + 1) * before} would be possible"
                 )
 
-    def expansions(self, source: ModelConfig, target: ModelConfig) -> dict[str, Expansion]:
+    def expansions(self, source: ModelConfig, target: ModelConfig) -> list[dict[str, Expansion]]:
         """Each axis that grows; query heads as rows of QKV and as columns of the projection."""
         found = {
             axis: self.expand(axis, before, after, target)
@@ -66,7 +62,7 @@ class UnitOperator(AxisOperator):
         for rule, (before, _) in self.sizes.items():
             if rule.follows:
                 found[rule.name] = _continued(found[rule.follows], before)
-        return found
+        return [found]
 
     def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
         """The first reason, if any."""

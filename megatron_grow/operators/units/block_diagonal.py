@@ -6,10 +6,11 @@ from typing import ClassVar
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
-from megatron_grow.operators.expansion import ZERO, Expansion, cyclic
+from megatron_grow.operators.expansion import Expansion
+from megatron_grow.operators.indices import cyclic
 from megatron_grow.state.axes import Role
 from megatron_grow.state.axis_maps import FRESH, Gather
-from megatron_grow.state.tensors import LogicalTensor
+from megatron_grow.state.tensors import ZERO, LogicalTensor
 
 _GROWN = ("hidden", "kv_group", "ffn")
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
-from megatron_grow.operators.expansion import ZERO, padded
+from megatron_grow.operators.indices import padded
 from megatron_grow.state.axis_maps import FRESH, Gather
-from megatron_grow.state.tensors import LogicalTensor
+from megatron_grow.state.tensors import ZERO, LogicalTensor
 
 
 @dataclass(frozen=True)

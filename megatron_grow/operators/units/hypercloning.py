@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.operators.expansion import Expansion, cyclic, even_shares, gets_noise
+from megatron_grow.operators.expansion import Expansion, gets_noise
+from megatron_grow.operators.indices import cyclic, even_shares
 from megatron_grow.operators.units.base import UnitOperator
 from megatron_grow.state.axis_maps import Noise
 from megatron_grow.state.questions import Question

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.operators.expansion import Expansion, padded
+from megatron_grow.operators.expansion import Expansion
+from megatron_grow.operators.indices import padded
 from megatron_grow.operators.units.base import UnitOperator
 
 

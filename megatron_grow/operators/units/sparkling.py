@@ -5,7 +5,8 @@ from math import sqrt
 from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.operators.expansion import Expansion, cyclic, padded
+from megatron_grow.operators.expansion import Expansion
+from megatron_grow.operators.indices import cyclic, padded
 from megatron_grow.operators.units.base import UnitOperator
 
 

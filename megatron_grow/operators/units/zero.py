@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from math import sqrt
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.operators.expansion import ZERO, Expansion, padded
+from megatron_grow.operators.expansion import Expansion
+from megatron_grow.operators.indices import padded
 from megatron_grow.operators.units.base import UnitOperator, epsilon_caveat
+from megatron_grow.state.tensors import ZERO
 
 
 @dataclass(frozen=True)

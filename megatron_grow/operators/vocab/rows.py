@@ -8,7 +8,7 @@ from typing import ClassVar
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
-from megatron_grow.operators.expansion import padded
+from megatron_grow.operators.indices import padded
 from megatron_grow.state.axis_maps import FRESH, AxisMap, Gather, Padded, mean
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -21,10 +21,6 @@ class VocabRandom(Operator):
     """
 
     keys: ClassVar[tuple[str, ...]] = ("vocab",)
-
-    def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
-        """Tokens."""
-        return {"vocab"}
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """No token is lost."""
