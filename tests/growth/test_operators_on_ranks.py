@@ -146,30 +146,36 @@ class Found:
     after: np.ndarray | None = None
 
 
-def grow_both_ways(world_size: int, root: str) -> dict[tuple[str, str], Found]:
-    """On a rank: the state before, grown in memory, and grown while loading."""
-    everything = {}
-    for where, layouts in LAYOUTS[world_size].items():
-        for name, case in CASES.items():
-            found = everything[where, name] = Found()
-            config = run(case, layouts)
-            live = begin(config, world_size)
-            train_stage(live, config, Trace())
-            found.source, found.before = snapshot(live.pieces()), logits(live)
-            path = write(live, config, Path(root) / where / name, STEPS)
-            live = grow(live, config, world_size)
-            found.target, found.after = snapshot(live.pieces()), logits(live)
-            live.release()
-            plan, stage = plan_of(config, world_size), config.resolve(world_size)[1]
-            read = partial(load, plan, TorchDistReader(path))
-            live = filled(stage, config, plan.tensors, read, 0)
-            found.loaded = snapshot(live.pieces())
-            converted = convert_offline(plan, path, stage, tp=2 if world_size > 1 else 1)
-            load(resharding(stage.model), TorchDistReader(converted), live.pieces())
-            found.offline = snapshot(live.pieces())
-            live.release()
-            dist.barrier()
-    return everything
+def grow_all_ways(
+    case: Case, layouts: tuple[dict[str, Any], dict[str, Any]], world_size: int, directory: Path
+) -> Found:
+    """On a rank: the state before, grown in memory, while loading, and from file to file."""
+    found, config = Found(), run(case, layouts)
+    live = begin(config, world_size)
+    train_stage(live, config, Trace())
+    found.source, found.before = snapshot(live.pieces()), logits(live)
+    path = write(live, config, directory, STEPS)
+    live = grow(live, config, world_size)
+    found.target, found.after = snapshot(live.pieces()), logits(live)
+    live.release()
+    plan, stage = plan_of(config, world_size), config.resolve(world_size)[1]
+    live = filled(stage, config, plan.tensors, partial(load, plan, TorchDistReader(path)), 0)
+    found.loaded = snapshot(live.pieces())
+    converted = convert_offline(plan, path, stage, tp=2 if world_size > 1 else 1)
+    load(resharding(stage.model), TorchDistReader(converted), live.pieces())
+    found.offline = snapshot(live.pieces())
+    live.release()
+    dist.barrier()
+    return found
+
+
+def grow_everything(world_size: int, root: str) -> dict[tuple[str, str], Found]:
+    """On a rank."""
+    return {
+        (where, name): grow_all_ways(case, layouts, world_size, Path(root) / where / name)
+        for where, layouts in LAYOUTS[world_size].items()
+        for name, case in CASES.items()
+    }
 
 
 def convert_offline(plan: Plan, path: Path, stage: Stage, tp: int) -> Path:
@@ -204,7 +210,7 @@ def found() -> Everything:
     everything: Everything = {}
     for world_size, layouts in LAYOUTS.items():
         with tempfile.TemporaryDirectory() as root:
-            ranks = run_ranks(world_size, grow_both_ways, world_size, root)
+            ranks = run_ranks(world_size, grow_everything, world_size, root)
         for where in layouts:
             for name in CASES:
                 everything[where, name] = [rank[where, name] for rank in ranks]

@@ -30,14 +30,14 @@ class Importance(AxisOperator):
     def expansions(self, source: ModelConfig, target: ModelConfig) -> list[dict[str, Expansion]]:
         """A draw for each layer, with the units of that layer."""
         (columns,) = self.answers.values()  # (layer, ffn)
-        order = columns.argsort(1, descending=True, stable=True).tolist()
+        largest_first = columns.argsort(stable=True, descending=True).tolist()
         new, found = target.ffn_size - source.ffn_size, []
-        for layer, units in enumerate(order):
-            copies = (units * (new // len(units) + 1))[:new]
-            index = (*range(source.ffn_size), *copies)
-            only = tuple(i if i == layer else FRESH for i in range(len(order)))
-            units = Expansion(index, share=even_shares(index))
-            found.append({"layer": Expansion(only), "ffn": units})
+        for layer, units in enumerate(largest_first):
+            copies = [units[i % len(units)] for i in range(new)]
+            index = (*range(len(units)), *copies)
+            only = tuple(i if i == layer else FRESH for i in range(len(columns)))
+            grown = Expansion(index, share=even_shares(index))
+            found.append({"layer": Expansion(only), "ffn": grown})
         return found
 
     def caveat(self, source: ModelConfig, target: ModelConfig) -> None:
