@@ -118,7 +118,8 @@ def done(workplace: Path, known: tuple[float, int, int]) -> dict[str, tuple[int,
     commands |= {name: [ruled, *from_step(workplace, at)] for name, at in places.items()}
     other = stages(below(loss), **TP2)
     commands["other layout"] = [other, *from_step(workplace, step - 2)]
-    commands["never"] = [stages(below(0.001)), *from_step(workplace, step - 2)]
+    own = {"rule": "extend.plateau:Plateau", "patience": 9, "every": EVERY, "at_most": BOUND}
+    commands["never"] = [stages(own), *from_step(workplace, step - 2)]
     seen = {row["step"]: row["val_loss"] for row in rows(workplace, "first") if "val_loss" in row}
     until = {**below((seen[EVERY] + seen[2 * EVERY]) / 2), "losses": "validation"}
     commands["validated"] = [stages(until), "--train.eval_interval=100"]
@@ -195,7 +196,7 @@ def test_another_layout_ends_at_the_same_step(workplace: Path, done, known) -> N
 
 
 def test_a_rule_that_finds_nothing_ends_the_stage_at_its_bound(workplace: Path, done) -> None:
-    """Also of a run that once went on from where the rule had not decided yet."""
+    """Here one of one's own, asked from where another had not decided yet."""
     assert done["never"][0] == 0, done["never"][1]
     assert ends(workplace, "never") == [(BOUND, 0, BOUND)]
     assert recorded(workplace, "never", ITERS) == [{"stage": 0, "step": BOUND, "reason": "at_most"}]
