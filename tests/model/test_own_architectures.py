@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from megatron_grow.checkpoint.huggingface.config import choose_family, export_note
 from megatron_grow.config.errors import UserError
@@ -17,11 +19,25 @@ from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.cost.flops import model_flops_per_token
 from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.growth.plan import growth
+from megatron_grow.model.architecture import Loss
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.gpt.architecture import GPT
+from megatron_grow.model.huggingface import Family
+from megatron_grow.model.tensors import hidden, norm_tensors
+from megatron_grow.state.tensors import LogicalTensor
 from tests.checkpoint.live import resume, train_to, write
 from tests.distributed import run_ranks
-from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train_stage
+from tests.toy import (
+    MODEL,
+    Trace,
+    begin,
+    grow,
+    layout,
+    micro_batches,
+    run_config,
+    tokens,
+    train_stage,
+)
 
 POST_NORMS = replace(MODEL, normalization="RMSNorm", architecture="extend.post_norms:PostNorms")
 SECOND_MLP = replace(MODEL, activation="swiglu", architecture="extend.second_mlp:SecondMLP")
@@ -103,6 +119,71 @@ def test_they_are_no_model_of_hugging_face() -> None:
     with pytest.raises(UserError, match=r"gpt2: model\.architecture=extend\.post_norms:PostNorms;"):
         choose_family(POST_NORMS, None, {})
     assert export_note(SECOND_MLP, SECOND_MLP) == "cannot be exported to Hugging Face"
+
+
+@dataclass(frozen=True)
+class Lossy(GPT):
+    """One that says of a family that it can hold it, and forgets a tensor."""
+
+    def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
+        (more,) = norm_tensors("more.", hidden(model), replace(model, normalization="RMSNorm"))
+        return super().tensors(model, target_depth) | {more.key: more}
+
+    def families(self) -> dict[str, Family]:
+        gpt2 = super().families()["gpt2"]
+        said = {**gpt2.model, "architecture": f"{__name__}:Lossy"}
+        return {"gpt2": replace(gpt2, model=said)}
+
+
+def test_a_tensor_without_a_place_in_a_family_is_not_lost() -> None:
+    model = replace(MODEL, architecture=f"{__name__}:Lossy", num_query_groups=None)
+    with pytest.raises(UserError, match=r"\(gpt2: tensor more\.weight\)"):
+        choose_family(model, None, {})
+
+
+SEEN: dict[int, list[int]] = {}
+
+
+@dataclass(frozen=True)
+class EveryChunkReads(GPT):
+    """As a BERT's middle pipeline stages, which need the padding; with twice the loss."""
+
+    def reads(self, *, first: bool, last: bool) -> bool:
+        return True
+
+    def forward_step(
+        self, chunk: torch.nn.Module, batch: Mapping[str, torch.Tensor] | None
+    ) -> tuple[Any, Loss]:
+        assert batch is not None
+        SEEN.setdefault(id(chunk), []).append(int(batch["tokens"].sum()))
+        output, loss = super().forward_step(chunk, batch)
+        return output, lambda output: 2 * loss(output)
+
+
+def evaluations(world_size: int, parallel: dict[str, Any]) -> tuple[list[float], list[list[int]]]:
+    """On a rank: the losses of a GPT and of the other, and what the chunks of that have seen."""
+    losses = []
+    for architecture in ("gpt", f"{__name__}:EveryChunkReads"):
+        model = replace(MODEL, architecture=architecture)
+        config = run_config(StageSection(parallel=parallel), model=model, global_batch_size=4)
+        live = begin(config, world_size)
+        loss = live.evaluate(micro_batches(config, 0), 2)
+        assert loss is not None
+        losses.append(loss)
+        live.release()
+    return losses, list(SEEN.values())
+
+
+def test_an_architecture_says_which_chunks_read_and_how_outputs_become_losses() -> None:
+    interleaved = layout(pp=2, virtual_pipeline_model_parallel_size=2)
+    sums = [
+        int(sequence[:-1].sum())
+        for step in (0, 1)
+        for sequence in tokens(step, MODEL.vocabulary, 4, MODEL.max_position_embeddings)
+    ]
+    for (plain, doubled), seen in run_ranks(2, evaluations, 2, interleaved):
+        assert doubled == pytest.approx(2 * plain, rel=1e-12)
+        assert seen == [sums, sums]  # each of two chunks has all micro-batches, in order
 
 
 @dataclass(frozen=True)
