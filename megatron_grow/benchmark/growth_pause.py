@@ -27,6 +27,7 @@ from megatron_grow.growth.filling import fresh, grown
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.parallel import process_groups
+from megatron_grow.parallel.agreement import leads
 
 RANKS = 4
 _MIB = 2**20
@@ -77,7 +78,7 @@ class Pause(MegatronGrow):
         save(self.directory, record, self.live.pieces(), self.live.tensors)
         dist.barrier()
         seconds = time.perf_counter() - began
-        if dist.get_rank() == 0:
+        if leads():
             shutil.rmtree(self.directory)
         return seconds
 

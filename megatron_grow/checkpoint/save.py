@@ -31,7 +31,7 @@ from megatron_grow.checkpoint.torch_dist.names import tensor_key
 from megatron_grow.checkpoint.torch_dist.shards import RankShards, ShardWriter, check_seen
 from megatron_grow.config.errors import AgreedError, UserError, one_line
 from megatron_grow.live.pieces import Piece
-from megatron_grow.parallel.agreement import gather, together
+from megatron_grow.parallel.agreement import gather, leads, together
 from megatron_grow.state.boxes import fold, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.tensors import LogicalTensor
@@ -84,7 +84,7 @@ def save(
             f"the checkpoint of step {record.step} could not be written to {root}: {reason}; "
             f"{_last_good(root)}"
         ) from None
-    together(lambda: _thin_out(root, record.step, keep_last) if dist.get_rank() == 0 else None)
+    together(lambda: _thin_out(root, record.step, keep_last) if leads() else None)
     return final
 
 
@@ -97,7 +97,7 @@ def _write(
     with_optimizer: bool,
     holder: Holder | None,
 ) -> None:
-    root, leads = final.parent, dist.get_rank() == 0
+    root = final.parent
 
     def begin() -> None:
         if holder is not None:
@@ -105,10 +105,10 @@ def _write(
         sweep(root)
         written.mkdir(parents=True)
 
-    together(lambda: begin() if leads else None)
+    together(lambda: begin() if leads() else None)
     writer = ShardWriter(written)
     state = _state_dict(pieces, tensors, DTYPES[record.precision], with_optimizer)
-    if leads:
+    if leads():
         state |= extra_state(tensors.values())
     dcp.save(
         state,
@@ -125,7 +125,7 @@ def _write(
             check_held(root, holder)
         publish(written, final, record.step)
 
-    together(lambda: finish() if leads else None)
+    together(lambda: finish() if leads() else None)
 
 
 def _thin_out(root: Path, step: int, keep_last: int) -> None:

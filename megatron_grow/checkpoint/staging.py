@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_grow.checkpoint.layout import PENDING, TRACKER, replaced, step_dir
 from megatron_grow.checkpoint.root import is_complete, saved_steps
+from megatron_grow.files.durable import sync
 
 
 def partial(final: Path, attempt: str = "") -> Path:
     """Where ``final`` is written until it is complete; ``attempt`` tells one try from another."""
     return final.with_name(f".{final.name}{attempt and f'.{attempt}'}.partial")
-
-
-def sync(paths: Iterable[Path]) -> None:
-    """Put files, and the names in directories, on disk."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 def publish(written: Path, final: Path, step: int | None = None) -> None:
@@ -35,13 +26,13 @@ def publish(written: Path, final: Path, step: int | None = None) -> None:
         step: that of the checkpoint; None: there is no tracker file.
     """
     root = final.parent
-    sync([*written.iterdir(), written])
+    sync(*written.iterdir(), written)
     if step is not None:
         _write_tracker(root, step)
     if final.exists():
         final.rename(replaced(final))
     written.rename(final)
-    sync([root])
+    sync(root)
     if step is not None:
         _move_tracker(root)
 
@@ -54,12 +45,12 @@ def point(root: Path, step: int) -> None:
 
 def _write_tracker(root: Path, step: int) -> None:
     (root / PENDING).write_text(str(step))
-    sync([root / PENDING])
+    sync(root / PENDING)
 
 
 def _move_tracker(root: Path) -> None:
     (root / PENDING).rename(root / TRACKER)
-    sync([root])
+    sync(root)
 
 
 def prune(root: Path, step: int, keep_last: int) -> None:

@@ -32,7 +32,7 @@ from megatron_grow.convert.inspection import check_digests, check_files, inspect
 from megatron_grow.convert.preview import preview
 from megatron_grow.convert.progress import Progress
 from megatron_grow.convert.selection import WeightsOnly, open_weights
-from megatron_grow.parallel.agreement import place, together
+from megatron_grow.parallel.agreement import leads, together
 from megatron_grow.parallel.malloc import keep_freed_memory
 from megatron_grow.parallel.parent import end_with_agent
 
@@ -70,18 +70,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tell(line: str) -> None:
-    if _leads():
+    if leads():
         print(line)
 
 
 def _complain(reason: object) -> None:
-    if _leads():
+    if leads():
         print(f"error: {reason}", file=sys.stderr, flush=True)
-
-
-def _leads() -> bool:
-    """Whether this process is the one that speaks."""
-    return place()[0] == 0
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -187,8 +182,7 @@ def _write(
         _tell(f"note: {note}")
     # A link to an empty directory stays.
     final = step_dir(args.dst, record.step) if made.numbered else args.dst.resolve()
-    leads = _leads()
-    together(lambda: check_destination(args.dst, final, source.path) if leads else None)
+    together(lambda: check_destination(args.dst, final, source.path) if leads() else None)
 
     def make(directory: Path) -> Writer:
         return made.writer(directory, source, record)
@@ -205,9 +199,9 @@ def _write(
         side_files=together(lambda: made.kept_beside(source)),
         threads=args.threads,
         verifies=not args.no_verify,
-        progress=Progress(leads),
+        progress=Progress(leads()),
     )
-    if leads:
+    if leads():
         size, seconds = outcome.stored_bytes / 1e9, outcome.seconds
         checked = f"verified in {outcome.check_seconds:.1f} s"
         if args.no_verify:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -18,11 +17,13 @@ from megatron_grow.checkpoint import copy
 from megatron_grow.checkpoint.layout import SIDE_FILES, TRACKER
 from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.checkpoint.staging import partial, publish, sync
+from megatron_grow.checkpoint.staging import partial, publish
 from megatron_grow.checkpoint.writer import Writer
 from megatron_grow.config.errors import UserError
 from megatron_grow.convert.progress import Progress
-from megatron_grow.parallel.agreement import gather, place, together
+from megatron_grow.files.durable import sync
+from megatron_grow.files.lock import locked
+from megatron_grow.parallel.agreement import gather, leads, place, together
 
 Result = TypeVar("Result")
 
@@ -76,12 +77,11 @@ def convert(
     tasks = copy.tasks(source, writer)
     total = sum(copy.stored_bytes(block, writer) for task in tasks for block in task)
     rank, ranks = place()
-    leads = rank == 0
     work = {number: tasks[number] for number in range(rank, len(tasks), ranks)}
     mine = sum(copy.stored_bytes(block, writer) for task in work.values() for block in task)
     with contextlib.ExitStack() as stack:
-        together(lambda: stack.enter_context(_staged(final, total)) if leads else None)
-        together(lambda: _io(writer.prepare) if leads else None)
+        together(lambda: stack.enter_context(_staged(final, total)) if leads() else None)
+        together(lambda: _io(writer.prepare) if leads() else None)
         with progress.task("writing", mine) as advance:
             written = together(
                 lambda: _io(
@@ -92,7 +92,8 @@ def convert(
             )
         by_number = {number: done for share in gather(written) for number, done in share.items()}
         ordered = [by_number[number] for number in range(len(tasks))]
-        together(lambda: _io(lambda: writer.finish([p.table for p in ordered])) if leads else None)
+        tables = [task.table for task in ordered]
+        together(lambda: _io(lambda: writer.finish(tables)) if leads() else None)
         seconds = time.perf_counter() - began
         if verifies:
             with progress.task("verifying", mine) as advance:
@@ -111,7 +112,7 @@ def convert(
                 final.rmdir()  # empty, as it was found
             publish(partial(final), final, step)
 
-        together(lambda: _io(finish) if leads else None)
+        together(lambda: _io(finish) if leads() else None)
     return Outcome(total, seconds, check_seconds if verifies else 0.0)
 
 
@@ -139,7 +140,7 @@ def _keep(side_files: Mapping[str, bytes], directory: Path) -> None:
         directory.mkdir(exist_ok=True)
         (directory / name).write_bytes(content)
     if directory.exists():
-        sync([*directory.iterdir(), directory])
+        sync(*directory.iterdir(), directory)
 
 
 @contextlib.contextmanager
@@ -154,7 +155,7 @@ def _staged(final: Path, total: int) -> Iterator[None]:
         )
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(written.with_suffix(".lock"), f"another conversion is writing {final}"):
+        with locked(written.with_suffix(".lock"), f"another conversion is writing {final}"):
             try:
                 written.mkdir(exist_ok=True)
                 for left_over in written.iterdir():
@@ -166,38 +167,6 @@ def _staged(final: Path, total: int) -> Iterator[None]:
         for path in made:
             with contextlib.suppress(OSError):
                 path.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(path: Path, taken: str) -> Iterator[None]:
-    """Hold a lock, which ends with the process, however that ends; ``taken`` is said if it is."""
-    try:
-        descriptor = _lock(path)
-    except BlockingIOError:
-        raise UserError(taken) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be locked: {error.strerror}") from None
-    try:
-        yield
-    finally:
-        path.unlink()
-        os.close(descriptor)
-
-
-def _lock(path: Path) -> int:
-    while True:
-        # For writing: NFS gives no exclusive lock on what was opened for reading.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except FileNotFoundError:
-            pass  # whoever held it has just removed it
-        except OSError:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
 
 
 def _io(action: Callable[[], Result]) -> Result:

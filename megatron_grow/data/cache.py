@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.data.files import DataFile, FileArray
+from megatron_grow.files.durable import write_whole
 
 Arrays = Mapping[str, np.ndarray]
 _BLOCK = 1 << 24
@@ -73,18 +73,7 @@ def _write(path: Path, description: str, arrays: Arrays) -> None:
     crc = 0
     for part in parts:
         crc = zlib.crc32(part, crc)
-    partial = path.with_suffix(f".{uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:
-            file.write(b"%08x\n" % crc)
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_whole(path, [b"%08x\n" % crc, *parts], attempt=uuid4().hex)
 
 
 def _load(path: Path, description: str) -> dict[str, FileArray] | None:

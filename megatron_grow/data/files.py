@@ -1,4 +1,4 @@
-"""Files of data: brought to the disk, and read piece by piece while a job runs."""
+"""Files of data, read piece by piece while a job runs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,10 @@ import math
 import os
 import resource
 import stat
-from pathlib import Path
 
 import numpy as np
 
 from megatron_grow.config.errors import UserError
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a directory, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class DataFile:

@@ -51,6 +51,11 @@ def place() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
+def leads() -> bool:
+    """Whether this process is rank 0, the one that speaks and writes for all."""
+    return place()[0] == 0
+
+
 def any_rank(*flags: bool) -> list[bool]:
     """For each of ``flags``, whether it is true on at least one rank; one reduction for all."""
     found = torch.tensor(flags, dtype=torch.int32)

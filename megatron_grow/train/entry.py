@@ -88,10 +88,9 @@ def _watch() -> Watch | None:
 
 def _train(config: RunConfig) -> ExitCode:
     ignore_expected_warnings()
-    import torch.distributed as dist
 
     from megatron_grow.parallel import process_groups
-    from megatron_grow.parallel.agreement import together
+    from megatron_grow.parallel.agreement import leads, together
     from megatron_grow.train.announce import announcements
     from megatron_grow.train.console import Console
     from megatron_grow.train.finite import DivergedError
@@ -108,7 +107,7 @@ def _train(config: RunConfig) -> ExitCode:
             stop = stack.enter_context(StopRequest())
             checked = together(lambda: check(config))
             prepared = prepare(checked, stack.enter_context(claimed(config)))
-            speaks, start, resumed = dist.get_rank() == 0, prepared.start, prepared.resumed
+            speaks, start, resumed = leads(), prepared.start, prepared.resumed
             console = stack.enter_context(
                 Console(config.train.train_iters, speaks, config.logging.progress_bar)
             )

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from megatron_grow.checkpoint.regular import read_regular
 from megatron_grow.config.errors import UserError
-from megatron_grow.train.atomic import write_atomically
+from megatron_grow.files.durable import write_whole
+from megatron_grow.files.regular import read_regular
 
 FILE_NAME = "run.json"
 
@@ -43,7 +43,7 @@ class Identity:
 
     def write(self, output_dir: Path) -> None:
         """Leave it in a directory."""
-        write_atomically(output_dir / FILE_NAME, json.dumps(asdict(self)).encode())
+        write_whole(output_dir / FILE_NAME, [json.dumps(asdict(self)).encode()])
 
 
 def jobs(environment: Mapping[str, str], *, repeated: bool = False) -> list[str]:

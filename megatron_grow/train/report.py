@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.train.atomic import write_atomically
+from megatron_grow.files.durable import write_whole
 from megatron_grow.train.comparison import compare, load_run
 from megatron_grow.train.figures import Against, loss_figure
 
@@ -44,7 +44,7 @@ def write_report(
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            write_atomically(output / name, data)
+            write_whole(output / name, [data])
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error}") from error
     return summary

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from megatron_grow.train.atomic import write_atomically
+from megatron_grow.files.durable import flush, write_whole
 from megatron_grow.train.rows import identity, read_rows
 
 
@@ -75,9 +75,8 @@ def rewind(
     if dropped:
         with path.with_name(path.name + ".dropped").open("ab") as file:
             file.write(_lines(dropped))
-            file.flush()
-            os.fsync(file.fileno())
-    write_atomically(path, _lines(kept))
+            flush(file)
+    write_whole(path, [_lines(kept)])
     last = [row for row in kept if row["step"] == step]
     measured = [row for row in last if "val_loss" in row or row.get("val_loss_after") is not None]
     return {identity(row) for row in last}, {(step, row.get("stage", 0)) for row in measured}

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from megatron_grow.checkpoint.regular import read_regular
 from megatron_grow.config.errors import UserError
+from megatron_grow.files.regular import read_regular
 
 FILE_NAME = "metrics.jsonl"
 

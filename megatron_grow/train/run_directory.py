@@ -19,7 +19,8 @@ from megatron_grow.checkpoint.lock import Holder, held
 from megatron_grow.checkpoint.staging import point, sweep
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
-from megatron_grow.parallel.agreement import gather, place, together
+from megatron_grow.files.durable import flush
+from megatron_grow.parallel.agreement import gather, leads, together
 from megatron_grow.train import rows, status
 from megatron_grow.train.choice import Choice, latest_or_none
 from megatron_grow.train.identity import FILE_NAME, Identity, jobs
@@ -65,7 +66,7 @@ def claimed(config: RunConfig) -> Iterator[Holder | None]:
             sweep(root)  # a save that filled the disk may not have come to it
             return holders[root.resolve()]
 
-        holder = together(lambda: _io(enter, output) if place()[0] == 0 else None)
+        holder = together(lambda: _io(enter, output) if leads() else None)
         _prove_shared(root, "checkpoint.save")
         together(lambda: _io(lambda: _prove_room(root), root))
         yield holder
@@ -131,13 +132,12 @@ def _made(directory: Path, field: str) -> Iterator[None]:
 
 def _prove_shared(directory: Path, field: str) -> None:
     """Raise :class:`UserError` on all ranks unless all see what rank 0 makes in ``directory``."""
-    leads = place()[0] == 0
     mark = directory / gather(f".seen.{secrets.token_hex(8)}")[0]
-    together(lambda: _io(mark.touch, directory) if leads else None)
+    together(lambda: _io(mark.touch, directory) if leads() else None)
     try:
         seen = gather((socket.gethostname(), _appears(mark)))
     finally:
-        if leads:
+        if leads():
             mark.unlink()
     blind = {rank: host for rank, (host, sees) in enumerate(seen) if not sees}
     if blind:
@@ -153,8 +153,7 @@ def _prove_room(directory: Path) -> None:
     """Write a block to a directory, and take it away again."""
     with tempfile.NamedTemporaryFile(prefix=".room.", dir=directory) as file:
         file.write(bytes(_ROOM))
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
 
 
 def _appears(path: Path) -> bool:

@@ -21,7 +21,7 @@ from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
 from megatron_grow.live.pieces import Piece
 from megatron_grow.optim.optimizers import optimizer_of
-from megatron_grow.parallel.agreement import gather, place, together
+from megatron_grow.parallel.agreement import gather, leads, place, together
 from megatron_grow.train.changes import check_changes, rate_jump
 from megatron_grow.train.choice import Choice, advising, choose, other_formats
 
@@ -79,7 +79,7 @@ def find_start(
             another one on some ranks.
     """
     grows = stages[0].grow is not None
-    chosen = together(lambda: choose(config, grows=grows) if place()[0] == 0 else None)
+    chosen = together(lambda: choose(config, grows=grows) if leads() else None)
     choice = gather(chosen)[0]
     assert choice is not None
     start, plan = together(lambda: _open(choice, config, stages, corpora or {}))

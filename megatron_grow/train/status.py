@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_grow.config.errors import one_line
 from megatron_grow.config.exit_codes import ExitCode
-from megatron_grow.train.atomic import write_atomically
+from megatron_grow.files.durable import write_whole
 from megatron_grow.train.finite import DivergedError
 
 FILE_NAME = "status.json"
@@ -41,4 +41,4 @@ class RunStatus:
 
     def _write(self, status: str, exit_code: int | None, message: str) -> None:
         content = {"status": status, "exit_code": exit_code, "message": message}
-        write_atomically(self._path, json.dumps(content).encode() + b"\n")
+        write_whole(self._path, [json.dumps(content).encode() + b"\n"])

@@ -279,25 +279,6 @@ def test_the_lock_can_be_had_on_nfs(tmp_path: Path, monkeypatch) -> None:
         conversion._staged(tmp_path / "final", 0).__enter__()
 
 
-def test_a_lock_that_its_holder_removes_meanwhile(tmp_path: Path, monkeypatch) -> None:
-    """The file that was opened is no longer the one that others find; so it is opened again."""
-    path, flock = tmp_path / "lock", fcntl.flock
-
-    def late(descriptor: int, operation: int) -> None:
-        monkeypatch.setattr(fcntl, "flock", flock)
-        path.unlink()
-        flock(descriptor, operation)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with (
-        conversion._locked(path, "first"),
-        pytest.raises(UserError, match="taken"),
-        conversion._locked(path, "taken"),
-    ):
-        pass
-    assert not path.exists()
-
-
 def test_two_conversions_into_one_place(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.train.atomic import write_atomically
 from megatron_grow.train.metrics import MetricsLog
 from megatron_grow.train.rows import read_rows
 
@@ -115,19 +114,6 @@ def test_missing_wandb_stops_before_any_write(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"logging\.wandb_project=mine .*pip install wandb"):
         MetricsLog(tmp_path / "run", wandb_project="mine")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "summary.json"
-    path.write_bytes(b"old")
-
-    def fail(descriptor: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
 
 
 def test_rows_that_a_full_disk_refuses_wait_for_room(tmp_path):

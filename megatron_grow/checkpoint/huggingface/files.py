@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_grow.checkpoint.regular import check_regular, read_regular
 from megatron_grow.checkpoint.side_files import parse_object
 from megatron_grow.config.errors import UserError
+from megatron_grow.files.regular import check_regular, read_regular
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -16,9 +16,9 @@ from megatron_grow.checkpoint.huggingface.names import regions
 from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.side_files import CONFIG, parse_object
-from megatron_grow.checkpoint.staging import sync
 from megatron_grow.checkpoint.writer import Blocks, Writer
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.files.durable import sync
 from megatron_grow.state.boxes import Box, fold, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 
@@ -119,7 +119,7 @@ class HuggingFaceWriter(Writer):
             table = {name: shard.file for name, shard in sorted(self._shard_of.items())}
             self._write_json(files.INDEX, {"metadata": {"total_size": total}, "weight_map": table})
         self._write_json(CONFIG, dict(sorted(self._config.items())))
-        sync([*self.directory.iterdir(), self.directory])
+        sync(*self.directory.iterdir(), self.directory)
 
     def reopen(self) -> HuggingFaceReader:
         """What was written."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -15,11 +14,12 @@ from typing import Any
 from blake3 import blake3
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.files import sync
 from megatron_grow.data.preprocess.corpora import Position
 from megatron_grow.data.preprocess.encode import EncodedBatch
 from megatron_grow.data.preprocess.findings import Findings, Met
 from megatron_grow.data.preprocess.inputs import InputFile
+from megatron_grow.files.durable import flush, sync
+from megatron_grow.files.lock import locked
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,7 @@ class Journal:
             sync(path)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(made)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
         self.marked = True
 
     def _read(self) -> list[dict[str, Any]]:
@@ -153,11 +152,6 @@ def claimed(staging: Path) -> Iterator[None]:
         UserError: another one does.
     """
     staging.mkdir(parents=True, exist_ok=True)
-    with (staging / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{staging} is in use: another process makes this corpus") from error
-        except OSError:
-            pass  # a file system without locks
+    taken = f"{staging} is in use: another process makes this corpus"
+    with locked(staging / "lock", taken, needed=False):
         yield

@@ -12,8 +12,8 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, _IndexWriter
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.data.files import sync
 from megatron_grow.data.indexed import Sidecar
+from megatron_grow.files.durable import flush, sync
 
 
 class CorpusWriter:
@@ -62,8 +62,7 @@ class CorpusWriter:
     def sync(self) -> None:
         """Bring all that was added to the disk."""
         for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
 
     def finish(self, sidecar: Sidecar) -> None:
         """Write .idx and .json; nothing can be added afterwards."""
