@@ -119,27 +119,13 @@ def growth(
     grown = _grown_axes(before, tensors)
     if source.num_layers != target.num_layers:
         grown[LAYER] = (source.num_layers, target.num_layers)
-    operators = {
-        key: operator(key, spec, f"{where}.{key}", _grown_by(key, grown))
-        for key, spec in grow.operators.items()
-    }
-    working = {}
-    for key, chosen in operators.items():
-        if chosen.axes(source, target) & {rule.name for rule in grown}:
-            chosen.check(source, target, f"{where}.{key}")
-            working[key] = chosen
-        elif grow.recipe is None and not (source.num_layers == 0 and key in ("heads", "ffn")):
-            raise UserError(
-                f"{where}.{key}={grow.operators[key]} has nothing to do: the stage before has the "
-                "same sizes; change the model or leave it out"
-            )
-    _check_all_grow(grown, working, source, target, where)
-    asked = {key: tuple(o.questions(before, source, target)) for key, o in working.items()}
+    operators = _operators(grow, grown, source, target, where)
+    asked = {key: tuple(o.questions(before, source, target)) for key, o in operators.items()}
 
     def made(answers: Answers) -> Plan:
         knowing = {
             key: replace(o, answers={each: answers[each] for each in asked[key]})
-            for key, o in working.items()
+            for key, o in operators.items()
         }
         weights, gradients = (
             {
@@ -168,6 +154,25 @@ def growth(
     questions = tuple(dict.fromkeys(each for some in asked.values() for each in some))
     unknown = made({each: torch.ones(each.shape, dtype=torch.float64) for each in questions})
     return replace(unknown, questions=questions, made=made) if questions else unknown
+
+
+def _operators(
+    grow: GrowSection, grown: Sizes, source: ModelConfig, target: ModelConfig, where: str
+) -> dict[str, Operator]:
+    """Those that have something to do, by key; together they grow all that is ``grown``."""
+    working = {}
+    for key, spec in grow.operators.items():
+        chosen = operator(key, spec, f"{where}.{key}", _grown_by(key, grown))
+        if chosen.axes(source, target) & {rule.name for rule in grown}:
+            chosen.check(source, target, f"{where}.{key}")
+            working[key] = chosen
+        elif grow.recipe is None and not (source.num_layers == 0 and key in ("heads", "ffn")):
+            raise UserError(
+                f"{where}.{key}={spec} has nothing to do: the stage before has the same sizes; "
+                "change the model or leave it out"
+            )
+    _check_all_grow(grown, working, source, target, where)
+    return working
 
 
 def _grown_axes(

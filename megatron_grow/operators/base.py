@@ -43,7 +43,7 @@ class Operator(ABC):
     """To :meth:`questions`; all ones while a plan is made for its sizes alone. What is fresh must
     not depend on them."""
     keys: ClassVar[tuple[str, ...]]
-    """Where it can be named."""
+    """Those under which it can be named."""
     can_fade_in: ClassVar[bool] = False
     """Whether masking its new units at first (``grow.mask_iters``) preserves the function."""
 

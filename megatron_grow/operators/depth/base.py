@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ class DepthOperator(Operator):
     keys: ClassVar[tuple[str, ...]] = ("depth",)
     preserves_function: ClassVar[bool] = False
     least_source_layers: ClassVar[int] = 1
+    """Fewest layers that it can grow from."""
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Refuse to copy from a source without layers."""
@@ -46,19 +48,13 @@ class DepthOperator(Operator):
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
     ) -> list[Draw]:
         """Whole layers; all other axes stay as they are."""
-        if not tensor.stacked:
-            return [{}]
-        layers = self.layer_map(source.num_layers, target.num_layers)
-        return [{"layer": self.layer_weights(tensor, layers)}]
+        return self._draws(tensor, source, target, self.layer_weights)
 
     def gradients(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
     ) -> list[Draw]:
         """Whole layers."""
-        if not tensor.stacked:
-            return [{}]
-        layers = self.layer_map(source.num_layers, target.num_layers)
-        return [{"layer": self.layer_gradients(tensor, layers)}]
+        return self._draws(tensor, source, target, self.layer_gradients)
 
     def new_units(self, source: ModelConfig, target: ModelConfig) -> NewUnits:
         """Layers that copy none."""
@@ -68,3 +64,13 @@ class DepthOperator(Operator):
     def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
         """Layers that compute something are new."""
         return None if self.preserves_function else "new layers change what the model computes"
+
+    def _draws(
+        self,
+        tensor: LogicalTensor,
+        source: ModelConfig,
+        target: ModelConfig,
+        how: Callable[[LogicalTensor, AxisMap], AxisMap],
+    ) -> list[Draw]:
+        layers = self.layer_map(source.num_layers, target.num_layers)
+        return [{"layer": how(tensor, layers)} if tensor.stacked else {}]
