@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 from megatron.core import parallel_state
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection, TrainSection
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.filling import fresh, grown
 from megatron_grow.growth.plan import Plan, growth, initialisation
 from megatron_grow.methods.base import Context

@@ -19,10 +19,11 @@ from megatron_grow.benchmark.gang import Gang
 from megatron_grow.benchmark.report import Report
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.save import save
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.filling import fresh, grown
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import logical_tensors

@@ -10,8 +10,8 @@ import torch
 
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import GrowthEvent, Record
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.answers import by_itself
 from megatron_grow.growth.plan import Plan
 from megatron_grow.state.boxes import Box, full, volume

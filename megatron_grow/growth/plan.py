@@ -9,9 +9,9 @@ from itertools import product
 import torch
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import OptimizerSection
-from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.optimizer_state import Policy, moment_map
 from megatron_grow.model.architectures import architecture_of, logical_tensors
 from megatron_grow.operators import operator

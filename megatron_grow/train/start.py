@@ -13,9 +13,10 @@ from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import GrowthEvent, Record, StageEnd
 from megatron_grow.checkpoint.root import saved_steps
 from megatron_grow.config.errors import UserError
+from megatron_grow.config.grow import check_growth
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig, to_yaml
-from megatron_grow.config.stages import Stage, check_growth
+from megatron_grow.config.stages import Stage
 from megatron_grow.config.timing import can_end, ended
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding

@@ -14,7 +14,8 @@ from megatron.core import dist_checkpointing
 
 from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.grow import GrowSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import growth
 from megatron_grow.live.stage import LiveStage, filled

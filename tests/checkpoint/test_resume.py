@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.live.stage import LiveStage
 from tests.checkpoint.live import resume, train_to, write
 from tests.distributed import run_ranks

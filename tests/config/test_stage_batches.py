@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig, parse_run, to_yaml
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from tests.toy import MODEL, layout
 
 TRAIN = TrainSection(

@@ -6,10 +6,11 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.config.stages import GrowSection, StageSection, resolve_stages
+from megatron_grow.config.stages import StageSection, resolve_stages
 from megatron_grow.cost.flops import flops_at_step, flops_per_token, model_flops_per_token
 from tests.cost.gpt2 import gpt2
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.run import RunConfig
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import full, slices

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.plan import growth
 from megatron_grow.model.architectures import logical_tensors
 from tests.checkpoint.live import resume, train_to, write

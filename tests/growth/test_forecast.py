@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.forecast import forecast
 from megatron_grow.growth.plan import growth
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.plan import growth
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import logical_tensors

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.plan import growth
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.growth.algebra import UNTIED, Weights, applied, weights_of

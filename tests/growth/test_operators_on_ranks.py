@@ -20,9 +20,10 @@ import torch.distributed as dist
 
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.checkpoint.torch_dist.writer import TorchDistWriter
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
-from megatron_grow.config.stages import GrowSection, Stage, StageSection
+from megatron_grow.config.stages import Stage, StageSection
 from megatron_grow.convert.conversion import convert
 from megatron_grow.convert.progress import Progress
 from megatron_grow.growth.at_load import load

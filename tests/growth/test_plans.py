@@ -9,15 +9,11 @@ import pytest
 import torch
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.config.stages import (
-    GrowSection,
-    StageSection,
-    changed_model,
-    resolve_stages,
-)
+from megatron_grow.config.stages import StageSection, changed_model, resolve_stages
 from megatron_grow.growth.plan import growth
 from megatron_grow.operators import operator
 from megatron_grow.state.axes import HIDDEN

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.plan import growth
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.growth.algebra import (

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.sections import OptimizerSection
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.optim.rules.newton_schulz import newton_schulz
 from tests.distributed import run_ranks
 from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train_stage

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.model.architectures import logical_tensors
 from tests.distributed import run_ranks
 from tests.state.snapshot import assemble, snapshot

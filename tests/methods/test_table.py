@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.grow import GrowSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.methods import METHODS, methods_of
 from megatron_grow.methods.fade_in import FadeIn
 from tests.methods.run import BETA1, EIGHT, ONE, STEPS_BEFORE, grown, on

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.plan import growth
 from megatron_grow.methods.fade_in import Masks
 from tests.distributed import run_ranks

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_grow.config.stages import GrowSection
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.growth.plan import growth
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.kinds import MAIN_PARAM

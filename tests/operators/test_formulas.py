@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.config.stages import GrowSection
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.growth.plan import growth, initialisation
 from megatron_grow.operators import OPERATORS
 from megatron_grow.state.kinds import MAIN_PARAM

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.config.stages import GrowSection
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.growth.plan import growth
 from megatron_grow.operators import operator
 from megatron_grow.operators.depth.base import DepthOperator

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.stages import GrowSection
 from megatron_grow.growth.in_memory import transfer
 from megatron_grow.growth.plan import growth
 from megatron_grow.live.pieces import Piece

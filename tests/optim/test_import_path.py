@@ -10,9 +10,9 @@ import torch
 
 from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.config.errors import UserError
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import OptimizerSection
-from megatron_grow.config.stages import GrowSection
 from megatron_grow.convert.synthetic import SyntheticReader, write
 from megatron_grow.cost.memory import estimate_memory
 from megatron_grow.cost.parameters import count_parameters

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.run import RunConfig
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.optim.state import inner_optimizers
 from tests.distributed import run_ranks
 from tests.toy import Trace, begin, grow, layout, loop_over, micro_batches, run_config, train_stage

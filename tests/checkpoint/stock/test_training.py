@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from megatron_grow.config.errors import UserError
+from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import CheckpointSection, OptimizerSection
-from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.train.start import find_start
 from tests.checkpoint.stock.checkpoints import save
