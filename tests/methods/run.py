@@ -71,9 +71,25 @@ class Run:
     grad_norms: list[float] = field(default_factory=list)
 
 
-def train(config: RunConfig) -> Run:
-    """On a rank: train the first stage, grow, and watch the second."""
+Case = tuple[list[Any], dict[str, Any]]
+"""Methods, and what else :func:`grown` takes."""
+
+
+def runs(where: tuple[int, dict[str, Any]], cases: dict[str, Case]) -> dict[str, Run]:
+    """Runs on one layout, one after another; their states are whole tensors."""
+    world_size, parallel = where
+    configs = {name: grown(methods, parallel, **more) for name, (methods, more) in cases.items()}
+    ranks = run_ranks(world_size, _train_all, configs)
+    return {name: _whole([rank[name] for rank in ranks]) for name in cases}
+
+
+def _train_all(configs: dict[str, RunConfig]) -> dict[str, Run]:
     sys.path.insert(0, EXTEND)
+    return {name: _train(config) for name, config in configs.items()}
+
+
+def _train(config: RunConfig) -> Run:
+    """On a rank: train the first stage, grow, and watch the second."""
     world_size, run = dist.get_world_size(), Run()
     live = begin(config, world_size)
     for _ in loop_over(live, config).steps(micro_batches(config, 0)):
@@ -91,10 +107,7 @@ def train(config: RunConfig) -> Run:
     return run
 
 
-def on(where: tuple[int, dict[str, Any]], methods: list[Any], **more: Any) -> Run:
-    """The run on a layout; its states are whole tensors."""
-    world_size, parallel = where
-    ranks = run_ranks(world_size, train, grown(methods, parallel, **more))
+def _whole(ranks: list[Run]) -> Run:
     assert all(rank.losses == ranks[0].losses for rank in ranks)
     assert all(rank.grad_norms == ranks[0].grad_norms for rank in ranks)
     tensors = logical_tensors(MODEL)

@@ -20,10 +20,11 @@ from tests.methods.run import (
     OLD_FFN,
     ONE,
     STEPS_BEFORE,
+    Case,
     Run,
     adam,
     grown,
-    on,
+    runs,
 )
 from tests.toy import plan_of
 
@@ -56,21 +57,36 @@ def trains(name: str, key: str) -> np.ndarray:
     return found
 
 
+OTHERS = ("sgd", "muon", "muon_nsgd")
+CASES: dict[str, dict[str, Case]] = {
+    "one rank": {
+        "plain": ([], {}),
+        "recomputed": (LLAMA_PRO, {"recompute_granularity": "full"}),
+        **{name: (methods, {}) for name, methods in METHODS.items()},
+        **{
+            f"{name}, {optimizer}": (methods, {"optimizer": {"optimizer": optimizer}})
+            for name, methods in METHODS.items()
+            for optimizer in OTHERS
+        },
+    },
+    "eight ranks": {
+        "plain": ([], {}),
+        **{name: (methods, {}) for name, methods in METHODS.items()},
+        "bf16": (OLD_UNITS, {"precision": "bf16"}),
+    },
+}
+
+
 @functools.cache
-def run(where: str, name: str | None, precision: str = "fp32", recompute: str | None = None) -> Run:
-    return on(
-        {"one rank": ONE, "eight ranks": EIGHT}[where],
-        METHODS[name] if name else [],
-        precision=precision,
-        recompute_granularity=recompute,
-    )
+def run(where: str) -> dict[str, Run]:
+    return runs({"one rank": ONE, "eight ranks": EIGHT}[where], CASES[where])
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("where", ["one rank", "eight ranks"])
 def test_frozen_entries_stay_and_all_others_move(where: str, name: str) -> None:
     """Weights (no update, no decay) and moments, over four steps."""
-    states = run(where, name).states
+    states = run(where)[name].states
     for key in TENSORS:
         free = trains(name, key)
         for kind in ("main_param", *MOMENTS):
@@ -86,7 +102,7 @@ def test_frozen_entries_stay_and_all_others_move(where: str, name: str) -> None:
 @pytest.mark.parametrize("where", ["one rank", "eight ranks"])
 def test_the_norm_is_that_of_the_gradients_that_train(where: str, name: str) -> None:
     """In the first step, whose gradients are those of a run in which nothing is frozen."""
-    plain, frozen = run(where, None), run(where, name)
+    plain, frozen = run(where)["plain"], run(where)[name]
     assert frozen.losses[0] == plain.losses[0]
     total = 0.0
     for key in TENSORS:
@@ -99,7 +115,7 @@ def test_the_norm_is_that_of_the_gradients_that_train(where: str, name: str) -> 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_all_others_follow_adam(name: str) -> None:
-    states = run("one rank", name).states
+    states = run("one rank")[name].states
     for step, (before, after) in enumerate(pairwise(states), start=1):
         for key in TENSORS:
             free = trains(name, key)
@@ -109,7 +125,7 @@ def test_all_others_follow_adam(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_layout_trains_alike(name: str) -> None:
-    one, eight = run("one rank", name), run("eight ranks", name)
+    one, eight = run("one rank")[name], run("eight ranks")[name]
     assert eight.losses == pytest.approx(one.losses, rel=1e-5)
     assert eight.grad_norms == pytest.approx(one.grad_norms, rel=1e-4)
     assert len(set(one.losses)) == len(one.losses)
@@ -117,34 +133,31 @@ def test_every_layout_trains_alike(name: str) -> None:
 
 def test_recomputed_activations_change_nothing() -> None:
     """megatron-core gives no gradient at all where an embedding that needs none is recomputed."""
-    plain = run("one rank", "new blocks alone")
-    recomputed = run("one rank", "new blocks alone", recompute="full")
+    plain, recomputed = (run("one rank")[name] for name in ("new blocks alone", "recomputed"))
     assert recomputed.losses == plain.losses and recomputed.grad_norms == plain.grad_norms
     assert min(plain.grad_norms) > 0.0
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_bf16(name: str) -> None:
-    states = run("eight ranks", name, precision="bf16").states
+def test_bf16() -> None:
+    states = run("eight ranks")["bf16"].states
     for key in TENSORS:
-        free = trains(name, key)
+        free = trains("old units", key)
         for kind in ("main_param", *MOMENTS):
             assert np.array_equal(states[0][key, kind][~free], states[-1][key, kind][~free])
-        if free.any():
-            moved = states[0][key, "main_param"][free] != states[-1][key, "main_param"][free]
-            assert moved.mean() > 0.5 or key.endswith("linear_qkv.bias"), key
+        moved = states[0][key, "main_param"][free] != states[-1][key, "main_param"][free]
+        assert moved.mean() > 0.5 or key.endswith("linear_qkv.bias"), key
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon", "muon_nsgd"])
-def test_other_optimizers(optimizer: str) -> None:
+@pytest.mark.parametrize("optimizer", OTHERS)
+@pytest.mark.parametrize("name", METHODS)
+def test_other_optimizers(name: str, optimizer: str) -> None:
     """Muon's update of a matrix is dense: only undoing it keeps part of one as it was."""
-    for name, methods in METHODS.items():
-        states = on(ONE, methods, optimizer={"optimizer": optimizer}).states
-        for (key, kind), values in states[0].items():
-            free = trains(name, key)
-            assert np.array_equal(values[~free], states[-1][key, kind][~free]), (key, kind)
-            if free.any() and kind == "main_param":
-                assert not np.array_equal(values[free], states[-1][key, kind][free]), key
+    states = run("one rank")[f"{name}, {optimizer}"].states
+    for (key, kind), values in states[0].items():
+        free = trains(name, key)
+        assert np.array_equal(values[~free], states[-1][key, kind][~free]), (key, kind)
+        if free.any() and kind == "main_param":
+            assert not np.array_equal(values[free], states[-1][key, kind][free]), key
 
 
 REFUSED = {

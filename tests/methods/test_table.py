@@ -13,7 +13,7 @@ from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.stages import StageSection
 from megatron_grow.methods import METHODS, methods_of
 from megatron_grow.methods.fade_in import FadeIn
-from tests.methods.run import BETA1, EIGHT, ONE, STEPS_BEFORE, grown, on
+from tests.methods.run import BETA1, ONE, STEPS_BEFORE, grown, runs
 from tests.toy import MODEL, layout, plan_of, run_config
 
 
@@ -80,9 +80,10 @@ def test_every_name_of_the_table_is_a_method() -> None:
 def test_a_method_by_import_path() -> None:
     """The example's noise: of the variance that it says, and the same on every layout."""
     method = {"name": "extend.gradient_noise:GradientNoise", "eta": 0.5}
-    plain, one, eight = on(ONE, []), on(ONE, [method]), on(EIGHT, [method])
-    assert eight.losses == pytest.approx(one.losses, rel=1e-5)
-    assert eight.grad_norms == pytest.approx(one.grad_norms, rel=1e-4)
+    plain, one = runs(ONE, {"plain": ([], {}), "noise": ([method], {})}).values()
+    [two] = runs((2, layout()), {"noise": ([method], {})}).values()
+    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+    assert two.grad_norms == pytest.approx(one.grad_norms, rel=1e-4)
     step = STEPS_BEFORE + 1
     changed = []
     for key, kind in one.states[1]:

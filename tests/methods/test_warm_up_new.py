@@ -20,10 +20,11 @@ from tests.methods.run import (
     OLD_FFN,
     ONE,
     STEPS_BEFORE,
+    Case,
     Run,
     adam,
     grown,
-    on,
+    runs,
 )
 
 ITERS = 3
@@ -33,14 +34,25 @@ SGD = {"optimizer": "sgd", "sgd_momentum": 0.5}
 TENSORS = logical_tensors(MODEL)
 
 
+METHOD = [{"name": "warm_up_new", "iters": ITERS}]
+CASES: dict[str, dict[str, Case]] = {
+    "one rank": {
+        "plain": ([], {}),
+        "one step": ([{"name": "warm_up_new", "iters": 1}], {}),
+        "adam": (METHOD, {}),
+        "sgd": (METHOD, {"optimizer": SGD}),
+    },
+    "eight ranks": {
+        "adam": (METHOD, {}),
+        "sgd": (METHOD, {"optimizer": SGD}),
+        "bf16": (METHOD, {"precision": "bf16"}),
+    },
+}
+
+
 @functools.cache
-def run(where: str, optimizer: str = "adam", precision: str = "fp32") -> Run:
-    return on(
-        {"one rank": ONE, "eight ranks": EIGHT}[where],
-        [{"name": "warm_up_new", "iters": ITERS}],
-        precision=precision,
-        optimizer=SGD if optimizer == "sgd" else {},
-    )
+def run(where: str) -> dict[str, Run]:
+    return runs({"one rank": ONE, "eight ranks": EIGHT}[where], CASES[where])
 
 
 def is_new(key: str) -> np.ndarray:
@@ -68,8 +80,8 @@ def check_adam(run: Run, tolerance: float) -> None:
 @pytest.mark.parametrize("where", ["one rank", "eight ranks"])
 def test_adam(where: str) -> None:
     """Each step's update of new entries is a share of AdamW's."""
-    check_adam(run(where), tolerance=1e-6)
-    before, after = run(where).states[:2]
+    check_adam(run(where)["adam"], tolerance=1e-6)
+    before, after = run(where)["adam"].states[:2]
     key = "decoder.layers.mlp.linear_fc1.weight"
     moved = np.abs(after[key, "main_param"] - before[key, "main_param"])
     # New units of an old layer: fresh moments, corrected for the 4 updates of those that are not.
@@ -78,12 +90,12 @@ def test_adam(where: str) -> None:
 
 
 def test_bf16() -> None:
-    check_adam(run("eight ranks", precision="bf16"), tolerance=1e-6)
+    check_adam(run("eight ranks")["bf16"], tolerance=1e-6)
 
 
 def test_sgd() -> None:
     """Decay is a part of its gradient, and so of the share."""
-    for step, (before, after) in enumerate(pairwise(run("one rank", "sgd").states), start=1):
+    for step, (before, after) in enumerate(pairwise(run("one rank")["sgd"].states), start=1):
         for key in TENSORS:
             weight, buffer = before[key, "main_param"], after[key, "momentum_buffer"]
             share = np.where(is_new(key), RAMP[step - 1], 1.0)
@@ -93,16 +105,15 @@ def test_sgd() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_every_layout_trains_alike(optimizer: str) -> None:
-    one, eight = run("one rank", optimizer), run("eight ranks", optimizer)
+    one, eight = (run(where)[optimizer] for where in ("one rank", "eight ranks"))
     assert eight.losses == pytest.approx(one.losses, rel=1e-5)
     assert eight.grad_norms == pytest.approx(one.grad_norms, rel=1e-4)
     assert len(set(one.losses)) == len(one.losses)
 
 
 def test_a_stage_of_one_step_of_ramp_is_a_plain_one() -> None:
-    plain = on(ONE, [])
-    short = on(ONE, [{"name": "warm_up_new", "iters": 1}])
-    assert short.losses == plain.losses != run("one rank").losses
+    found = {name: run.losses for name, run in run("one rank").items()}
+    assert found["one step"] == found["plain"] != found["adam"]
 
 
 def test_mistakes() -> None:
