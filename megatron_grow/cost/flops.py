@@ -53,4 +53,4 @@ def model_flops_per_token(model: ModelConfig, seq_length: int, *, causal: bool =
         causal: count half of the attention square, what a causal kernel computes, instead of the
             published convention's whole.
     """
-    return architecture_of(model).flops_per_token(model, seq_length, causal=causal)
+    return architecture_of(model).model_flops_per_token(model, seq_length, causal=causal)

@@ -148,7 +148,7 @@ class Architecture(ABC):
         return type(self).mask_points is not Architecture.mask_points
 
     @abstractmethod
-    def flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
+    def model_flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
         """Arithmetic that training on one token needs, for model FLOPs utilisation.
 
         Args:

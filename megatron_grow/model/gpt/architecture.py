@@ -57,33 +57,21 @@ class GPT(Architecture):
         return layer_spec(engine, train)
 
     def check_data(self, config: RunConfig, stages: list[Stage]) -> tuple[Split, Split | None]:
-        """As :func:`~megatron_grow.data.check.check_data`."""
-        from megatron_grow.data.check import check_data
+        """As :func:`.batch.check_data`."""
+        from megatron_grow.model.gpt import batch
 
-        return check_data(
-            config.data,
-            seq_length=config.train.seq_length,
-            vocab_size=config.model.vocabulary,
-            evaluate=config.train.eval_iters > 0,
-        )
+        return batch.check_data(config)
 
     def datasets(
         self, data: tuple[Split, Split | None], config: RunConfig, train_samples: int
     ) -> Datasets:
-        """As :func:`~megatron_grow.data.datasets.build_datasets`."""
-        from megatron_grow.data.datasets import build_datasets
+        """As :func:`.batch.datasets`."""
+        from megatron_grow.model.gpt import batch
 
-        return build_datasets(
-            *data,
-            seq_length=config.train.seq_length,
-            seed=config.run.seed,
-            train_samples=train_samples,
-            valid_samples=config.train.eval_iters * config.train.global_batch_size,
-            cache_dir=config.cache_dir,
-        )
+        return batch.datasets(data, config, train_samples)
 
     def cut(self, samples: Dataset, parts: int) -> Dataset:
-        """As :class:`~megatron_grow.data.subsequences.Subsequences`."""
+        """Consecutive ones, which predict the same tokens, each once."""
         from megatron_grow.data.subsequences import Subsequences
 
         return Subsequences(samples, parts)
@@ -108,9 +96,10 @@ class GPT(Architecture):
 
         return mask_points(chunk)
 
-    def flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
-        """As :func:`.flops.flops_per_token`."""
-        return flops.flops_per_token(model, self.tensors(model, None), seq_length, causal=causal)
+    def model_flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
+        """As :func:`.flops.model_flops_per_token`."""
+        tensors = self.tensors(model, None)
+        return flops.model_flops_per_token(model, tensors, seq_length, causal=causal)
 
     def families(self) -> Mapping[str, Family]:
         """GPT-2, Llama and its kin."""

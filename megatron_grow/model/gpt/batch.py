@@ -10,7 +10,34 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.utils import get_batch_on_this_cp_rank
 
+from megatron_grow.config.run import RunConfig
+from megatron_grow.data import check
+from megatron_grow.data.datasets import Datasets, build_datasets
 from megatron_grow.model.architecture import Loss
+
+
+def check_data(config: RunConfig) -> tuple[check.Split, check.Split | None]:
+    """Open the corpora of running text that a run names, and check them."""
+    return check.check_data(
+        config.data,
+        seq_length=config.train.seq_length,
+        vocab_size=config.model.vocabulary,
+        evaluate=config.train.eval_iters > 0,
+    )
+
+
+def datasets(
+    data: tuple[check.Split, check.Split | None], config: RunConfig, train_samples: int
+) -> Datasets:
+    """Running text, cut into samples; as :meth:`.architecture.Architecture.datasets`."""
+    return build_datasets(
+        *data,
+        seq_length=config.train.seq_length,
+        seed=config.run.seed,
+        train_samples=train_samples,
+        valid_samples=config.train.eval_iters * config.train.global_batch_size,
+        cache_dir=config.cache_dir,
+    )
 
 
 def forward_step(

@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_block import (
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.model.gpt.module import GPT
+from megatron_grow.model.gpt.module import GPTModule
 from megatron_grow.model.layers.attention import ScaledDotProductAttention
 from megatron_grow.model.layers.norms import Norm
 from megatron_grow.parallel import cpu
@@ -47,8 +47,8 @@ def _build_chunk(
     config: TransformerConfig,
     block: TransformerBlockSubmodules | ModuleSpec,
     number: int,
-) -> GPT:
-    return GPT(
+) -> GPTModule:
+    return GPTModule(
         config,
         block,
         vocab_size=model.vocabulary,

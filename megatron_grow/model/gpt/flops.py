@@ -8,7 +8,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.state.tensors import LogicalTensor
 
 
-def flops_per_token(
+def model_flops_per_token(
     model: ModelConfig, tensors: dict[str, LogicalTensor], seq_length: int, *, causal: bool
 ) -> int:
     """Arithmetic that training on one token needs.

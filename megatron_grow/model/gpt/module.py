@@ -10,7 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron_grow.model.layers.cross_entropy import vocab_parallel_cross_entropy
 
 
-class GPT(GPTModel):
+class GPTModule(GPTModel):
     """``GPTModel``, and how it turns logits into losses.
 
     Rows that pad the vocabulary are zero and stay so: no token looks them up, and their logits have
