@@ -19,6 +19,7 @@ from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.filling import fresh, grown
 from megatron_grow.growth.plan import Plan, growth, initialisation
 from megatron_grow.methods.base import Context
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel import process_groups
 from megatron_grow.train.loop import Loop
 
@@ -64,7 +65,10 @@ class MegatronGrow:
         if index == 0:
             return initialisation(stage.model, depth, seed=0)
         before = self.stages[index - 1].model
-        return growth(before, stage.model, stage.grow, target_depth=depth, seed=0)
+        optimizer = optimizer_of(self.config.optimizer)
+        return growth(
+            before, stage.model, stage.grow, target_depth=depth, seed=0, optimizer=optimizer
+        )
 
     def step(self) -> float:
         """Train for a step; seconds."""

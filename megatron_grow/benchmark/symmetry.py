@@ -20,6 +20,7 @@ from megatron_grow.growth.filling import fresh, grown
 from megatron_grow.growth.plan import Plan, growth, initialisation
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods.base import Context
+from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.axis_maps import FRESH, Gather
 from megatron_grow.state.boxes import slices
@@ -126,7 +127,14 @@ class Copies:
         live = fresh(small, config, plan)
         for _ in Loop(Context(config, stages, live, plan, 0)).steps(_batches(config.train, 0)):
             pass
-        plan = growth(small.model, large.model, large.grow, target_depth=2, seed=0)
+        plan = growth(
+            small.model,
+            large.model,
+            large.grow,
+            target_depth=2,
+            seed=0,
+            optimizer=optimizer_of(config.optimizer),
+        )
         live, _ = grown(live, large, config, plan)
         loop = Loop(Context(config, stages, live, plan, BEFORE))
         steps = loop.steps(_batches(config.train, BEFORE))

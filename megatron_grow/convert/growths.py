@@ -52,7 +52,9 @@ def grow(source: Reader, path: Path, seed: int | None, tell: Callable[[str], Non
     config = source.record.config
     if seed is None:
         seed = int(config.get("run", {}).get("seed", 1234))
-    optimizer = recorded_optimizer(config)
+    # Weights alone are grown without their optimizer, which may not be here.
+    trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
+    optimizer = recorded_optimizer(config) if trains else None
     depth = int(config.get("model", {}).get("num_layers", 0))
     shapes = []
     model = source.record.model_config

@@ -26,13 +26,33 @@ KINDS: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "muon": {"optimizer": OptimizerSection(optimizer="muon", lr=1e-2)},
     "length and batch": {},
+    "multipliers": {
+        "optimizer": OptimizerSection(
+            lr=1e-2,
+            weight_decay=0.1,
+            multipliers=[
+                {"tensors": "head", "lr": 0.2, "weight_decay": 3.0, "eps": 1e4},
+                {"tensors": "decoder.layers.mlp.*", "lr": 2.0},
+            ],
+        )
+    },
+    "import path": {
+        "optimizer": OptimizerSection(
+            "tests.optim.rmsprop:RMSprop", lr=1e-2, weight_decay=0.0, options={"eps": 1e-2}
+        )
+    },
 }
 SHORT = {"seq_length": 8, "global_batch_size": 16, "micro_batch_size": 2}
 """What the first stage of "length and batch" reads; the second reads 4 x 16."""
 # Ranks, layouts before and after the growth, and what is resumed there.
 RESUMED: dict[str, tuple[int, dict, dict, list[str]]] = {
     "the same layout": (*SAVED, list(KINDS)),
-    "TP2, then PP2": (2, TP2, PP2, ["adam", "muon", "length and batch"]),
+    "TP2, then PP2": (
+        2,
+        TP2,
+        PP2,
+        ["adam", "muon", "length and batch", "multipliers", "import path"],
+    ),
     "TP2, then PP2 VPP2": (2, TP2, VPP2, ["adam"]),
     "one rank": (1, DP, DP, ["adam"]),
 }

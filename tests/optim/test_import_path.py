@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.parallel import ParallelConfig
@@ -21,7 +20,7 @@ from megatron_grow.growth.plan import growth
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.kinds import MAIN_PARAM
-from tests.convert.toy import GPT
+from tests.convert.toy import GPT, by_torch, command, equal
 from tests.distributed import run_ranks
 from tests.growth.algebra import applied
 from tests.optim.toy import build, gpt, train, whole
@@ -96,16 +95,45 @@ def test_growth_moves_state_with_its_power(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_converter_memory_and_forecast_ask_it(name: str, tmp_path: Path) -> None:
-    path = write(tmp_path, SyntheticReader(GPT, optimizer=name))
-    reader = open_reader(path)
-    assert {reader.kinds(key) for key in reader.tensors} == {(MAIN_PARAM, *STATE[name])}
+def test_converter(name: str, tmp_path: Path) -> None:
+    """There and back over TP2 x PP2, and grown: new layers' state is zero, others' their own's."""
+    source = write(tmp_path / "a", SyntheticReader(GPT, optimizer=name))
+    truth, [state] = by_torch(source), STATE[name]
+    layout = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2)
+    assert command("reshard", source, tmp_path / "b", *layout) == 0
+    assert command("reshard", tmp_path / "b", tmp_path / "c") == 0
+    assert equal(by_torch(tmp_path / "c" / source.name), truth)
 
+    deeper = tmp_path / "grow.yaml"
+    deeper.write_text("model: {num_layers: 6}\ngrow: {depth: random}")
+    assert command("grow", source, tmp_path / "d", "--grow", deeper) == 0
+    grown = by_torch(tmp_path / "d" / source.name)
+    key = f"optimizer.state.{state}.decoder.layers.mlp.linear_fc2.weight"
+    assert torch.equal(grown[key][:4], truth[key]) and not grown[key][4:].any()
+
+
+def test_a_checkpoint_whose_optimizer_is_not_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Is copied, but not grown: nobody says how its state moves."""
+    synthetic = SyntheticReader(GPT, optimizer=LION)
+    synthetic.record.config["optimizer"]["optimizer"] = "nowhere.lion:Lion"
+    source = write(tmp_path / "a", synthetic)
+    assert command("reshard", source, tmp_path / "b", "--tensor-model-parallel-size", 2) == 0
+    assert equal(by_torch(tmp_path / "b" / source.name), by_torch(source))
+    deeper = tmp_path / "grow.yaml"
+    deeper.write_text("model: {num_layers: 6}\ngrow: {depth: random}")
+    assert command("grow", source, tmp_path / "c", "--grow", deeper) == 2
+    assert "optimizer.optimizer=nowhere.lion:Lion cannot be imported" in capsys.readouterr().err
+    assert command("grow", source, tmp_path / "c", "--grow", deeper, "--weights-only") == 0
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_memory_and_forecast(name: str) -> None:
     optimizer, count = optimizer_of(SECTIONS[name]), count_parameters(GPT)
     estimate = estimate_memory(GPT, ParallelConfig(), 4, precision="bf16", optimizer=optimizer)
     sharded = 4 if name == LION else 1
     assert estimate.moments == pytest.approx(4 * count / sharded, rel=0.05)
-
     plan = growth(GPT, GPT, None, target_depth=2, seed=1, optimizer=optimizer)
     assert forecast(plan).carried_bytes == 2 * 4 * count
 

@@ -57,6 +57,26 @@ def test_same_run_on_every_layout(rule: str, layout: str) -> None:
         assert difference.max() <= 1e-5 * np.abs(tensor).max(), key
 
 
+NORMS = {
+    ("adam", "fp32"): [1.353635, 1.415182, 1.283612, 1.388015],
+    ("adam", "bf16"): [1.353492, 1.414814, 1.284297, 1.387287],
+    ("sgd", "fp32"): [1.353635, 1.444474, 1.323686, 1.395393],
+    ("sgd", "bf16"): [1.353492, 1.444924, 1.324135, 1.396542],
+    ("muon", "fp32"): [1.353635, 1.402157, 1.266237, 1.384657],
+    ("muon", "bf16"): [1.353492, 1.401730, 1.266181, 1.382861],
+    ("muon_nsgd", "fp32"): [1.353635, 1.369560, 1.196775, 1.239861],
+    ("muon_nsgd", "bf16"): [1.353492, 1.370321, 1.196964, 1.240878],
+}
+"""Gradient norms of four steps, measured when the four rules were built one by one."""
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_same_numbers_as_ever(rule: str) -> None:
+    assert _on_one_rank(rule)[0] == pytest.approx(NORMS[rule, "fp32"], rel=2e-6)
+    [(steps, _)] = run_ranks(1, train, RULES[rule], ParallelConfig(), None, 4, "bf16")
+    assert [norm for _, norm in steps] == pytest.approx(NORMS[rule, "bf16"], rel=5e-4)
+
+
 def _padding(rule: str, precision: str) -> list[float]:
     """On a rank: the largest value in rows of padding, of weights and of all optimizer state."""
     section = replace(RULES[rule], weight_decay=0.1)

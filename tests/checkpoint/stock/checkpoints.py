@@ -15,7 +15,13 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    ParamKey,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.rerun_state_machine import RerunDiagnostic, RerunMode, RerunState
 from megatron.core.transformer.module import Float16Module
@@ -51,7 +57,10 @@ def content_metadata(name: str) -> dict[str, Any]:
 
 
 def build_optimizer(
-    model: ModelConfig, parallel: ParallelConfig, name: str
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    name: str,
+    overrides: dict[ParamKey, Any] | None = None,
 ) -> tuple[list[torch.nn.Module], MegatronOptimizer, OptimizerParamScheduler]:
     """Model, optimizer with room for its moments, and schedule, as Megatron-LM builds them."""
     args = stock_args(model, parallel, **OPTIMIZERS[name])
@@ -63,19 +72,20 @@ def build_optimizer(
         use_distributed_optimizer=args.use_distributed_optimizer, grad_reduce_in_fp32=args.bf16
     )
     wrapped = [DistributedDataParallel(config, ddp, chunk) for chunk in chunks]
+    optimizer_config = OptimizerConfig(
+        optimizer="adam",
+        lr=args.lr,
+        min_lr=args.min_lr,
+        weight_decay=args.weight_decay,
+        adam_beta2=args.adam_beta2,
+        bf16=args.bf16,
+        params_dtype=torch.bfloat16 if args.bf16 else torch.float32,
+        use_distributed_optimizer=args.use_distributed_optimizer,
+    )
+    if overrides is not None:  # given ones replace those that spare biases and norms from decay
+        overrides = {**get_standard_config_overrides(optimizer_config), **overrides}
     optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=args.lr,
-            min_lr=args.min_lr,
-            weight_decay=args.weight_decay,
-            adam_beta2=args.adam_beta2,
-            bf16=args.bf16,
-            params_dtype=torch.bfloat16 if args.bf16 else torch.float32,
-            use_distributed_optimizer=args.use_distributed_optimizer,
-        ),
-        wrapped,
-        use_gloo_process_groups=False,
+        optimizer_config, wrapped, overrides, use_gloo_process_groups=False
     )
     for wrapper in optimizer.chained_optimizers:
         wrapper.init_state_fn = partial(init_state, rule=ADAM)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.optimizer import ParamKey
 
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.save import save
@@ -49,7 +50,23 @@ CASES = {
 """Model and precision here; layout, ranks and optimizer there."""
 
 
-def run_config(model: ModelConfig, precision: Any, optimizer: Any = "adam") -> RunConfig:
+MULTIPLIERS = [
+    {"tensors": "*.mlp.linear_fc?.weight", "lr": 0.5},
+    {"tensors": "head", "lr": 0.25, "weight_decay": 2.0},
+]
+OVERRIDES = {
+    ParamKey(name="*.mlp.linear_fc?.weight"): {"lr_mult": 0.5, "max_lr": 5e-3, "min_lr": 0.0},
+    ParamKey(name="*word_embeddings.weight"): {
+        "lr_mult": 0.25,
+        "max_lr": 2.5e-3,
+        "min_lr": 0.0,
+        "wd_mult": 2.0,
+    },
+}
+"""The same in megatron-core's words."""
+
+
+def run_config(model: ModelConfig, precision: Any, **optimizer: Any) -> RunConfig:
     return RunConfig(
         model=model,
         train=TrainSection(
@@ -58,12 +75,12 @@ def run_config(model: ModelConfig, precision: Any, optimizer: Any = "adam") -> R
             seq_length=LENGTH,
             precision=precision,
         ),
-        optimizer=OptimizerSection(optimizer=optimizer, lr=1e-2, adam_beta2=0.999),
+        optimizer=OptimizerSection(lr=1e-2, adam_beta2=0.999, **optimizer),
         schedule=ScheduleSection(lr_decay_style="cosine", lr_warmup_fraction=0.1),
     )
 
 
-def write(root: Path, model: ModelConfig, precision: str, optimizer: str = "adam") -> None:
+def write(root: Path, model: ModelConfig, precision: str, **optimizer: Any) -> None:
     """On one rank: a checkpoint of ours whose tensors are all painted."""
     process_groups.set_up(layout(), seed=1)
     tensors = logical_tensors(model)
@@ -86,7 +103,7 @@ def write(root: Path, model: ModelConfig, precision: str, optimizer: str = "adam
         optimizer_step=STEP,
         model=asdict(model),
         precision=precision,
-        config=asdict(run_config(model, precision, optimizer)),
+        config=asdict(run_config(model, precision, **optimizer)),
     )
     save(root, record, pieces, tensors)
 
@@ -94,7 +111,9 @@ def write(root: Path, model: ModelConfig, precision: str, optimizer: str = "adam
 def write_all(root: Path) -> None:
     for name, (model, precision, *_) in CASES.items():
         write(root / name, model, precision)
-    write(root / "muon", GPT2, "fp32", "muon")
+    write(root / "muon", GPT2, "fp32", optimizer="muon")
+    write(root / "multipliers", GPT2, "fp32", multipliers=MULTIPLIERS)
+    write(root / "epsilon", GPT2, "fp32", multipliers=[{"tensors": "matrix", "eps": 2.0}])
     write(root / "padded", PADDED, "bf16")
 
 
@@ -157,6 +176,28 @@ def _check_tensors(state: dict[str, Any], wrapped: list) -> set[str]:
         assert torch.equal(shard.data, whole[within(shard)].view_as(shard.data)), key
         seen.add(key)
     return seen
+
+
+def load_multipliers(root: Path) -> tuple[list[dict], list[dict], dict[str, dict]]:
+    """On a rank: the groups that megatron-core makes of the same overrides, those that we stored,
+    and what each parameter is under after these are loaded."""
+    directory = str(root / "multipliers" / f"iter_{STEP:07d}")
+    wrapped, optimizer, schedule = build_optimizer(GPT2, layout(), "fp32", OVERRIDES)
+    own = [dict(group, params=[]) for group in optimizer.param_groups]
+    state = dist_checkpointing.load(
+        state_of(wrapped, optimizer, "fp32", is_loading=True), directory
+    )
+    optimizer.load_state_dict(state["optimizer"])
+    common = dist_checkpointing.load_common_state_dict(directory)
+    schedule.load_state_dict(common["opt_param_scheduler"])
+    schedule.step(STEP * BATCH)
+    names = {id(param): name for name, param in wrapped[0].module.named_parameters()}
+    loaded = {
+        names[id(param)]: {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+        for param in group["params"]
+    }
+    return own, common["optimizer"]["param_groups"], loaded
 
 
 def load_padded(root: Path) -> int:
@@ -256,6 +297,32 @@ def test_an_optimizer_that_megatron_does_not_have_is_not_offered(root: Path) -> 
     assert common["args"].no_save_optim is True
     assert "optimizer" not in common
     assert "opt_param_scheduler" not in common
+
+
+def test_multipliers_make_megatron_cores_groups(root: Path) -> None:
+    """In its order; loaded, each parameter has its own rate, and not another group's."""
+    [(own, ours, loaded)] = run_ranks(1, load_multipliers, root, timeout=120)
+    names = ("wd_mult", "lr_mult", "max_lr", "min_lr", "is_expert_parallel", "is_decoupled_lr")
+    names = (*names, "default_config", "eps", "betas")
+    assert [[group[name] for name in names] for group in ours] == [
+        [group[name] for name in names] for group in own
+    ]
+    assert len(ours) == 4
+    for name, group in loaded.items():
+        rate = {"word_embeddings.weight": 0.25, "fc1.weight": 0.5, "fc2.weight": 0.5}
+        times = next((rate[end] for end in rate if name.endswith(end)), 1.0)
+        assert group["max_lr"] == 1e-2 * times and group["step"] == STEP, name
+        decayed = name.endswith(".weight") and "norm" not in name
+        decays = (2.0 if "word_embeddings" in name else 1.0) if decayed else 0.0
+        assert group["wd_mult"] == decays, name
+
+
+def test_groups_that_megatron_core_would_mix_up_are_not_offered(root: Path) -> None:
+    """It tells groups apart by multipliers of rate and weight decay, not of epsilon."""
+    path = root / "epsilon" / f"iter_{STEP:07d}" / COMMON
+    with torch.serialization.safe_globals([Namespace]):
+        common = torch.load(path, weights_only=True)
+    assert common["args"].no_save_optim is True and "optimizer" not in common
 
 
 def test_the_common_state_is_plain(root: Path) -> None:
