@@ -19,7 +19,7 @@ from megatron_grow.operators.base import Draw, NewUnits, Operator, Sizes
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.axes import AXES, LAYER, AxisRule
-from megatron_grow.state.axis_maps import Identity
+from megatron_grow.state.axis_maps import AxisMap, Identity
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import TensorMap, Term, all_fresh, identity
 from megatron_grow.state.questions import Answers, Question
@@ -131,8 +131,9 @@ def growth(
             {
                 key: _compose(
                     tensor,
-                    tensor.drawn_from(before),
+                    before.get(tensor.drawn_from(before)),
                     [getattr(o, how)(tensor, source, target) for o in knowing.values()],
+                    where,
                 )
                 for key, tensor in tensors.items()
             }
@@ -222,6 +223,11 @@ def _check_all_grow(
                 )
             covered[rule.name] = chosen
     for rule, (before, after) in grown.items():
+        if rule.name not in covered and not rule.grown_by:
+            raise UserError(
+                f"{where}: {rule.sized_by or rule.name} goes from {before} to {after}; no "
+                "operator grows that"
+            )
         if rule.name not in covered:
             raise UserError(
                 f"{where}.{rule.grown_by} is missing: {rule.sized_by} goes from {before} to "
@@ -229,8 +235,10 @@ def _check_all_grow(
             )
 
 
-def _compose(tensor: LogicalTensor, source: str, choices: list[list[Draw]]) -> TensorMap:
-    """One term for each combination of what the operators draw."""
+def _compose(
+    tensor: LogicalTensor, source: LogicalTensor | None, choices: list[list[Draw]], where: str
+) -> TensorMap:
+    """One term for each combination of what the operators draw; all fresh without a source."""
     terms = []
     for draws in product(*choices):
         merged: Draw = {}
@@ -238,9 +246,23 @@ def _compose(tensor: LogicalTensor, source: str, choices: list[list[Draw]]) -> T
             for name, how in draw.items():
                 # Only layers are drawn twice: by depth, from layers that a wider model has.
                 merged[name] = merged[name].after(how) if name in merged else how
+        if source is None and LAYER.name not in merged:
+            return all_fresh(tensor)
+        if tensor.layers is not None or (source and source.layers is not None):
+            merged[LAYER.name] = _between_layers(tensor, source, merged.get(LAYER.name), where)
         axes = tuple(merged.get(axis.name, Identity()) for axis in tensor.axes)
-        terms.append(Term(source, axes))
+        terms.append(Term(source.key if source else tensor.key, axes))
     return TensorMap(tensor, tuple(terms), tensor.init)
+
+
+def _between_layers(
+    tensor: LogicalTensor, source: LogicalTensor | None, layers: AxisMap | None, where: str
+) -> AxisMap:
+    """A map between the layers of two models, for those of them that have a tensor."""
+    try:
+        return (layers or Identity()).between(source.with_it if source else (), tensor.with_it)
+    except ValueError as error:
+        raise UserError(f"{where}.depth: {tensor.key} would be {error}") from None
 
 
 def _summary(operators: dict[str, Operator], grown: Sizes) -> str:

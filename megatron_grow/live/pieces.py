@@ -141,12 +141,13 @@ def placement(
             continue
         sharded = stored.build()[0] if isinstance(stored, ShardedTensorFactory) else stored
         key, layer = stacked_key(sharded.key)
-        # A parameter is one layer's, or one expert's: which, stands in front of its own offsets,
-        # or, where layers are not all alike, in its key.
-        entry = sharded.global_offset[: sharded.prepend_axis_num]
-        if layer is not None:
-            entry = (tensors[key].entry_of(layer), *entry)
-        box = held(tensors[key].axes, entry, place, mesh)
+        tensor = tensors[key]
+        # A parameter is one layer's, or one expert's of it: which, stands in front of its own
+        # offsets. Where layers are not all alike, the layer is in the key.
+        entry = list(sharded.global_offset[: sharded.prepend_axis_num])
+        if tensor.stacked:
+            entry.insert(0, tensor.entry_of(entry.pop(0) if layer is None else layer))
+        box = held(tensor.axes, entry, place, mesh)
         *model_parallel_replica, _ = stored.replica_id
         yield stored.data, (key, box, not any(model_parallel_replica))
 

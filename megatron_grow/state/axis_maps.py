@@ -70,6 +70,16 @@ class AxisMap(ABC):
         """The map that applies ``first``, which copies, to the source and then this one."""
 
     @abstractmethod
+    def between(self, source: Sequence[int], target: Sequence[int]) -> AxisMap:
+        """The same for some of the target's entries, which draw on some of the source's.
+
+        An entry that copies none of these is fresh.
+
+        Raises:
+            ValueError: an entry mixes them with others.
+        """
+
+    @abstractmethod
     def to_power(self, power: int) -> AxisMap:
         """The map of a moment that carries a power of the gradient; what is fresh has no rule."""
 
@@ -121,6 +131,11 @@ class Identity(AxisMap):
         """The first."""
         return first
 
+    def between(self, source: Sequence[int], target: Sequence[int]) -> Gather:
+        """Those that are in both."""
+        place = {entry: i for i, entry in enumerate(source)}
+        return Gather(tuple(place.get(entry, FRESH) for entry in target))
+
     def to_power(self, power: int) -> Identity:
         """Itself."""
         return self
@@ -167,6 +182,16 @@ class Gather(AxisMap):
         copied = first.copied(max(self.index) + 1)
         index = tuple(FRESH if i == FRESH else copied[i] for i in self.index)
         return replace(self, index=index)
+
+    def between(self, source: Sequence[int], target: Sequence[int]) -> Gather:
+        """Those of which the copied entry is among ``source``."""
+        place = {entry: i for i, entry in enumerate(source)}
+        return replace(
+            self,
+            index=tuple(place.get(self.index[entry], FRESH) for entry in target),
+            scale=self.scale and tuple(self.scale[entry] for entry in target),
+            zero=tuple(i for i, entry in enumerate(target) if entry in self.zero),
+        )
 
     def to_power(self, power: int) -> Gather:
         """Powers of the scales."""
@@ -276,6 +301,13 @@ class Dense(AxisMap):
         matrix = self.matrix.new_zeros(len(self.matrix), int(index.max()) + 1)
         return Dense(matrix.index_add(1, index[kept], self.matrix[:, kept]))
 
+    def between(self, source: Sequence[int], target: Sequence[int]) -> Dense:
+        """The rows and columns."""
+        rows = self.matrix[list(target)]
+        if rows[:, [i for i in range(rows.shape[1]) if i not in source]].any():
+            raise ValueError("a mix of entries that are not all there")
+        return Dense(rows[:, list(source)])
+
     def to_power(self, power: int) -> Dense:
         """Powers of the weights, as for entries that are independent."""
         return Dense(self.matrix.pow(power))
@@ -310,6 +342,10 @@ class Padded(AxisMap):
     def after(self, first: AxisMap) -> Padded:
         """Both after it."""
         return Padded(self.kept.after(first), self.rest.after(first))
+
+    def between(self, source: Sequence[int], target: Sequence[int]) -> AxisMap:
+        """Not needed: layers are copied or mixed, not padded."""
+        raise ValueError("padding is for axes that all layers have")
 
     def to_power(self, power: int) -> Padded:
         """Of both."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -107,9 +107,14 @@ class LogicalTensor:
         """Whether each layer's, or each expert's of it, or the whole, is a matrix."""
         return len(self.groups) - sum(axis.rule.stacks for axis in self.axes) == 2
 
+    @property
+    def with_it(self) -> Sequence[int]:
+        """The model's layers that have it, in the order of its entries."""
+        return range(self.shape[0]) if self.layers is None else self.layers
+
     def entry_of(self, layer: int) -> int:
         """Which entry of axis 0 a layer of the model is, of those that have the tensor."""
-        return layer if self.layers is None else self.layers.index(layer)
+        return self.with_it.index(layer)
 
     def axis(self, name: str) -> int:
         """Position of the axis called ``name``."""

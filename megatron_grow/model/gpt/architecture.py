@@ -33,7 +33,8 @@ class GPT(Architecture):
     """Megatron-Core's GPT.
 
     One with other layers is a subclass, whose fields are its options, with :meth:`tensors`,
-    :meth:`layer_spec` and :meth:`mask_points` of its own.
+    :meth:`layer_spec` and :meth:`mask_points` of its own; where layers are not all alike,
+    :meth:`layer_specs`.
     """
 
     def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
@@ -43,12 +44,20 @@ class GPT(Architecture):
     def build(
         self, model: ModelConfig, parallel: ParallelConfig, train: TrainSection
     ) -> list[torch.nn.Module]:
-        """As :func:`.build.build_gpt`, of layers as :meth:`layer_spec` says."""
+        """As :func:`.build.build_gpt`, of layers as :meth:`layer_specs` says."""
         from megatron_grow.model.engine_config import transformer_config
         from megatron_grow.model.gpt.build import build_gpt
 
-        engine = transformer_config(model, parallel, train)
-        return build_gpt(model, engine, train, self.layer_spec(engine, train))
+        engine = transformer_config(model, parallel, train, **self.engine_fields(model))
+        return build_gpt(model, engine, train, self.layer_specs(engine, train))
+
+    def engine_fields(self, model: ModelConfig) -> dict[str, Any]:
+        """Fields of megatron-core's configuration that a GPT leaves at their defaults."""
+        return {}
+
+    def layer_specs(self, engine: TransformerConfig, train: TrainSection) -> list[ModuleSpec]:
+        """megatron-core's specification of each layer of the model."""
+        return [self.layer_spec(engine, train)] * engine.num_layers
 
     def layer_spec(self, engine: TransformerConfig, train: TrainSection) -> ModuleSpec:
         """megatron-core's specification of a layer."""

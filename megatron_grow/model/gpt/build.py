@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -10,9 +12,11 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import (
+    LayerNormImpl,
     TransformerBlockSubmodules,
     get_num_layers_to_build,
 )
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
@@ -25,18 +29,21 @@ from megatron_grow.parallel.process_groups import is_first_chunk, is_last_chunk
 
 
 def build_gpt(
-    model: ModelConfig, config: TransformerConfig, train: TrainSection, layer: ModuleSpec
+    model: ModelConfig,
+    config: TransformerConfig,
+    train: TrainSection,
+    layers: Sequence[ModuleSpec],
 ) -> list[torch.nn.Module]:
     """This rank's chunks of the model, in order, under the process groups of the current stage.
 
-    As :meth:`.architecture.Architecture.build`, of layers as ``layer`` says.
+    As :meth:`.architecture.Architecture.build`, of layers as ``layers`` says of each.
     """
-    block: TransformerBlockSubmodules | ModuleSpec = layer
+    norm = Norm if train.transformer_impl == "local" else LayerNormImpl
     chunks = []
     for number in range(config.virtual_pipeline_model_parallel_size or 1):
-        if train.transformer_impl == "local":  # else megatron-core chooses the final norm
-            layers = get_num_layers_to_build(config, vp_stage=number)
-            block = TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
+        first = get_transformer_layer_offset(config, vp_stage=number)
+        count = get_num_layers_to_build(config, vp_stage=number)
+        block = TransformerBlockSubmodules(list(layers[first : first + count]), layer_norm=norm)
         chunk = _build_chunk(model, config, block, number)
         chunks.append(Float16Module(config, chunk) if train.precision == "bf16" else chunk)
     return chunks
@@ -45,7 +52,7 @@ def build_gpt(
 def _build_chunk(
     model: ModelConfig,
     config: TransformerConfig,
-    block: TransformerBlockSubmodules | ModuleSpec,
+    block: TransformerBlockSubmodules,
     number: int,
 ) -> GPTModule:
     return GPTModule(
