@@ -9,10 +9,11 @@ from threading import Lock
 import torch
 
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.checkpoint.record import GrowthEvent, Record
+from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.answers import by_itself
+from megatron_grow.growth.event import event_of
 from megatron_grow.growth.plan import Plan
 from megatron_grow.state.boxes import Box, full, volume
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -79,16 +80,7 @@ def grown_record(record: Record, plan: Plan, model: ModelConfig, grow: GrowSecti
 
     It is of a run of one stage: training goes on with the model that is stored.
     """
-    event = GrowthEvent(
-        step=record.step,
-        stage=0,
-        summary=plan.summary,
-        source_layout="on disk",
-        target_layout="on disk",
-        grow=asdict(grow),
-        seed=plan.seed,
-        source_model=record.model,
-    )
+    event = event_of(plan, grow, record.model_config, step=record.step)
     return replace(
         record,
         stage=0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -12,6 +11,7 @@ from megatron_grow.checkpoint.record import GrowthEvent
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.cost.parameters import count_parameters
+from megatron_grow.growth.event import event_of
 from megatron_grow.growth.filling import grown
 from megatron_grow.growth.plan import Plan
 from megatron_grow.live.stage import LiveStage
@@ -38,14 +38,14 @@ def grow(
     dist.barrier()
     pause = time.perf_counter() - began
     layouts = before.parallel.describe(world), stage.parallel.describe(world)
-    event = GrowthEvent(
-        step,
-        stage.index,
-        plan.summary,
-        *layouts,
-        asdict(stage.grow) if stage.grow else None,
-        plan.seed,
-        asdict(before.model),
+    event = event_of(
+        plan,
+        stage.grow,
+        before.model,
+        step=step,
+        stage=stage.index,
+        source_layout=layouts[0],
+        target_layout=layouts[1],
     )
     row = {
         "event": "growth",

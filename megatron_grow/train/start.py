@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from megatron_grow.config.run import RunConfig, to_yaml
 from megatron_grow.config.stages import Stage
 from megatron_grow.config.timing import can_end, ended
 from megatron_grow.growth.at_load import load
+from megatron_grow.growth.event import event_of
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
 from megatron_grow.live.pieces import Piece
 from megatron_grow.optim.optimizers import optimizer_of
@@ -254,16 +255,7 @@ def _grow(stored: Reader, config: RunConfig, stages: list[Stage]) -> Start:
                 f"{stage.first_step} to {stage.last_step}; or set checkpoint.start: afresh"
             )
         _check_tokens(record, where, config, stage)
-    event = GrowthEvent(
-        step=step,
-        stage=0,
-        summary=plan.summary,
-        source_layout="on disk",
-        target_layout="",
-        grow=asdict(stage.grow) if stage.grow else None,
-        seed=plan.seed,
-        source_model=asdict(source),
-    )
+    event = event_of(plan, stage.grow, source, step=step, target_layout="")
     return Start(
         path=stored.path,
         source=stored,
