@@ -90,8 +90,9 @@ def _largest(question: Question, weights: Weights) -> torch.Tensor:
 def _sums_of_squares(question: Question, weights: Weights, grid: torch.Tensor) -> torch.Tensor:
     totals = torch.zeros(question.shape, dtype=torch.int64)
     for where, values in _few(question, weights):
-        squares = values.double().square() * grid[where].unsqueeze(-1).to(values.device)
-        totals[where] += squares.nan_to_num(0.0).round().long().sum(-1).cpu()
+        squares = values.to(torch.float64, copy=True).square_()
+        squares *= grid[where].unsqueeze(-1).to(values.device)
+        totals[where] += squares.nan_to_num_(0.0).round_().long().sum(-1).cpu()
     return totals
 
 
