@@ -88,6 +88,8 @@ def grown_record(record: Record, plan: Plan, model: ModelConfig, grow: GrowSecti
         optimizer_step=0 if plan.optimizer_state == "reset" else record.optimizer_step,
         config={**record.config, "model": asdict(model), "stages": []},
         growths=[*record.growths, event],
+        stage_ends=[],
+        methods={},
         wandb_id=None,
     )
 
