@@ -104,13 +104,16 @@ def override(section: Section, values: Any, where: str) -> Section:
 
 
 def changed_model(model: ModelConfig, values: Any, where: str) -> ModelConfig:
-    """As :func:`override`, but key/value groups follow the heads where they were as many.
+    """As :func:`override`, option by option; key/value groups follow the heads of which they were
+    as many.
 
     An imported model names both; to change the heads alone must not make grouped queries of it.
     """
     multi_head = model.query_groups == model.num_attention_heads
     if isinstance(values, dict) and "num_attention_heads" in values and multi_head:
         values = {"num_query_groups": None, **values}
+    if isinstance(values, dict) and isinstance(options := values.get("options"), dict):
+        values = {**values, "options": {**model.options, **options}}
     return override(model, values, where)
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.plan import growth
+from megatron_grow.methods import methods_of
 from megatron_grow.methods.fade_in import Masks
+from megatron_grow.model.architecture import Architecture
+from megatron_grow.model.gpt.architecture import GPT
 from tests.distributed import run_ranks
 from tests.logits import agreed, logits
-from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train, train_stage
+from tests.toy import MODEL, Trace, begin, grow, layout, plan_of, run_config, train, train_stage
 
 SMALL: dict[str, Any] = {
     "num_layers": 2,
@@ -123,6 +127,19 @@ def test_begins_with_the_old_function_and_ends_as_a_plain_model(
 def test_architectures_of_ones_own_say_where_units_are_masked(name: str) -> None:
     (seen,) = run_ranks(1, fade, name, "one rank")
     check(seen)
+
+
+@dataclass(frozen=True)
+class Unmasked(GPT):
+    """One that does not say where."""
+
+    mask_points = Architecture.mask_points
+
+
+def test_an_architecture_that_does_not_say_where_is_refused() -> None:
+    config = run(replace(GPT2, architecture=f"{__name__}:Unmasked"), "one rank", mask_iters=3)
+    with pytest.raises(UserError, match=r"mask_iters: model\.architecture=.*Unmasked does not say"):
+        methods_of(config.resolve(1)[1], config, plan_of(config, 1, 1))
 
 
 def test_masks_do_not_depend_on_the_layout(found: dict[str, dict[str, np.ndarray]]) -> None:

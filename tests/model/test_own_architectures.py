@@ -16,7 +16,7 @@ from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.ranges import Count
 from megatron_grow.config.run import RunConfig
-from megatron_grow.config.stages import StageSection
+from megatron_grow.config.stages import StageSection, changed_model
 from megatron_grow.cost.flops import model_flops_per_token
 from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.growth.plan import growth
@@ -213,6 +213,11 @@ def test_options_are_checked_and_have_defaults() -> None:
             architecture_of(told(**options))
     with pytest.raises(UserError, match=r"first is not an option of gpt; known are none"):
         architecture_of(replace(MODEL, options={"first": 1}))
+
+
+def test_a_stage_names_the_options_that_differ() -> None:
+    small = changed_model(told(first=2), {"options": {"second": 1.0}}, "stages[0].model")
+    assert small.options == {"first": 2, "second": 1.0}
 
 
 def test_a_growth_changes_those_options_alone_that_the_architecture_lists() -> None:
