@@ -58,6 +58,8 @@ class Optimizer(ABC):
     def build(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> torch.optim.Optimizer:
         """The torch optimizer of this rule, under the process groups of the current stage.
 
+        Its state is there before its first step. It passes parameters without a gradient by.
+
         Args:
             groups: this rank's parameters by group, each group with its ``lr`` and its
                 ``weight_decay``; a group may be empty. Main parameters take the place of the

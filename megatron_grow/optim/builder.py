@@ -22,6 +22,7 @@ from megatron.core.optimizer import (
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.groups import ParameterGroup, parameter_groups
+from megatron_grow.optim.multipliers import multipliers_of
 from megatron_grow.optim.rules.fused_rows import row_pattern
 from megatron_grow.optim.state import init_state
 from megatron_grow.state.boxes import Box
@@ -94,8 +95,9 @@ def _wrapped_apart(
     Such experts have replicas, and gradient buffers, of their own.
     """
     shared = parallel_state.get_expert_model_parallel_world_size() > 1
+    multipliers = multipliers_of(section, tensors)
     for experts in (False, True):
-        for rule, groups in parameter_groups(section, tensors):
+        for rule, groups in parameter_groups(section, tensors, multipliers):
             those = [
                 ParameterGroup(group.overrides, keys)
                 for group in groups

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.optim.base import Optimizer
-from megatron_grow.optim.multipliers import Multipliers, multipliers_of
+from megatron_grow.optim.multipliers import Multipliers, MultipliersOf
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -41,14 +41,16 @@ class ParameterGroup:
 
 
 def parameter_groups(
-    section: OptimizerSection, tensors: Mapping[str, LogicalTensor]
+    section: OptimizerSection,
+    tensors: Mapping[str, LogicalTensor],
+    multipliers: MultipliersOf,
 ) -> list[tuple[Optimizer, list[ParameterGroup]]]:
     """The rules that ``tensors`` are under, the optimizer itself first, and the groups of each.
 
     Of a rule, they are the groups that megatron-core would make of the same overrides, in its
     order. They depend on the whole model alone: checkpoints need the same groups on every rank.
     """
-    optimizer, multipliers = optimizer_of(section), multipliers_of(section, tensors)
+    optimizer = optimizer_of(section)
     rules: list[Optimizer] = [optimizer]
     groups: list[list[ParameterGroup]] = [[]]
     for tensor in tensors.values():

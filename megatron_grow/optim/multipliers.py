@@ -38,10 +38,11 @@ class Multipliers:
 
 
 MultipliersOf = Callable[[LogicalTensor], Multipliers]
-"""The multipliers of each tensor of a model, as parameter groups are made from them.
+"""The multipliers of each tensor of a model: what parameter groups are made from.
 
-A transferable parametrization is one as well: of a tensor and the same tensor of a base model, by
-:mod:`.roles`. Several are multiplied, tensor by tensor.
+A transferable parametrization is a function of a tensor and its namesake in a base model, by the
+:mod:`.roles` and fans of both; with the base filled in, it is one of these, to be multiplied with
+the run file's.
 """
 
 

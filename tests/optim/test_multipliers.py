@@ -13,7 +13,9 @@ from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.groups import parameter_groups
-from megatron_grow.optim.multipliers import check_optimizer
+from megatron_grow.optim.multipliers import Multipliers, check_optimizer, multipliers_of
+from megatron_grow.optim.roles import fan_in, role
+from megatron_grow.state.tensors import LogicalTensor
 from tests.distributed import run_ranks
 from tests.optim.toy import build, gpt, train, whole
 
@@ -31,7 +33,7 @@ PLAIN = {"lr_mult": 1.0, "max_lr": 1e-2, "min_lr": 1e-3, "wd_mult": 1.0, "weight
 
 def test_groups_are_megatron_cores() -> None:
     """In the order in which it sorts overrides; entries are multiplied; norms never decay."""
-    [(_, groups)] = parameter_groups(SECTION, TENSORS)
+    [(_, groups)] = parameter_groups(SECTION, TENSORS, multipliers_of(SECTION, TENSORS))
     halved = {"lr_mult": 0.5, "max_lr": 5e-3, "min_lr": 5e-4}
     expected = [
         ({}, {"embedding.position_embeddings.weight", f"{LAYER}self_attention.linear_qkv.weight",
@@ -62,10 +64,33 @@ def test_muon_multiplies_its_own_rate() -> None:
     section = OptimizerSection(
         optimizer="muon", lr=1e-3, muon_lr=2e-2, multipliers=[{"tensors": "*fc2.weight", "lr": 0.5}]
     )
-    rules = parameter_groups(section, TENSORS)
+    rules = parameter_groups(section, TENSORS, multipliers_of(section, TENSORS))
     assert [type(rule).__name__ for rule, _ in rules] == ["MuonAdam", "Adam"]
     rates = [[group.fields(rule, section)["max_lr"] for group in groups] for rule, groups in rules]
     assert rates == [[2e-2, 1e-2], [1e-3, 1e-3]]
+
+
+def mup(tensor: LogicalTensor, base: LogicalTensor) -> Multipliers:
+    """Adam's rates under muP (Tensor Programs V, arXiv 2203.03466, table 8)."""
+    return Multipliers(lr=fan_in(base) / fan_in(tensor) if role(tensor) == "matrix" else 1.0)
+
+
+def test_a_parametrization_is_a_function_of_a_tensor_and_its_base() -> None:
+    """Twice as wide, a feed-forward of three times: inputs of hidden matrices decide, alone."""
+    base, section = TENSORS, OptimizerSection(lr=1e-2)
+    wide = logical_tensors(gpt(hidden_size=64, num_attention_heads=8, ffn_hidden_size=144))
+    own = multipliers_of(section, wide)
+    [(rule, groups)] = parameter_groups(
+        section, wide, lambda tensor: own(tensor) * mup(tensor, base[tensor.key])
+    )
+    rates = {key: group.fields(rule, section)["max_lr"] for group in groups for key in group.keys}
+    expected = {
+        f"{LAYER}self_attention.linear_qkv.weight": 1e-2 / 2,
+        f"{LAYER}self_attention.linear_proj.weight": 1e-2 / 2,
+        f"{LAYER}mlp.linear_fc1.weight": 1e-2 / 2,
+        f"{LAYER}mlp.linear_fc2.weight": 1e-2 / 3,
+    }
+    assert rates == pytest.approx({key: expected.get(key, 1e-2) for key in wide})
 
 
 REFUSED = {

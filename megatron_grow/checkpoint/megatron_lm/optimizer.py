@@ -11,6 +11,7 @@ from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.groups import parameter_groups
+from megatron_grow.optim.multipliers import multipliers_of
 from megatron_grow.optim.optimizers import optimizer_of, recorded_section
 
 SHARDING = "distrib_optim_sharding_type"
@@ -71,10 +72,10 @@ def optimizer_groups(record: Record) -> list[dict[str, Any]]:
         return []  # by an import path that is not here; its state is copied all the same
     if stored is None:
         return []
+    tensors = logical_tensors(record.model_config)
+    rules = parameter_groups(section, tensors, multipliers_of(section, tensors))
     groups = [
-        {**stored, **group.fields(rule, section)}
-        for rule, of_rule in parameter_groups(section, logical_tensors(record.model_config))
-        for group in of_rule
+        {**stored, **group.fields(rule, section)} for rule, of_rule in rules for group in of_rule
     ]
     known_by = {(group["wd_mult"], group["lr_mult"]) for group in groups}
     return groups if len(known_by) == len(groups) else []
