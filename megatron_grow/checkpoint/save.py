@@ -29,10 +29,11 @@ from megatron_grow.checkpoint.staging import partial, prune, publish, sweep
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.checkpoint.torch_dist.names import tensor_key
 from megatron_grow.checkpoint.torch_dist.shards import RankShards, ShardWriter, check_seen
+from megatron_grow.checkpoint.torch_dist.stored import stored_parts, stored_shapes
 from megatron_grow.config.errors import AgreedError, UserError, one_line
 from megatron_grow.live.pieces import Piece
 from megatron_grow.parallel.agreement import gather, leads, together
-from megatron_grow.state.boxes import fold, shape_of, slices
+from megatron_grow.state.boxes import shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -159,18 +160,19 @@ def _state_dict(
 
     def add(key: str, piece: Piece, data: torch.Tensor) -> None:
         tensor = tensors[piece.key]
-        for fine, coarse in fold(tensor.shape, piece.box, tensor.groups):
+        shapes = stored_shapes(key, tensor)
+        for name, fine, coarse in stored_parts(key, tensor, piece.box):
             part = data[slices(fine, piece.box)].reshape(shape_of(coarse))
             sharded = ShardedTensor(
-                key=key,
+                key=name,
                 data=part,
                 dtype=part.dtype,
                 local_shape=tuple(part.shape),
-                global_shape=tensor.checkpoint_shape,
+                global_shape=shapes[name],
                 global_offset=tuple(start for start, _ in coarse),
                 axis_fragmentations=None,
             )
-            shards[key].append(CheckpointableShardedTensor.from_sh_ten(sharded))
+            shards[name].append(CheckpointableShardedTensor.from_sh_ten(sharded))
 
     for piece in pieces:
         if not piece.owned:

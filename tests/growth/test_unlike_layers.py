@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from megatron.core import dist_checkpointing
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth.plan import growth
+from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import full
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.tensors import Normal
 from tests.checkpoint.live import resume, train_to, write
+from tests.convert.toy import by_torch, command, equal
 from tests.distributed import run_ranks
 from tests.growth.test_experts import EXPERTS, FC1, FC2, ROUTER, shared
 from tests.state.snapshot import Part, State, assemble, snapshot
@@ -30,6 +33,7 @@ DENSE, QKV = (
     "decoder.layers.mlp.linear_fc1.weight",
     "decoder.layers.self_attention.linear_qkv.weight",
 )
+NORM = ("weight", "bias")
 GROWS, SAVED, ENDS = 2, 4, 5
 
 
@@ -50,6 +54,8 @@ class Found:
     losses: list[float]
     before: list[Part]
     after: list[Part]
+    path: Path | None = None
+    """Of the checkpoint."""
 
 
 def train(world_size: int, config: RunConfig, later: dict[str, Any], root: Path) -> Found:
@@ -61,12 +67,26 @@ def train(world_size: int, config: RunConfig, later: dict[str, Any], root: Path)
     after = snapshot(live.pieces())
     losses = trace.losses + train_to(live, config, GROWS, SAVED)
     path = write(live, config, root, SAVED)
+    assert loaded_by_megatron(live, path)
     live.release()
     config.stages[1].parallel = later
     live = resume(path, config, world_size)
     losses += train_to(live, config, SAVED, ENDS)
     live.release()
     return Found(losses, before, after)
+
+
+def loaded_by_megatron(live: LiveStage, path: Path) -> bool:
+    """Whether megatron-core's own loader finds in ``path`` what the model computes with."""
+    same = []
+    for chunk in live.chunks:
+        weights = {name: p.detach().clone() for name, p in chunk.module.named_parameters()}
+        for parameter in chunk.module.parameters():
+            parameter.detach().fill_(torch.nan)
+        state = dist_checkpointing.load(chunk.module.sharded_state_dict(), str(path))
+        chunk.module.load_state_dict(state, strict=False)  # of extra states there are none
+        same += [torch.equal(p, weights[name]) for name, p in chunk.module.named_parameters()]
+    return all(same) and bool(same)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +97,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
-    root = tmp_path_factory.mktemp("ranks")
+    root = tmp_path_factory.mktemp("saved") / "ranks"
     config = run(shared(2, 2, 1), shared(1, 2, pp=2))
-    return run_ranks(4, train, 4, config, shared(1, 4), root)
+    found = run_ranks(4, train, 4, config, shared(1, 4), root)
+    return [replace(each, path=root / f"iter_{SAVED:07d}") for each in found]
 
 
 def test_tensors_are_those_of_some_layers() -> None:
@@ -113,6 +134,23 @@ def test_layers_are_copied_where_their_source_has_the_tensor(ranks: list[Found])
             assert isinstance(init, Normal)
             drawn = fresh(tensors[key], full(tensors[key].shape), init, 1234)[1].numpy()
             assert np.array_equal(second, drawn if kind == "main_param" else 0 * drawn)
+
+
+def test_layers_are_stored_as_megatron_core_stores_them(ranks: list[Found], tmp_path: Path) -> None:
+    """Each by itself, with its number; also by the converter, for another layout."""
+    assert ranks[0].path is not None
+    stored = by_torch(ranks[0].path)
+    layers = {name for name in stored if name.startswith("decoder.layers.") and "fc1" in name}
+    assert layers == {
+        "decoder.layers.0.mlp.linear_fc1.weight",
+        *(f"decoder.layers.{n}.mlp.experts.experts.linear_fc1.weight" for n in (1, 2, 3)),
+        *(f"decoder.layers.{n}.mlp.linear_fc1.layer_norm_{p}" for n in range(4) for p in NORM),
+    }
+    assert stored["decoder.layers.3.mlp.experts.experts.linear_fc1.weight"].shape == (4, 64, 32)
+    assert "optimizer.state.exp_avg.decoder.layers.2.mlp.router.weight" in stored
+    layout = ("--tensor-model-parallel-size", 2)
+    assert command("reshard", ranks[0].path, tmp_path / "b", *layout) == 0
+    assert equal(by_torch(tmp_path / "b" / ranks[0].path.name), stored)
 
 
 def test_a_mix_of_layers_that_are_not_alike_is_refused() -> None:

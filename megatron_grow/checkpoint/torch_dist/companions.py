@@ -13,6 +13,7 @@ from megatron_grow.checkpoint.layout import RECORD
 from megatron_grow.checkpoint.megatron_lm.state import common_state
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.torch_dist.names import COMMON, COMPLETE, METADATA
+from megatron_grow.checkpoint.torch_dist.stored import stored_modules
 from megatron_grow.state.tensors import LogicalTensor
 
 COMPANIONS = (METADATA, COMMON, RECORD, COMPLETE)
@@ -35,8 +36,8 @@ def write_companions(directory: Path, record: Record, with_optimizer: bool) -> N
 def extra_state(tensors: Iterable[LogicalTensor]) -> dict[str, Any]:
     """What megatron-core's loader asks of every projection: an extra state, empty but for FP8."""
     return {
-        f"{tensor.key.removesuffix('weight')}_extra_state/shard_{layer}_{tensor.shape[0]}": [None]
+        f"{key.removesuffix('weight')}_extra_state/shard_{place}": [None]
         for tensor in tensors
         if tensor.stacked and tensor.is_partitioned and tensor.key.endswith(".weight")
-        for layer in range(tensor.shape[0])
+        for key, place in stored_modules(tensor)
     }

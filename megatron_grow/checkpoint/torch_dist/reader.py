@@ -10,9 +10,10 @@ from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
 from megatron_grow.checkpoint.torch_dist.names import MAIN_NAMES, STATE_PREFIX, tensor_key
 from megatron_grow.checkpoint.torch_dist.record import record_of
+from megatron_grow.checkpoint.torch_dist.stored import stored_parts, stored_shapes
 from megatron_grow.config.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
-from megatron_grow.state.boxes import Box, fold, shape_of, slices
+from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import empty
 from megatron_grow.state.tensors import LogicalTensor
@@ -51,7 +52,7 @@ class TorchDistReader(Reader):
 
     def dtype(self, key: str, kind: str) -> torch.dtype:
         """Of the stored values."""
-        return self._reader.dtype(self._name(key, kind))
+        return self._reader.dtype(self._first(self._name(key, kind), key))
 
     def check_shards(self, part: int = 0, parts: int = 1) -> None:
         """As :meth:`.reader.ChunkReader.check_seals`."""
@@ -64,23 +65,28 @@ class TorchDistReader(Reader):
     def read_stored(self, name: str, key: str, box: Box) -> torch.Tensor:
         """The values in ``box`` of the logical tensor ``key`` that are stored under ``name``."""
         tensor = self.tensors[key]
-        parts = fold(tensor.shape, box, tensor.groups)
+        parts = list(stored_parts(name, tensor, box))
         if len(parts) == 1:
-            return self._reader.read(name, parts[0][1]).view(shape_of(box))
-        out = empty(shape_of(box), self._reader.dtype(name))
-        for fine, coarse in parts:
-            out[slices(fine, box)] = self._reader.read(name, coarse).view(shape_of(fine))
+            [(stored, _, coarse)] = parts
+            return self._reader.read(stored, coarse).view(shape_of(box))
+        out = empty(shape_of(box), self._reader.dtype(self._first(name, key)))
+        for stored, fine, coarse in parts:
+            out[slices(fine, box)] = self._reader.read(stored, coarse).view(shape_of(fine))
         return out
+
+    def _first(self, name: str, key: str) -> str:
+        """Of what is stored of the tensor ``key`` under ``name``."""
+        return next(iter(stored_shapes(name, self.tensors[key])))
 
     def _name(self, key: str, kind: str) -> str:
         if kind != MAIN_PARAM:
             return tensor_key(key, kind)
         names = (f"{STATE_PREFIX}{name}.{key}" for name in MAIN_NAMES)
         # An fp32 checkpoint stores weights once; one without optimizer, rounded.
-        return next((name for name in names if name in self._reader), key)
+        return next((name for name in names if self._first(name, key) in self._reader), key)
 
     def _find_kinds(self, key: str) -> tuple[str, ...]:
-        ending = f".{key}"
+        ending = f".{self._first(key, key)}"
         found = sorted(
             name.removeprefix(STATE_PREFIX).removesuffix(ending)
             for name in self._reader.names()
@@ -90,17 +96,17 @@ class TorchDistReader(Reader):
 
     def _check(self) -> None:
         """That the tensors are those of the model, and no others."""
-        expected: dict[str, LogicalTensor] = {}
+        expected: dict[str, tuple[LogicalTensor, tuple[int, ...]]] = {}
         for key, tensor in self.tensors.items():
-            expected |= dict.fromkeys(self.names(key), tensor)
-        for name, tensor in expected.items():
+            for name in self.names(key):
+                for stored, shape in stored_shapes(name, tensor).items():
+                    expected[stored] = tensor, shape
+        for name, (tensor, shape) in expected.items():
             if name not in self._reader:
                 raise UserError(f"{self.path} has no {name}")
-            if not tensor.pads_to(self._reader.shape(name)):
-                raise UserError(
-                    f"{self.path}: {name} has shape {self._reader.shape(name)}, "
-                    f"the model needs {tensor.checkpoint_shape}"
-                )
+            found = self._reader.shape(name)
+            if found != shape and not tensor.pads_to(found):
+                raise UserError(f"{self.path}: {name} has shape {found}, the model needs {shape}")
         if unknown := sorted(set(self._reader.names()) - set(expected)):
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise UserError(

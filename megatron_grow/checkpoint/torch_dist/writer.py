@@ -26,9 +26,10 @@ from megatron_grow.checkpoint.torch_dist.chunks import seal_of, stored_tensor
 from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_state, write_companions
 from megatron_grow.checkpoint.torch_dist.names import METADATA, tensor_key
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
+from megatron_grow.checkpoint.torch_dist.stored import stored_parts, stored_shapes
 from megatron_grow.checkpoint.writer import Block, Blocks, Writer
 from megatron_grow.state.axes import MeshDim
-from megatron_grow.state.boxes import Box, fold, intersect, shape_of, slices
+from megatron_grow.state.boxes import Box, intersect, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import contiguous
 from megatron_grow.state.sharding import shards
@@ -87,14 +88,14 @@ class TorchDistWriter(Writer):
         with DirectWriter() as file:
             for block, named in blocks:
                 for stored, values in named.items():
-                    for chunk, part_of in self._chunks(block):
+                    for name, part_of, chunk in self._chunks(stored, block):
                         piece = contiguous(values[slices(part_of, block.box)])
                         start = end
                         before, held, after = stored_tensor(piece.view(shape_of(chunk)))
                         for data in (before, held, after):
                             file.write_at(path, data, end)
                             end += len(data)
-                        table.append((stored, chunk, start, end - start, seal_of(held, after)))
+                        table.append((name, chunk, start, end - start, seal_of(held, after)))
         return table
 
     def finish(self, tables: list[Table]) -> None:
@@ -105,8 +106,8 @@ class TorchDistWriter(Writer):
             for kind in self._kinds[key]:
                 for stored, dtype in self.stored(key, kind).items():
                     properties = TensorProperties(dtype=dtype)
-                    size = torch.Size(tensor.checkpoint_shape)
-                    entries[stored] = TensorStorageMetadata(properties, size, [])
+                    for name, shape in stored_shapes(stored, tensor).items():
+                        entries[name] = TensorStorageMetadata(properties, torch.Size(shape), [])
         # Pickles depend on which strings are one object, not on who sent them if they are these.
         names = {name: name for name in entries}
         for task, table in enumerate(tables):
@@ -137,14 +138,13 @@ class TorchDistWriter(Writer):
         """What was written; its values are read once."""
         return TorchDistReader(self.directory, once=True)
 
-    def _chunks(self, block: Block) -> Iterator[tuple[Box, Box]]:
-        """The chunks that a block is cut into: boxes in the stored shape, and in fine axes."""
+    def _chunks(self, stored: str, block: Block) -> Iterator[tuple[str, Box, Box]]:
+        """The chunks that a block is cut into; as :func:`.stored.stored_parts`."""
         tensor = self._tensors[block.key]
         for shard in self._shards[block.key]:
             common = intersect(shard, block.box)
             if common is not None:
-                for fine, stored in fold(tensor.shape, common, tensor.groups):
-                    yield stored, fine
+                yield from stored_parts(stored, tensor, common)
 
 
 def _file(task: int) -> str:
