@@ -16,8 +16,10 @@ from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import StageSection, changed_model, resolve_stages
 from megatron_grow.growth.plan import growth
 from megatron_grow.operators import operator
-from megatron_grow.state.axes import HIDDEN
+from megatron_grow.state.axes import HIDDEN, Axis, AxisRule, Role
+from megatron_grow.state.axis_maps import Gather
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.tensors import LogicalTensor, Normal
 from tests.growth.algebra import (
     GPT2,
     LLAMA,
@@ -68,6 +70,17 @@ def test_sparkling_factors(growth_of_width: float, both: float, none: float) -> 
         made = operator("width", {"operator": "sparkling", "copy": copy}, "grow.width", sizes)
         ((expansion,),) = (e.values() for e in made.expansions(GPT2, target))  # type: ignore[attr-defined]
         assert list(expansion.share) == pytest.approx([factor] * len(expansion.share), abs=5e-5)
+
+
+def test_an_axis_of_ones_own_grows_by_the_operators_of_its_key() -> None:
+    """An architecture's row says that ``ffn`` grows it; copies share what they feed."""
+    adapter = AxisRule("adapter", grown_by="ffn", sized_by="rank")
+    made = operator("ffn", "hypercloning", "grow.ffn", {adapter: (2, 4)})
+    down = LogicalTensor("down", (Axis(adapter, 4, Role.PRODUCES),), (1,), Normal(0.1))
+    up = replace(down, axes=(Axis(adapter, 4, Role.CONSUMES),))
+    assert made.weights(down, GPT2, GPT2) == [{"adapter": Gather((0, 1, 0, 1))}]
+    assert made.weights(up, GPT2, GPT2) == [{"adapter": Gather((0, 1, 0, 1), (0.5,) * 4)}]
+    assert made.axes(GPT2, GPT2) == {"adapter"}
 
 
 # Groups, vocabulary, positions.
