@@ -53,13 +53,21 @@ class Plan:
     """What the operators ask about the source's weights."""
     made: Callable[[Answers], Plan] | None = field(default=None, compare=False, repr=False)
     """Makes it with other answers; None: it asks nothing, or knows."""
+    _moments: dict[tuple[str, str], TensorMap] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    """Kept: one is asked for as often as a tensor has parts, and takes up to 0.3 s to make."""
 
     def map(self, key: str, kind: str) -> TensorMap:
         """The map of one kind of state of the tensor ``key``."""
         if kind == MAIN_PARAM:
             return self.weights[key]
-        states = self.optimizer.rule(self.tensors[key]).states if self.optimizer else {kind: 1}
-        return moment_map(self.gradients[key], self.optimizer_state, states[kind])
+        if (key, kind) not in self._moments:
+            states = self.optimizer.rule(self.tensors[key]).states if self.optimizer else {kind: 1}
+            self._moments[key, kind] = moment_map(
+                self.gradients[key], self.optimizer_state, states[kind]
+            )
+        return self._moments[key, kind]
 
     def answered(self, ask: Callable[[tuple[Question, ...]], Answers]) -> Plan:
         """The same, whose maps know what ``ask`` finds out about the source's weights.

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from megatron_grow.state.axis_maps import AxisMap, Segment
+from megatron_grow.state.axis_maps import Segment
 from megatron_grow.state.boxes import Box, shape_of, slices, split, subtract, union
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import TensorMap, Term
@@ -42,16 +42,14 @@ def sources(tensor_map: TensorMap, box: Box) -> list[tuple[str, Box]]:
     """The source slices that :func:`materialise` will read for ``box``, in its order."""
     return [
         (term.source, _source(block))
-        for term in tensor_map.terms
-        for block in _blocks(term.axes, box)
+        for term, block in _blocks(tensor_map, box)
         if _is_drawn(block)
     ]
 
 
 def fresh_parts(tensor_map: TensorMap, box: Box) -> list[tuple[Box, Init]]:
     """The parts of ``box`` that draw on nothing, and how they are made."""
-    blocks = [(term, block) for term in tensor_map.terms for block in _blocks(term.axes, box)]
-    return _missing(tensor_map, box, blocks)
+    return _missing(tensor_map, box, list(_blocks(tensor_map, box)))
 
 
 def materialise(
@@ -76,12 +74,12 @@ def materialise(
         Of the shape of ``box``, fp32; without ``out``, values that one read supplies and nothing
         changes are returned as they were read.
     """
-    blocks = [(term, block) for term in tensor_map.terms for block in _blocks(term.axes, box)]
+    blocks, one_term = list(_blocks(tensor_map, box)), len(tensor_map.terms) == 1
     if out is None:
-        if len(blocks) == 1 and _is_drawn(blocks[0][1]) and tensor_map.noise is None:
+        whole = one_term and len(blocks) == 1 and _is_drawn(blocks[0][1])
+        if whole and tensor_map.noise is None:
             return _draw(*blocks[0], kind, read)
         out = empty(shape_of(box))
-    one_term = len(tensor_map.terms) == 1
     if not one_term:
         out.zero_()
     for term, block in blocks:
@@ -97,8 +95,18 @@ def materialise(
     return out
 
 
-def _blocks(axes: Sequence[AxisMap], box: Box) -> Iterator[tuple[Segment, ...]]:
-    return product(*(axis.segments(*extent) for axis, extent in zip(axes, box, strict=True)))
+def _blocks(tensor_map: TensorMap, box: Box) -> Iterator[tuple[Term, tuple[Segment, ...]]]:
+    """What the terms draw of ``box``; and what the first, whose blocks tile the box, does not."""
+    for term in tensor_map.terms:
+        found: list[list[Segment]] = []
+        for axis, extent in zip(term.axes, box, strict=True):
+            segments = axis.segments(*extent)
+            if term is not tensor_map.terms[0]:
+                segments = [segment for segment in segments if segment.source is not None]
+            found.append(segments)
+            if not segments:  # of other layers, say: the longer axes are not looked at
+                break
+        yield from ((term, block) for block in product(*found))
 
 
 def _target(segments: Sequence[Segment]) -> Box:
