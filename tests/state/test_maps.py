@@ -195,6 +195,49 @@ def test_first_only_keeps_the_first_of_each_copy() -> None:
     assert Gather((1, 1), (0.5, 0.25)).first_only() == Gather((1, FRESH), (0.5, 0.25))
 
 
+# Of each kind of axis map one of five entries, from four; and what all kinds can do, by matrices.
+
+OF_FOUR: dict[str, AxisMap] = {
+    "gather": Gather((3, 0, FRESH, 1, 3), (2.0, 1.0, 1.0, 0.5, -4.0)),
+    "dense": Dense(torch.tensor([[1.0, 2, 3, 4], [0] * 4, [0, 1, 0, 0], [1] * 4, [0, 0, -1, 2]])),
+    "padded": Padded(Gather((1, 0, 3), (0.5, 2.0, 1.0)), mean(4)),
+}
+
+
+def matrix(how: AxisMap, source: int, target: int) -> np.ndarray:
+    """(target, source): what a map makes of an identity matrix."""
+    unit = np.eye(source, dtype=np.float32)
+    return whole(
+        TensorMap(tensor((target, source)), (Term("w", (how, Identity())),), ZERO), {"w": unit}
+    )
+
+
+@pytest.mark.parametrize("kind", OF_FOUR)
+def test_a_map_after_another_is_the_product(kind: str) -> None:
+    how, first = OF_FOUR[kind], Gather((2, FRESH, 0, 2))
+    product = matrix(how, 4, 5) @ matrix(first, 3, 4)
+    assert product.any()
+    assert np.array_equal(matrix(how.after(first), 3, 5), product)
+    assert np.array_equal(matrix(how.after(Identity()), 4, 5), matrix(how, 4, 5))
+    assert np.array_equal(matrix(Identity().after(first), 3, 4), matrix(first, 3, 4))
+
+
+@pytest.mark.parametrize("kind", OF_FOUR)
+def test_powers(kind: str) -> None:
+    """Moments that carry squares, and mean squares of entries that are independent."""
+    how = OF_FOUR[kind]
+    squares = matrix(how, 4, 5) ** 2
+    assert np.array_equal(matrix(how.to_power(2), 4, 5), squares)
+    assert np.array_equal(matrix(how.to_power(1), 4, 5), matrix(how, 4, 5))
+    rms = [1.0, 3.0, 0.5, 2.0]
+    truth = squares @ np.square(rms)
+    for start, stop in ((0, 5), (1, 4), (3, 5), (4, 5), (0, 2)):
+        found = how.powers(rms, start, stop)
+        assert [power or 0.0 for power in found] == truth[start:stop].tolist()
+    assert how.powers(rms, 2, 3) == ([None] if kind == "gather" else [truth[2]])
+    assert Identity().powers(rms, 1, 3) == [9.0, 0.25]
+
+
 @pytest.mark.parametrize("copies", [3, 5, 6, 7, 48])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_share_is_a_division(copies: int, axis: int) -> None:
