@@ -124,7 +124,7 @@ def growth(
     grow = grow or GrowSection()
     _check_options(source, target, where)
     tensors, before = logical_tensors(target, target_depth), logical_tensors(source)
-    grown = _grown_axes(before, tensors)
+    grown = _grown_axes(_sizes(before), _sizes(tensors))
     if source.num_layers != target.num_layers:
         grown[LAYER] = (source.num_layers, target.num_layers)
     operators = _operators(grow, grown, source, target, where)
@@ -184,16 +184,27 @@ def _operators(
     return working
 
 
+def _sizes(tensors: dict[str, LogicalTensor]) -> dict[AxisRule, int]:
+    """Of all axes but layers, of which tensors may have some."""
+    sizes: dict[AxisRule, int] = {}
+    for tensor in tensors.values():
+        for axis in tensor.axes:
+            if axis.rule != LAYER and sizes.setdefault(axis.rule, axis.size) != axis.size:
+                raise ValueError(
+                    f"{tensor.key} has {axis.size} entries along {axis.name}, another tensor "
+                    f"{sizes[axis.rule]}: axes of two sizes need two names"
+                )
+    return sizes
+
+
 def _grown_axes(
-    before: dict[str, LogicalTensor], after: dict[str, LogicalTensor]
+    before: dict[AxisRule, int], after: dict[AxisRule, int]
 ) -> dict[AxisRule, tuple[int, int]]:
-    """Size before and after of the axes, but for layers, of tensors that the source has."""
+    """Size before and after of the axes that both have and whose size changes."""
     return {
-        new.rule: (old.size, new.size)
-        for key, tensor in after.items()
-        if key in before
-        for old, new in zip(before[key].axes, tensor.axes, strict=True)
-        if old.size != new.size and new.rule != LAYER
+        rule: (before[rule], size)
+        for rule, size in after.items()
+        if rule in before and before[rule] != size
     }
 
 

@@ -14,12 +14,13 @@ from megatron.core import dist_checkpointing
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, StageSection
+from megatron_grow.growth import plan as plans
 from megatron_grow.growth.plan import growth
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import full
 from megatron_grow.state.fresh import fresh
-from megatron_grow.state.tensors import Normal
+from megatron_grow.state.tensors import LogicalTensor, Normal
 from tests.checkpoint.live import resume, train_to, write
 from tests.convert.toy import by_torch, command, equal
 from tests.distributed import run_ranks
@@ -151,6 +152,26 @@ def test_layers_are_stored_as_megatron_core_stores_them(ranks: list[Found], tmp_
     layout = ("--tensor-model-parallel-size", 2)
     assert command("reshard", ranks[0].path, tmp_path / "b", *layout) == 0
     assert equal(by_torch(tmp_path / "b" / ranks[0].path.name), stored)
+
+
+def test_the_legacy_format_has_no_place_for_experts(ranks: list[Found], tmp_path: Path) -> None:
+    weights = (ranks[0].path, tmp_path / "b", "--weights-only", "--format", "torch")
+    assert command("reshard", *weights) == 2
+    assert not (tmp_path / "b").exists()
+
+
+def test_axes_of_two_sizes_need_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators find an axis by its name."""
+
+    def wider(name: str) -> LogicalTensor:
+        tensor = logical_tensors(UNLIKE)[name]
+        axes = (replace(axis, size=96) if axis.name == "ffn" else axis for axis in tensor.axes)
+        return replace(tensor, axes=tuple(axes))
+
+    tensors = {**logical_tensors(UNLIKE), FC1: wider(FC1)}
+    monkeypatch.setattr(plans, "logical_tensors", lambda *_: tensors)
+    with pytest.raises(ValueError, match="96 entries along ffn, another tensor 64"):
+        growth(UNLIKE, UNLIKE, None, target_depth=4, seed=1)
 
 
 def test_a_mix_of_layers_that_are_not_alike_is_refused() -> None:

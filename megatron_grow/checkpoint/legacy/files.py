@@ -42,8 +42,13 @@ class ModelChunk:
 
     def extra_states(self, tensors: dict[str, LogicalTensor]) -> list[str]:
         """Names of the entries for FP8: projections in layers have one, and the head."""
-        projections = [key for key, t in tensors.items() if t.stacked and t.is_matrix]
-        weights = [layer_key(key, n) for n in range(len(self.layers)) for key in projections]
+        projections = [tensor for tensor in tensors.values() if tensor.stacked and tensor.is_matrix]
+        weights = [
+            layer_key(tensor.key, place)
+            for place, layer in enumerate(self.layers)
+            for tensor in projections
+            if layer in tensor.with_it
+        ]
         if self.last:
             weights += [key for key, t in tensors.items() if t.part == "head" and t.is_matrix]
             weights += [tensor.tied_as for tensor in tensors.values() if tensor.tied_as]
@@ -103,7 +108,8 @@ def regions(
         if tensor.stacked:
             name = key if fused else tensor.unfused_key or key
             for place, layer in enumerate(chunk.layers):
-                yield region(layer_key(name, place), tensor, layer)
+                if layer in tensor.with_it:
+                    yield region(layer_key(name, place), tensor, tensor.entry_of(layer))
         elif chunk.first if tensor.on_first_stage else chunk.last:
             yield region(key, tensor)
     if chunk.last and not chunk.first:

@@ -21,6 +21,7 @@ from megatron_grow.checkpoint.megatron_lm.state import legacy_state
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.writer import Blocks, Writer
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -59,8 +60,10 @@ class LegacyWriter(Writer):
                 default; else as those of ``--transformer-impl local``.
 
         Raises:
-            UserError: the model cannot be cut this way.
+            UserError: the model has experts, or cannot be cut this way.
         """
+        if any(tensor.of_experts for tensor in tensors.values()):
+            raise UserError("the legacy format holds no experts here; write torch_dist")
         self.directory = directory
         self._record = replace(record, optimizer_step=0)
         self._parallel, self._tensors = parallel, tensors
