@@ -12,13 +12,13 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import OptimizerSection
+from megatron_grow.growth.grown import grown_axes, summary, working_operators
 from megatron_grow.growth.optimizer_state import Policy, moment_map
 from megatron_grow.model.architectures import architecture_of, logical_tensors
-from megatron_grow.operators import operator
-from megatron_grow.operators.base import Draw, NewUnits, Operator, Sizes
+from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.optimizers import optimizer_of
-from megatron_grow.state.axes import AXES, LAYER, AxisRule
+from megatron_grow.state.axes import LAYER
 from megatron_grow.state.axis_maps import AxisMap, Identity
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import TensorMap, Term, all_fresh, identity
@@ -124,10 +124,10 @@ def growth(
     grow = grow or GrowSection()
     _check_options(source, target, where)
     tensors, before = logical_tensors(target, target_depth), logical_tensors(source)
-    grown = _grown_axes(_sizes(before), _sizes(tensors))
+    grown = grown_axes(before, tensors)
     if source.num_layers != target.num_layers:
         grown[LAYER] = (source.num_layers, target.num_layers)
-    operators = _operators(grow, grown, source, target, where)
+    operators = working_operators(grow, grown, source, target, where)
     asked = {key: tuple(o.questions(before, source, target)) for key, o in operators.items()}
 
     def made(answers: Answers) -> Plan:
@@ -153,7 +153,7 @@ def growth(
             gradients,
             grow.optimizer_state or "carry",
             seed,
-            "; ".join((_summary(knowing, grown), *_in_words(source, target))),
+            "; ".join((summary(knowing, grown), *_in_words(source, target))),
             _caveats(knowing, source, target, masked=False),
             _new_units(knowing, source, target),
             _caveats(knowing, source, target, masked=True),
@@ -165,53 +165,6 @@ def growth(
     return replace(unknown, questions=questions, made=made) if questions else unknown
 
 
-def _operators(
-    grow: GrowSection, grown: Sizes, source: ModelConfig, target: ModelConfig, where: str
-) -> dict[str, Operator]:
-    """Those that have something to do, by key; together they grow all that is ``grown``."""
-    working = {}
-    for key, spec in grow.operators.items():
-        chosen = operator(key, spec, f"{where}.{key}", _grown_by(key, grown))
-        if chosen.axes(source, target) & {rule.name for rule in grown}:
-            chosen.check(source, target, f"{where}.{key}")
-            working[key] = chosen
-        elif grow.recipe is None and not (source.num_layers == 0 and key in ("heads", "ffn")):
-            raise UserError(
-                f"{where}.{key}={spec} has nothing to do: the stage before has the same sizes; "
-                "change the model or leave it out"
-            )
-    _check_all_grow(grown, working, source, target, where)
-    return working
-
-
-def _sizes(tensors: dict[str, LogicalTensor]) -> dict[AxisRule, int]:
-    """Of all axes but layers, of which tensors may have some."""
-    sizes: dict[AxisRule, int] = {}
-    for tensor in tensors.values():
-        for axis in tensor.axes:
-            if axis.rule != LAYER and sizes.setdefault(axis.rule, axis.size) != axis.size:
-                raise ValueError(
-                    f"{tensor.key} has {axis.size} entries along {axis.name}, another tensor "
-                    f"{sizes[axis.rule]}: axes of two sizes need two names"
-                )
-    return sizes
-
-
-def _grown_axes(
-    before: dict[AxisRule, int], after: dict[AxisRule, int]
-) -> dict[AxisRule, tuple[int, int]]:
-    """Size before and after of the axes that both have and whose size changes."""
-    return {
-        rule: (before[rule], size)
-        for rule, size in after.items()
-        if rule in before and before[rule] != size
-    }
-
-
-def _grown_by(key: str, grown: Sizes) -> Sizes:
-    return {rule: sizes for rule, sizes in grown.items() if rule.grown_by == key}
-
-
 def _check_options(source: ModelConfig, target: ModelConfig, where: str) -> None:
     before, after = architecture_of(source), architecture_of(target)
     for option in fields(after):
@@ -220,37 +173,6 @@ def _check_options(source: ModelConfig, target: ModelConfig, where: str) -> None
             raise UserError(
                 f"{where}: model.options.{option.name}={is_} differs from the {was} before; no "
                 "growth changes that"
-            )
-
-
-def _check_all_grow(
-    grown: Sizes,
-    operators: dict[str, Operator],
-    source: ModelConfig,
-    target: ModelConfig,
-    where: str,
-) -> None:
-    covered: dict[str, Operator] = {}
-    for key, chosen in operators.items():
-        for rule in grown:
-            if rule.name not in chosen.axes(source, target):
-                continue
-            if rule.name in covered:
-                raise UserError(
-                    f"{where}.{key}={chosen.name} grows what {covered[rule.name].name} grows by "
-                    f"itself ({rule.sized_by}); leave it out"
-                )
-            covered[rule.name] = chosen
-    for rule, (before, after) in grown.items():
-        if rule.name not in covered and not rule.grown_by:
-            raise UserError(
-                f"{where}: {rule.sized_by or rule.name} goes from {before} to {after}; no "
-                "operator grows that"
-            )
-        if rule.name not in covered:
-            raise UserError(
-                f"{where}.{rule.grown_by} is missing: {rule.sized_by} goes from {before} to "
-                f"{after}; say how it grows, or keep it"
             )
 
 
@@ -282,19 +204,6 @@ def _between_layers(
         return (layers or Identity()).between(source.with_it if source else (), tensor.with_it)
     except ValueError as error:
         raise UserError(f"{where}.depth: {tensor.key} would be {error}") from None
-
-
-def _summary(operators: dict[str, Operator], grown: Sizes) -> str:
-    names = {key: chosen.name for key, chosen in operators.items()}
-    parts = []
-    for rule in (*AXES, *(rule for rule in grown if rule not in AXES)):
-        if rule not in grown or rule.follows:
-            continue
-        before, after = grown[rule]
-        what = "layers" if rule is LAYER else rule.sized_by
-        by = names.get(rule.grown_by or "") or names.get("width")
-        parts.append(f"{before} -> {after} {what} by {by}")
-    return ", ".join(parts) or "the same model"
 
 
 def _in_words(source: ModelConfig, target: ModelConfig) -> Iterator[str]:

@@ -34,7 +34,7 @@ class AxisRule:
     fields: tuple[str, ...] = field(default=(), compare=False)
     """Those of ``model`` that decide its size; ranks that share it divide each of them."""
     sized_by: str = field(default="", compare=False)
-    """What a message calls its size; mostly the field."""
+    """What a message calls its size: mostly the field; absent, the name."""
     partitioned_by: MeshDim | None = field(default=None, compare=False)
     """None: every rank has all of it."""
     padded: bool = field(default=False, compare=False)
@@ -45,6 +45,9 @@ class AxisRule:
     """Its entries are tensors of their own, as layers are: it stands before all others."""
     follows: str | None = field(default=None, compare=False)
     """Name of the axis whose entries it begins with; what it has behind them does not grow."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sized_by", self.sized_by or self.name)
 
 
 LAYER = AxisRule("layer", "depth", ("num_layers",), "num_layers", MeshDim.PIPELINE, stacks=True)

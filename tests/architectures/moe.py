@@ -17,8 +17,8 @@ from megatron_grow.state.tensors import LogicalTensor, Normal
 if TYPE_CHECKING:
     from megatron.core.transformer import ModuleSpec, TransformerConfig
 
-EXPERT = AxisRule("expert", sized_by="experts", partitioned_by=MeshDim.EXPERT, stacks=True)
-ROUTED = AxisRule("expert", sized_by="experts")
+EXPERT = AxisRule("expert", partitioned_by=MeshDim.EXPERT, stacks=True)
+ROUTED = AxisRule("expert")
 """The same experts in the router, which every rank has whole."""
 EXPERT_FFN = replace(FFN, partitioned_by=MeshDim.EXPERT_TENSOR)
 
