@@ -33,7 +33,7 @@ setup(
         "nltk",
         "safetensors",
         "blake3",
-        "isal",
+        "isal>=1.7",  # crc32_combine
         "rich",
         "tensorboard",
         "matplotlib",
