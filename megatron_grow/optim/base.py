@@ -19,8 +19,8 @@ class Optimizer(ABC):
     """An update rule, or several that share the tensors of a model.
 
     Its fields are its options. Those that :class:`~megatron_grow.config.sections.OptimizerSection`
-    has too are set there, all others under ``optimizer.options``. Importing one
-    of ours must not import megatron-core.
+    has too are set there, all others under ``optimizer.options``. Importing one of ours must not
+    import megatron-core.
     """
 
     states: ClassVar[Mapping[str, int]]
@@ -58,7 +58,8 @@ class Optimizer(ABC):
     def build(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> torch.optim.Optimizer:
         """The torch optimizer of this rule, under the process groups of the current stage.
 
-        Its state is there before its first step. It passes parameters without a gradient by.
+        Its state is made for it, before the first step. Its step must leave alone a parameter whose
+        ``grad`` is None.
 
         Args:
             groups: this rank's parameters by group, each group with its ``lr`` and its
