@@ -20,10 +20,10 @@ from megatron.core.optimizer import (
 )
 
 from megatron_grow.config.sections import OptimizerSection
+from megatron_grow.optim.algorithms.fused_rows import row_pattern
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.groups import ParameterGroup, parameter_groups
 from megatron_grow.optim.multipliers import multipliers_of
-from megatron_grow.optim.rules.fused_rows import row_pattern
 from megatron_grow.optim.state import init_state
 from megatron_grow.state.boxes import Box
 from megatron_grow.state.tensors import LogicalTensor
@@ -46,8 +46,8 @@ def build_optimizer(
     Rules update *main parameters*: with bf16 fp32 copies of the model's. These have megatron-core's
     attributes, ``tensor_model_parallel`` and ``partition_dim``, and for rules that treat matrices
     whole two of ours: ``row_pattern`` where matrices are fused, as in
-    :mod:`~megatron_grow.optim.rules.fused_rows`, and ``rows`` where some are padding: how many the
-    whole has without it.
+    :mod:`~megatron_grow.optim.algorithms.fused_rows`, and ``rows`` where some are padding: how many
+    the whole has without it.
 
     Args:
         model_chunks: the model, wrapped.

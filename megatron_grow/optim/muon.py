@@ -30,7 +30,7 @@ class MuonRule(Optimizer):
         """Ours, over the ranks that share matrices and those that have copies of them."""
         from megatron.core import parallel_state
 
-        from megatron_grow.optim.rules.muon import Muon
+        from megatron_grow.optim.algorithms.muon import Muon
 
         return Muon(
             groups,

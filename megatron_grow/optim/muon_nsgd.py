@@ -27,7 +27,7 @@ class NormalisedSGD(Optimizer):
         """Ours, over the ranks that share tensors."""
         from megatron.core import parallel_state
 
-        from megatron_grow.optim.rules.nsgd import NSGD
+        from megatron_grow.optim.algorithms.nsgd import NSGD
 
         group = parallel_state.get_tensor_model_parallel_group()
         return NSGD(groups, lr=self.lr, momentum=self.muon_momentum, tp_group=group)

@@ -12,7 +12,7 @@ import torch
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import StageSection
-from megatron_grow.optim.rules.newton_schulz import newton_schulz
+from megatron_grow.optim.algorithms.newton_schulz import newton_schulz
 from tests.distributed import run_ranks
 from tests.toy import MODEL, Trace, begin, grow, layout, run_config, train_stage
 

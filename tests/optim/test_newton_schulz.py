@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_grow.optim.rules.newton_schulz import newton_schulz
+from megatron_grow.optim.algorithms.newton_schulz import newton_schulz
 from tests.optim.formulas import orthogonalised
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.optim.algorithms.fused_rows import row_pattern
 from megatron_grow.optim.roles import fan_in, fan_out, role, roles
-from megatron_grow.optim.rules.fused_rows import row_pattern
 from megatron_grow.state.boxes import full
 from tests.optim.toy import gpt
 

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from megatron_grow.optim.rules.fused_rows import merge_rows, split_rows
-from megatron_grow.optim.rules.newton_schulz import newton_schulz
-from megatron_grow.optim.rules.whole_matrices import map_whole
+from megatron_grow.optim.algorithms.fused_rows import merge_rows, split_rows
+from megatron_grow.optim.algorithms.newton_schulz import newton_schulz
+from megatron_grow.optim.algorithms.whole_matrices import map_whole
 
 # Matrices of one shape go through Newton-Schulz together, up to this many elements of this rank's
 # shards: enough to fill a GPU, little enough (256 MiB in fp32) not to show in peak memory.
@@ -44,8 +44,8 @@ class Muon(torch.optim.Optimizer):
     Args:
         params: 2-D parameters, or groups of them. megatron-core's attributes
             ``tensor_model_parallel`` and ``partition_dim`` say how a parameter is cut, our
-            ``row_pattern`` (:mod:`megatron_grow.optim.rules.fused_rows`) how it is fused, and our
-            ``rows`` how many rows the whole has before its padding; all optional.
+            ``row_pattern`` (:mod:`~megatron_grow.optim.algorithms.fused_rows`) how it is fused, and
+            our ``rows`` how many rows the whole has before its padding; all optional.
         lr: learning rate.
         momentum: beta.
         nesterov: look one step ahead.

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from megatron_grow.optim.rules.muon import SCALES, Muon
-from megatron_grow.optim.rules.newton_schulz import newton_schulz
-from megatron_grow.optim.rules.nsgd import NSGD
+from megatron_grow.optim.algorithms.muon import SCALES, Muon
+from megatron_grow.optim.algorithms.newton_schulz import newton_schulz
+from megatron_grow.optim.algorithms.nsgd import NSGD
 from tests.optim.formulas import MuonFormula, NSGDFormula
 
 

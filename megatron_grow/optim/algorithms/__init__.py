@@ -1,0 +1,1 @@
+"""Muon and NSGD, as torch optimizers, and what they are made of."""

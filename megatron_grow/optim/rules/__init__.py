@@ -1,1 +1,0 @@
-"""Update rules, as torch optimizers."""
