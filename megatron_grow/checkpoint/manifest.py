@@ -34,7 +34,7 @@ class Shard:
     size: int
     """Bytes."""
     seals: dict[int, int]
-    """What :func:`~.torch_dist.chunks.seal` gives for the chunk that begins at a byte."""
+    """What tells the chunk that begins at a byte from any other, without reading its values."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from megatron_grow.config.ranges import Count, PathText, Range, Seed, shown, wro
 LAYOUT = {
     "tensor_model_parallel_size": "default 1",
     "pipeline_model_parallel_size": "default 1",
-    "virtual_pipeline_model_parallel_size": "of legacy files",
+    "virtual_pipeline_model_parallel_size": "of formats that are cut for pipeline stages",
 }
 """Fields of a parallel layout that checkpoints are cut for, and what is told of them."""
 
