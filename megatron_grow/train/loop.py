@@ -14,15 +14,12 @@ from megatron_grow.parallel.agreement import any_rank
 class Loop:
     """Trains a stage that is filled."""
 
-    def __init__(self, ctx: Context, pieces: Sequence[TrainingMethod] = ()) -> None:
-        """Start the methods of the stage, and after them the ``pieces``.
-
-        In each hook they act in this order.
-        """
+    def __init__(self, ctx: Context, others: Sequence[TrainingMethod] = ()) -> None:
+        """Start the methods of the stage, then ``others``; in each hook they act in this order."""
         self.ctx = ctx
         run = ctx.run
         self._schedule = LearningRateSchedule(run.schedule, run.optimizer, run.train.train_iters)
-        self._acting = (*ctx.methods.values(), *pieces)
+        self._acting = (*ctx.methods.values(), *others)
         for method in self._acting:
             method.on_stage_start(ctx)
 

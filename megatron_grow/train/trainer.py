@@ -29,9 +29,9 @@ from megatron_grow.train.training_rows import TrainingRows
 class Trainer:
     """Trains a prepared run from its start, or its checkpoint, to its end.
 
-    What happens besides the steps are pieces of the form of training methods. They follow the
-    methods of the stage, in this order: the request to stop, the guard against numbers that are not
-    finite, training rows, evaluation, saving.
+    What happens besides the steps has the form of training methods. It follows those of the stage,
+    in this order: the rule that may end the stage, the request to stop, the guard against numbers
+    that are not finite, training rows, evaluation, saving.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         tp_group: ranks over which parameters are cut; None: they are whole.
         dp_group: ranks that hold the same parameters and share the work; None: alone.
 
-    Reader: Keller Jordan, github.com/KellerJordan/Muon; tensor parallelism is ours.
+    Source: Keller Jordan, github.com/KellerJordan/Muon; tensor parallelism is ours.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ def newton_schulz(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
         (n, rows, cols), the same type. A zero matrix stays zero. Singular values that are tiny
         against the Frobenius norm, as in square random matrices, do not reach 1.
 
-    Reader: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024).
+    Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024).
     """
     x_nmk = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + _EPS)
     tall = x_nmk.size(-2) > x_nmk.size(-1)

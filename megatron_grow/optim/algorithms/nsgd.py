@@ -32,7 +32,7 @@ class NSGD(torch.optim.Optimizer):
         weight_decay: decoupled.
         tp_group: ranks over which parameters are cut; None: they are whole.
 
-    Reader: the rule that "Convex dominance in deep learning I" (arXiv 2602.07145) pairs with Muon
+    Source: the rule that "Convex dominance in deep learning I" (arXiv 2602.07145) pairs with Muon
     for tensors that are not matrices. It states neither norm nor momentum; these are our reading.
     """
 
