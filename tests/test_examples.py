@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,8 @@ import pytest
 from megatron_grow.config.run import parse_run, to_yaml
 from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.growth.plan import growth
+from tests.corpus import write_corpus
+from tests.train.command import launch, rows
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 JOBS = {
@@ -20,6 +23,7 @@ JOBS = {
     "gpt2_7b": (64, 50257),
     "llama": (8, 32000),
     "compound": (8, 32000),
+    "extend": (2, 4096),
     "grow_llama": (2, 1024),
 }
 
@@ -65,3 +69,21 @@ def test_growing_someone_elses_llama() -> None:
     same = [line for line in done.stdout.splitlines() if "the same function" in line]
     assert len(same) == 2 and "not the same" not in done.stdout, done.stdout
     assert "def __init__(self" in done.stdout.split("== Export")[1]
+
+
+def test_everything_of_ones_own(tmp_path: Path) -> None:
+    """Architecture, optimizer, operators, method and rule by import path, in one run."""
+    prefix = write_corpus(tmp_path)
+    shutil.copy(EXAMPLES / "extend" / "run.yaml", tmp_path)
+    corpus = f"--data.train_data_path=[{prefix}]", f"--data.valid_data_path=[{prefix}]"
+    options = (*corpus, "--data.tokenizer=bytes", "--train.train_iters=60")
+    code, said, errors = launch(tmp_path, "whole", *options)
+    assert code == 0, errors
+    found = rows(tmp_path, "whole")
+    (growth_row,) = (row for row in found if row.get("event") == "growth")
+    assert "3 -> 6 layers by extend.mirror:Mirror" in growth_row["summary"]
+    assert "128 -> 192 ffn_hidden_size by extend.importance:Importance" in growth_row["summary"]
+    (end,) = (row for row in found if row.get("event") == "stage_end")
+    assert f"step {end['last_step']}" in said
+    losses = [row["loss"] for row in found if "loss" in row]
+    assert losses[-1] < 0.8 * losses[0]
