@@ -81,6 +81,10 @@ class Registry(Generic[Kind]):
         module, _, name = path.partition(":")
         try:
             found = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{where}={path} cannot be imported: {error}; install it or set PYTHONPATH"
+            ) from None
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(f"{where}={path} cannot be imported: {error}") from None
         if not (inspect.isclass(found) and issubclass(found, self.kind)):

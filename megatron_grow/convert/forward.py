@@ -102,7 +102,8 @@ def _logits(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torch.T
 def _by_engine(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     ignore_expected_warnings()
     # The converter starts without megatron-core, which takes seconds to import.
-    from megatron_grow.live.pieces import placement, without_padding
+    from megatron_grow.live.check import check_model
+    from megatron_grow.live.placement import placement, without_padding
     from megatron_grow.parallel import cpu, process_groups
 
     layout = ParallelConfig()
@@ -111,6 +112,7 @@ def _by_engine(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torc
     model = source.record.model_config
     architecture = architecture_of(model)
     (chunk,) = architecture.build(model, layout, TrainSection(precision="fp32"))
+    check_model([chunk], source.tensors, model.architecture)
     for parameter, (key, box, _) in placement(chunk, source.tensors):
         values = source.read(key, MAIN_PARAM, box).to(dtype)
         without_padding(parameter.data, box).copy_(values)

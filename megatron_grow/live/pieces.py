@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
-from megatron.core.transformer.module import MegatronModule
 
+from megatron_grow.live.placement import placement, without_padding
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import Box, from_flat_range, shape_of, volume
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.sharding import held
-from megatron_grow.state.tensors import LogicalTensor, stacked_key
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass(frozen=True)
@@ -121,46 +119,6 @@ def write_back(
         ddp = chunk.ddp_config
         if ddp.use_distributed_optimizer and not (overlapped and ddp.overlap_param_gather):
             chunk.start_param_sync(force_sync=True)
-
-
-def without_padding(values: torch.Tensor, box: Box) -> torch.Tensor:
-    """What a parameter's memory holds of a logical tensor, its ``box``; padding lies behind it."""
-    return values.view(-1)[: volume(box)].view(shape_of(box))
-
-
-def placement(
-    module: MegatronModule, tensors: dict[str, LogicalTensor]
-) -> Iterator[tuple[torch.nn.Parameter, tuple[str, Box, bool]]]:
-    """Each parameter with its key, the box that this rank holds, and whether it is no replica.
-
-    megatron-core's sharded state dict says which layer a parameter is, whatever the pipeline.
-    """
-    mesh, place = process_groups.mesh(), process_groups.place()
-    for stored in module.sharded_state_dict().values():
-        if not isinstance(stored, ShardedTensor | ShardedTensorFactory):
-            continue
-        sharded = stored.build()[0] if isinstance(stored, ShardedTensorFactory) else stored
-        key, layer = stacked_key(sharded.key)
-        tensor = tensors[key]
-        # A parameter is one layer's, or one expert's of it: which, stands in front of its own
-        # offsets. Where layers are not all alike, the layer is in the key.
-        entry = list(sharded.global_offset[: sharded.prepend_axis_num])
-        if tensor.stacked:
-            entry.insert(0, tensor.entry_of(entry.pop(0) if layer is None else layer))
-        box = held(tensor.axes, entry, place, mesh)
-        *model_parallel_replica, _ = stored.replica_id
-        yield stored.data, (key, box, not any(model_parallel_replica))
-
-
-def tensors_of(
-    chunks: Sequence[DistributedDataParallel], tensors: dict[str, LogicalTensor]
-) -> dict[torch.nn.Parameter, tuple[LogicalTensor, Box]]:
-    """Of each parameter of this rank, the logical tensor and the box of it that it holds."""
-    return {
-        param: (tensors[key], box)
-        for chunk in chunks
-        for param, (key, box, _) in placement(chunk.module, tensors)
-    }
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:

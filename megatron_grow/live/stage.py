@@ -17,15 +17,16 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
+from megatron_grow.live.check import check_model
 from megatron_grow.live.data_parallel import wrap_data_parallel
 from megatron_grow.live.pieces import (
     Piece,
     Shard,
     live_pieces,
     live_shards,
-    tensors_of,
     write_back,
 )
+from megatron_grow.live.placement import tensors_of
 from megatron_grow.model.architecture import Architecture, Loss
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim import update
@@ -61,6 +62,7 @@ class LiveStage:
         )
         self._architecture = architecture_of(stage.model)
         chunks = self._architecture.build(stage.model, stage.parallel, config.train)
+        check_model(chunks, tensors, stage.model.architecture)
         self.chunks = wrap_data_parallel(chunks, stage.parallel, sharded)
         self.optimizer = build_optimizer(
             self.chunks,

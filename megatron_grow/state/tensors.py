@@ -6,6 +6,7 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import Literal
 
@@ -68,11 +69,12 @@ class LogicalTensor:
     @cached_property
     def checkpoint_shape(self) -> tuple[int, ...]:
         """The shape under which Megatron's checkpoint stores the tensor."""
-        shape, axis = [], 0
-        for count in self.groups:
-            shape.append(prod(self.shape[axis : axis + count]))
-            axis += count
-        return tuple(shape)
+        return self.grouped(self.shape)
+
+    def grouped(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """``shape``, of fine axes, in the dimensions that Megatron's checkpoint has."""
+        ends = list(accumulate(self.groups))
+        return tuple(prod(shape[end - n : end]) for n, end in zip(self.groups, ends, strict=True))
 
     def pads_to(self, shape: tuple[int, ...]) -> bool:
         """Whether ``shape`` is the checkpoint's, or adds rows that pad a vocabulary."""

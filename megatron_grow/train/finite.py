@@ -11,7 +11,7 @@ import torch
 
 from megatron_grow.config.errors import AgreedError
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.live.pieces import placement
+from megatron_grow.live.placement import placement
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.parallel.agreement import gather
