@@ -27,12 +27,19 @@ class Registry(Generic[Kind]):
     builtin: Mapping[str, str]
     """By name, the import path: ``package.module:Class``."""
 
-    def find(self, name: Any, where: str) -> type[Kind]:
-        """The class that ``name`` stands for: a name of the table, or an import path.
+    def find(self, spec: Any, where: str) -> type[Kind]:
+        """The class that ``NAME`` or ``{<word>: NAME, ...}`` asks for.
+
+        Args:
+            spec: as a run file has it; a name is one of the table, or an import path.
+            where: begins the message of an error.
 
         Raises:
-            UserError: neither; the message begins with ``where``.
+            UserError: neither.
         """
+        name = spec
+        if isinstance(spec, Mapping):
+            name, where = spec.get(self.word), f"{where}.{self.word}"
         if isinstance(name, str) and ":" in name:
             return self._imported(name, where)
         if not isinstance(name, str) or name not in self.builtin:
@@ -56,9 +63,9 @@ class Registry(Generic[Kind]):
             UserError: an unknown name, or an option that is unknown, of another type or out of
                 range.
         """
+        kind = self.find(spec, where)
         options = {self.word: spec} if isinstance(spec, str) else dict(spec)
-        name = options.pop(self.word, None)
-        return self.configured(self.find(name, where), name, options, where, **given)
+        return self.configured(kind, options.pop(self.word), options, where, **given)
 
     def configured(
         self, kind: type[Kind], name: Any, options: Mapping[str, Any], where: str, /, **given: Any
@@ -85,8 +92,9 @@ class Registry(Generic[Kind]):
             raise UserError(
                 f"{where}={path} cannot be imported: {error}; install it or set PYTHONPATH"
             ) from None
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"{where}={path} cannot be imported: {error}") from None
+        except Exception as error:  # whatever the module does while it is imported
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(f"{where}={path} cannot be imported: {what}") from None
         if not (inspect.isclass(found) and issubclass(found, self.kind)):
             base = f"{self.kind.__module__}.{self.kind.__qualname__}"
             raise UserError(f"{where}={path} is not {self.what}: a subclass of {base}")

@@ -75,7 +75,7 @@ def operator(
             that is unknown or of another type; the message begins with ``where``.
     """
     name = spec if isinstance(spec, str) else spec.get("operator")
-    keys = OPERATORS[key].find(name, where).keys
+    keys = OPERATORS[key].find(spec, where).keys
     if key not in keys:
         raise UserError(f"{where}={name} is an operator of {' and '.join(keys)}, not of {key}")
     return OPERATORS[key].make(spec, where, key=key, name=name, sizes=sizes or {}, answers={})

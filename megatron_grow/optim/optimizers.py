@@ -31,10 +31,9 @@ def optimizer_of(section: OptimizerSection) -> Optimizer:
     """
     kind = OPTIMIZERS.find(section.optimizer, "optimizer.optimizer")
     shared = {field.name for field in fields(section)} & {field.name for field in fields(kind)}
-    return OPTIMIZERS.make(
-        {"optimizer": section.optimizer, **section.options},
-        "optimizer.options",
-        **{name: getattr(section, name) for name in shared},
+    given = {name: getattr(section, name) for name in shared}
+    return OPTIMIZERS.configured(
+        kind, section.optimizer, section.options, "optimizer.options", **given
     )
 
 

@@ -39,7 +39,7 @@ class Rule(ABC):
 
     @abstractmethod
     def ends(self, history: Sequence[Observation]) -> str | None:
-        """Whether the stage ends now.
+        """Whether the stage ends now; rank 0 alone is asked.
 
         Args:
             history: of this stage, oldest first; never empty.

@@ -17,6 +17,7 @@ from megatron_grow.optim.schedule import LearningRateSchedule
 
 _TOLD = {"optimizer": None, "schedule": None, "train": ("train_iters", "eval_iters")}
 """Sections, and fields of them (None: all), whose changes are said and not refused."""
+_TOLD_OF_STAGES = ("until", "methods", "lr_multiplier", "rewarmup_iters")
 _JUMP = 1.5
 """The rate may be so many times what it was without a word."""
 
@@ -38,7 +39,7 @@ def check_changes(
     Raises:
         UserError: another seed, corpus, blend, tokenizer or optimizer.
     """
-    changes = dict(_changes(record.config, asdict(config)))
+    changes = dict(_changes(_sections(record.config), _sections(asdict(config))))
     for prefix, was in record.corpora.items():
         if corpora.get(prefix, was) != was:
             changes.setdefault("data.train_data_path", (prefix, "made anew under that name"))
@@ -57,16 +58,25 @@ def check_changes(
     return [f"changed since {where}: {told}"] if told else []
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+def _sections(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections of a run file; of its stages each is one."""
+    stages = {f"stages[{index}]": stage for index, stage in enumerate(config.get("stages", []))}
+    found = {name: section for name, section in config.items() if isinstance(section, dict)}
+    return {**found, **stages}
+
+
+def _changes(
+    old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]
+) -> Iterator[tuple[str, tuple[str, str]]]:
     for section, was in old.items():
-        if not isinstance(was, dict) or section not in new:
-            continue
-        for name in was.keys() & new[section].keys():
-            told = section in _TOLD and name in (_TOLD[section] or (name,))
-            field = f"{section}.{name}"
+        told_of = _TOLD_OF_STAGES if section.startswith("stages[") else _TOLD.get(section, ())
+        for name in was:
+            told = told_of is None or name in told_of
+            if not (told or f"{section}.{name}" in FIXED) or name not in new.get(section, ()):
+                continue
             before, after = _plain(was[name]), _plain(new[section][name])
-            if (told or field in FIXED) and before != after:
-                yield field, (shown(before), shown(after))
+            if before != after:
+                yield f"{section}.{name}", (shown(before), shown(after))
 
 
 def _plain(value: Any) -> Any:

@@ -6,11 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_grow.checkpoint.record import StageEnd
+from megatron_grow.config.errors import AgreedError
 from megatron_grow.config.stages import Stage
 from megatron_grow.config.timing import next_end
 from megatron_grow.cost.flops import flops_at_step
 from megatron_grow.methods.base import Context, TrainingMethod
-from megatron_grow.parallel.agreement import gather
+from megatron_grow.parallel.agreement import gather, leads
 from megatron_grow.rules.base import Observation, Rule
 from megatron_grow.rules.table import RULES
 from megatron_grow.train.evaluation import Evaluation
@@ -89,9 +90,16 @@ class StageEnding(TrainingMethod):
         self._loss, self._updates = 0.0, 0
         if ctx.step < self._when.first_step:
             return None
-        # All ranks have the same history; a rule that is no function of it must not divide them.
-        found = gather(self._rule.ends(self._history))[0]
-        return found and f"{self._when.name}: {found}"
+        # One rank is asked: a rule that is no function of the history must not divide them.
+        found = gather(self._rule.ends(tuple(self._history)) if leads() else None)[0]
+        if found is None:
+            return None
+        if not isinstance(found, str):
+            raise AgreedError(
+                f"stages[{ctx.stage.index}].until.rule={self._when.name} answers {found!r}; "
+                "its ends() must give a text that says why the stage ends, or None"
+            )
+        return f"{self._when.name}: {found}"
 
     def state_dict(self) -> dict[str, Any]:
         """The history, and what has been summed up for its next entry."""

@@ -54,7 +54,12 @@ def test_in_a_plan() -> None:
     [
         ("ffn", f"{HERE}:Reversed", f"w={HERE}:Reversed is an operator of depth, not of ffn"),
         ("ffn", f"{HERE}:Unfinished", f"w={HERE}:Unfinished does not say its expand"),
-        ("ffn", "no_such:Thing", "w=no_such:Thing cannot be imported: No module named 'no_such'"),
+        (
+            "ffn",
+            "no_such:Thing",
+            "w=no_such:Thing cannot be imported: No module named 'no_such'; install it or set "
+            "PYTHONPATH",
+        ),
         (
             "depth",
             "pathlib:Path",

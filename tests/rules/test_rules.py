@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,15 +84,31 @@ def test_fewer_observations_than_the_window_decide_nothing() -> None:
         ({"rule": "loss_below", "los": 2.0}, "stages[0].until.los is not an option of loss_below"),
         ({"rule": "loss_slope", "slope": 0.05}, "stages[0].until.slope=0.05 must be less than 0"),
         ({"rule": "loss_slope", "window": 1}, "stages[0].until.window=1 must be at least 2"),
-        ("math:sqrt", "stages[0].until=math:sqrt is not a rule: a subclass of"),
-        ("nowhere:Rule", "stages[0].until=nowhere:Rule cannot be imported"),
+        ({"rule": "los_slope"}, "stages[0].until.rule='los_slope' is not a rule; known are "),
+        ({"loss": 2.0}, "stages[0].until.rule=None is not a rule; known are loss_below, "),
+        ({"rule": "math:sqrt"}, "stages[0].until.rule=math:sqrt is not a rule: a subclass of"),
+        (
+            {"rule": "nowhere:Rule"},
+            "stages[0].until.rule=nowhere:Rule cannot be imported: No module named ",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(spec: Any, said: str) -> None:
     with pytest.raises(UserError) as error:
         RULES.make(spec, "stages[0].until")
-    print(error.value)
     assert str(error.value).startswith(said)
+
+
+def test_a_module_that_does_not_import_is_told_whatever_is_wrong_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "no_python.py").write_text("def ends(:\n")
+    (tmp_path / "no_table.py").write_text("TABLE = {}\nTABLE['slope']\n")
+    for name, said in (("no_python", "SyntaxError: "), ("no_table", "KeyError: 'slope'")):
+        with pytest.raises(UserError) as error:
+            RULES.make({"rule": f"{name}:Rule"}, "until")
+        assert str(error.value).startswith(f"until.rule={name}:Rule cannot be imported: {said}")
 
 
 def test_a_rule_by_import_path() -> None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
 from megatron_grow.checkpoint.record import StageEnd
 from megatron_grow.config.batch import BatchShape
-from megatron_grow.config.errors import UserError
+from megatron_grow.config.errors import AgreedError, UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import Stage, StageSection
 from megatron_grow.config.until import StageRule
 from megatron_grow.methods.base import Context
+from megatron_grow.rules.base import Observation, Rule
 from megatron_grow.train.console import Console
 from megatron_grow.train.ending import StageEnding
 from megatron_grow.train.output import Output
@@ -285,6 +287,43 @@ def test_a_method_may_end_a_stage_that_has_a_bound() -> None:
     run.stages[0].until = 20
     with pytest.raises(UserError, match=r"^stages\[0\]\.until=20: a method would end the stage "):
         ctx.end_stage("enough")
+
+
+class Answers(Rule):
+    """Not what a rule should answer."""
+
+    given: ClassVar[Any]
+
+    def ends(self, history: Sequence[Observation]) -> Any:
+        if isinstance(self.given, Exception):
+            raise self.given
+        return self.given
+
+
+def test_an_answer_that_is_no_reason_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = f"{__name__}:Answers"
+    rule, known = StageRule({"rule": own}, every=1), []
+    for given in (True, False, 0, ["slope"]):
+        monkeypatch.setattr(Answers, "given", given, raising=False)
+        with pytest.raises(AgreedError) as error:
+            asked(rule, known).after_step(after(1, 2.0, rule))
+        assert f"stages[0].until.rule={own} answers {given!r}; its ends()" in str(error.value)
+    monkeypatch.setattr(Answers, "given", None)
+    asked(rule, known).after_step(after(1, 2.0, rule))
+    assert known == []
+    monkeypatch.setattr(Answers, "given", "")
+    asked(rule, known).after_step(after(1, 2.0, rule))
+    assert known == [StageEnd(0, 1, f"{own}: ")]
+
+
+def test_rank_0_alone_asks_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails on another rank cannot divide them."""
+    rule = StageRule({"rule": f"{__name__}:Answers"}, every=1)
+    monkeypatch.setattr(Answers, "given", ValueError("no slope"), raising=False)
+    with pytest.raises(ValueError, match=r"^no slope$"):
+        asked(rule, []).after_step(after(1, 2.0, rule))
+    monkeypatch.setattr("megatron_grow.train.ending.leads", lambda: False)
+    asked(rule, []).after_step(after(1, 2.0, rule))
 
 
 def test_only_steps_with_an_update_count_and_none_before_at_least(capsys) -> None:
