@@ -7,7 +7,7 @@ from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators import operator
 from megatron_grow.operators.base import Operator, Sizes
-from megatron_grow.state.axes import AXES, LAYER, AxisRule
+from megatron_grow.state.axes import AXES, GROW_KEYS, LAYER, AxisRule
 from megatron_grow.state.tensors import LogicalTensor
 
 
@@ -97,7 +97,7 @@ def _check_all_grow(
                 )
             covered[rule.name] = chosen
     for rule, (before, after) in grown.items():
-        if rule.name not in covered and not rule.grown_by:
+        if rule.name not in covered and rule.grown_by not in GROW_KEYS:
             raise UserError(
                 f"{where}: {rule.sized_by} goes from {before} to {after}; no operator grows that"
             )

@@ -27,6 +27,9 @@ from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.layers.norms import Norm
 from megatron_grow.parallel import cpu
 
+_MASKED = {"layer", "hidden", "kv_group", "query_head", "qkv_head", "ffn"}
+"""Axes that have masks; a group's key and value, of ``qkv_head``, have none of their own."""
+
 
 @dataclass
 class FadeIn(TrainingMethod):
@@ -45,6 +48,8 @@ class FadeIn(TrainingMethod):
         """Refuse a growth without new units, and layers that hooks cannot mask."""
         if not plan.new_units:
             raise UserError(f"{where} masks random new units; no operator here makes any")
+        if unknown := sorted(plan.new_units.keys() - _MASKED):
+            raise UserError(f"{where} cannot mask new units of {', '.join(unknown)}")
         if not architecture_of(stage.model).has_mask_points:
             raise UserError(
                 f"{where}: model.architecture={stage.model.architecture} does not say where units "
@@ -96,8 +101,7 @@ class Masks:
         Args:
             chunks: this rank's, of the local layer specification.
             model: their shape.
-            new: for each axis that has grown (``layer``, ``hidden``, ``kv_group``, ``query_head``,
-                ``ffn``), which of its units are new.
+            new: for each axis that has grown, which of its units are new.
         """
         self._new = {axis: torch.tensor(flags, device=cpu.device()) for axis, flags in new.items()}
         self._model = model

@@ -144,8 +144,16 @@ class Architecture(ABC):
 
     @property
     def has_mask_points(self) -> bool:
-        """Whether it says them; training methods that need them are refused where not."""
-        return type(self).mask_points is not Architecture.mask_points
+        """Whether it says them; training methods that need them are refused where not.
+
+        A class with tensors of its own does not inherit those of the tensors that it adds to.
+        """
+        says, has = (
+            next(kind for kind in type(self).__mro__ if name in vars(kind))
+            for name in ("mask_points", "tensors")
+        )
+        said = type(self).mask_points is not Architecture.mask_points
+        return said and issubclass(says, has)
 
     @abstractmethod
     def model_flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:

@@ -30,7 +30,7 @@ class AxisRule:
 
     name: str
     grown_by: str | None = field(default=None, compare=False)
-    """Key of ``grow:`` whose operator grows it."""
+    """Key of ``grow:`` whose operator grows it: one of ``GROW_KEYS``; None: nothing does."""
     fields: tuple[str, ...] = field(default=(), compare=False)
     """Those of ``model`` that decide its size; ranks that share it divide each of them."""
     sized_by: str = field(default="", compare=False)

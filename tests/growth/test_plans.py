@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,9 +12,11 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.ranges import Count
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import StageSection, changed_model, resolve_stages
 from megatron_grow.growth.plan import growth
+from megatron_grow.model.gpt.architecture import GPT
 from megatron_grow.operators import operator
 from megatron_grow.state.axes import HIDDEN, Axis, AxisRule, Role
 from megatron_grow.state.axis_maps import Gather
@@ -81,6 +83,37 @@ def test_an_axis_of_ones_own_grows_by_the_operators_of_its_key() -> None:
     assert made.weights(down, GPT2, GPT2) == [{"adapter": Gather((0, 1, 0, 1))}]
     assert made.weights(up, GPT2, GPT2) == [{"adapter": Gather((0, 1, 0, 1), (0.5,) * 4)}]
     assert made.axes(GPT2, GPT2) == {"adapter"}
+
+
+@dataclass(frozen=True)
+class Adapted(GPT):
+    """One with a tensor along an axis of its own, as wide as an option says."""
+
+    changing: ClassVar = frozenset({"rank"})
+    rank: Count = 2
+    key: str = "ffn"
+
+    def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
+        axis = Axis(AxisRule("rank", grown_by=self.key), self.rank, Role.PRODUCES)
+        return super().tensors(model, target_depth) | {
+            "adapter": LogicalTensor("adapter", (axis,), (1,), Normal(0.1))
+        }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"here\.ffn is missing: rank goes from 2 to 4"),
+        ({"key": "adapters"}, r"here: rank goes from 2 to 4; no operator grows that"),
+    ],
+)
+def test_an_axis_of_ones_own_must_be_grown(options: dict[str, str], message: str) -> None:
+    small, large = (
+        replace(GPT2, architecture=f"{__name__}:Adapted", options={"rank": rank, **options})
+        for rank in (2, 4)
+    )
+    with pytest.raises(UserError, match=message):
+        growth(small, large, None, target_depth=2, seed=1, where="here")
 
 
 # Groups, vocabulary, positions.

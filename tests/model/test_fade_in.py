@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
@@ -18,6 +19,9 @@ from megatron_grow.methods import methods_of
 from megatron_grow.methods.fade_in import Masks
 from megatron_grow.model.architecture import Architecture
 from megatron_grow.model.gpt.architecture import GPT
+from megatron_grow.model.masks import MaskPoints
+from megatron_grow.state.axes import FFN
+from megatron_grow.state.tensors import LogicalTensor
 from tests.distributed import run_ranks
 from tests.logits import agreed, logits
 from tests.toy import MODEL, Trace, begin, grow, layout, plan_of, run_config, train, train_stage
@@ -136,9 +140,45 @@ class Unmasked(GPT):
     mask_points = Architecture.mask_points
 
 
-def test_an_architecture_that_does_not_say_where_is_refused() -> None:
-    config = run(replace(GPT2, architecture=f"{__name__}:Unmasked"), "one rank", mask_iters=3)
-    with pytest.raises(UserError, match=r"mask_iters: model\.architecture=.*Unmasked does not say"):
+@dataclass(frozen=True)
+class MoreTensors(GPT):
+    """One that has more than a GPT, and masks what a GPT does."""
+
+    def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
+        return super().tensors(model, target_depth)
+
+
+@dataclass(frozen=True)
+class MoreUnits(GPT):
+    """One whose MLPs grow along an axis of their own."""
+
+    def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
+        return {
+            key: replace(
+                tensor,
+                axes=tuple(replace(a, rule=UNITS) if a.rule == FFN else a for a in tensor.axes),
+            )
+            for key, tensor in super().tensors(model, target_depth).items()
+        }
+
+    def mask_points(self, chunk: torch.nn.Module) -> MaskPoints:
+        return super().mask_points(chunk)
+
+
+UNITS = replace(FFN, name="units")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Unmasked", r"model\.architecture=.*Unmasked does not say"),
+        ("MoreTensors", r"model\.architecture=.*MoreTensors does not say"),
+        ("MoreUnits", "cannot mask new units of units"),
+    ],
+)
+def test_an_architecture_that_does_not_say_where_is_refused(name: str, message: str) -> None:
+    config = run(replace(GPT2, architecture=f"{__name__}:{name}"), "one rank", mask_iters=3)
+    with pytest.raises(UserError, match=f"mask_iters:? {message}"):
         methods_of(config.resolve(1)[1], config, plan_of(config, 1, 1))
 
 
