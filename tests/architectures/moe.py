@@ -74,11 +74,13 @@ class Experts(GPT):
             fields["moe_layer_freq"] = [int(n in sparse) for n in range(model.num_layers)]
         return fields
 
-    def layer_specs(self, engine: TransformerConfig, train: TrainSection) -> list[ModuleSpec]:
+    def layer_specs(
+        self, model: ModelConfig, engine: TransformerConfig, train: TrainSection
+    ) -> list[ModuleSpec]:
         """A GPT's layers, with experts in place of feed-forward networks where there are any."""
         from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec
 
-        specs = [self.layer_spec(engine, train) for _ in range(engine.num_layers)]
+        specs = [self.layer_spec(model, engine, train) for _ in range(model.num_layers)]
         for spec in specs[self._parts()[1]]:
             spec.submodules.mlp = get_mlp_module_spec(use_te=False, num_experts=self.experts)
         return specs

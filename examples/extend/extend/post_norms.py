@@ -40,13 +40,15 @@ class PostNorms(GPT):
                 tensors |= {tensor.key: tensor for tensor in norm}
         return tensors
 
-    def layer_spec(self, engine: TransformerConfig, train: TrainSection) -> ModuleSpec:
+    def layer_spec(
+        self, model: ModelConfig, engine: TransformerConfig, train: TrainSection
+    ) -> ModuleSpec:
         """A GPT's, with another way to add to the residual stream."""
         from megatron.core.transformer import ModuleSpec
 
         from extend.norm_then_add import NormThenAdd
 
-        spec = super().layer_spec(engine, train)
+        spec = super().layer_spec(model, engine, train)
         add = ModuleSpec(NormThenAdd, params={"config": engine})
         spec.submodules.self_attn_bda = spec.submodules.mlp_bda = add
         return spec

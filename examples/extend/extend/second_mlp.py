@@ -33,11 +33,13 @@ class SecondMLP(GPT):
         ]
         return tensors | {tensor.key: tensor for tensor in second}
 
-    def layer_spec(self, engine: TransformerConfig, train: TrainSection) -> ModuleSpec:
+    def layer_spec(
+        self, model: ModelConfig, engine: TransformerConfig, train: TrainSection
+    ) -> ModuleSpec:
         """A GPT's parts, in another layer."""
         from extend.two_mlps import TwoMLPs
 
-        spec = super().layer_spec(engine, train)
+        spec = super().layer_spec(model, engine, train)
         spec.module = TwoMLPs
         return spec
 

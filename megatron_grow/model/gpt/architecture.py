@@ -49,17 +49,21 @@ class GPT(Architecture):
         from megatron_grow.model.gpt.build import build_gpt
 
         engine = transformer_config(model, parallel, train, **self.engine_fields(model))
-        return build_gpt(model, engine, train, self.layer_specs(engine, train))
+        return build_gpt(model, engine, train, self.layer_specs(model, engine, train))
 
     def engine_fields(self, model: ModelConfig) -> dict[str, Any]:
         """Fields of megatron-core's configuration that a GPT leaves at their defaults."""
         return {}
 
-    def layer_specs(self, engine: TransformerConfig, train: TrainSection) -> list[ModuleSpec]:
+    def layer_specs(
+        self, model: ModelConfig, engine: TransformerConfig, train: TrainSection
+    ) -> list[ModuleSpec]:
         """megatron-core's specification of each layer of the model."""
-        return [self.layer_spec(engine, train)] * engine.num_layers
+        return [self.layer_spec(model, engine, train)] * model.num_layers
 
-    def layer_spec(self, engine: TransformerConfig, train: TrainSection) -> ModuleSpec:
+    def layer_spec(
+        self, model: ModelConfig, engine: TransformerConfig, train: TrainSection
+    ) -> ModuleSpec:
         """megatron-core's specification of a layer."""
         from megatron_grow.model.gpt.build import layer_spec
 
