@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 
@@ -12,6 +12,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import OptimizerSection
+from megatron_grow.growth.claims import check_draws, check_function, check_new_units
 from megatron_grow.growth.grown import grown_axes, summary, working_operators
 from megatron_grow.growth.optimizer_state import Policy, moment_map
 from megatron_grow.model.architectures import architecture_of, logical_tensors
@@ -77,10 +78,7 @@ class Plan:
         """
         if self.made is None:
             return self
-        known = self.made(ask(self.questions))
-        if known.new_units != self.new_units:
-            raise RuntimeError("which units are new must not depend on the source's weights")
-        return known
+        return self.made(ask(self.questions))
 
 
 def initialisation(model: ModelConfig, target_depth: int, seed: int) -> Plan:
@@ -130,6 +128,14 @@ def growth(
     operators = working_operators(grow, grown, source, target, where)
     asked = {key: tuple(o.questions(before, source, target)) for key, o in operators.items()}
 
+    new: dict[str, NewUnits] = {}
+
+    def drawn(o: Operator, how: str, tensor: LogicalTensor) -> list[Draw]:
+        draws: list[Draw] = getattr(o, how)(tensor, source, target)
+        if (origin := tensor.drawn_from(before)) in before:
+            check_draws(o, draws, (before[origin], tensor), (source, target), where)
+        return draws
+
     def made(answers: Answers) -> Plan:
         knowing = {
             key: replace(o, answers={each: answers[each] for each in asked[key]})
@@ -140,13 +146,17 @@ def growth(
                 key: _compose(
                     tensor,
                     before.get(tensor.drawn_from(before)),
-                    [getattr(o, how)(tensor, source, target) for o in knowing.values()],
+                    [drawn(o, how, tensor) for o in knowing.values()],
                     where,
                 )
                 for key, tensor in tensors.items()
             }
             for how in ("weights", "gradients")
         )
+        for key, o in knowing.items():
+            units = o.new_units(source, target)
+            check_new_units(o, units, new.setdefault(key, units), where)
+            check_function(o, source, target, where)
         return Plan(
             tensors,
             weights,
@@ -162,7 +172,20 @@ def growth(
 
     questions = tuple(dict.fromkeys(each for some in asked.values() for each in some))
     unknown = made({each: torch.ones(each.shape, dtype=torch.float64) for each in questions})
-    return replace(unknown, questions=questions, made=made) if questions else unknown
+    if not questions:
+        return unknown
+    # What an operator gets wrong about weights that differ shows now, not at the growth.
+    made(_unlike(questions))
+    return replace(unknown, questions=questions, made=made)
+
+
+def _unlike(questions: Iterable[Question]) -> Answers:
+    """Answers as different as those about real weights."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        each: 0.5 + torch.rand(each.shape, dtype=torch.float64, generator=generator)
+        for each in questions
+    }
 
 
 def _check_options(source: ModelConfig, target: ModelConfig, where: str) -> None:

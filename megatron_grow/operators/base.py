@@ -80,6 +80,10 @@ class Operator(ABC):
         """Along each axis, which of the target's units are new."""
         return {}
 
+    def loses(self, source: ModelConfig, target: ModelConfig) -> str | None:
+        """What of the function is lost, as far as its own numbers show; None if they do not."""
+        return None
+
     @abstractmethod
     def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
         """Why the function changes; None if it does not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,6 +62,16 @@ class Expansion:
         factors = {Role.CONSUMES: self.scale, Role.PRODUCES: self.share, Role.INDEX: None}
         return Gather(self.index, _times(factors[axis.role], len(self.index), factor))
 
+    def parts(self) -> dict[int, float]:
+        """What the copies of each source entry pass on of it, together."""
+        ones = (1.0,) * len(self.index)
+        passed: dict[int, float] = defaultdict(float)
+        for entry, scale, share in zip(
+            self.index, self.scale or ones, self.share or ones, strict=True
+        ):
+            passed[entry] += scale * share
+        return passed
+
 
 def gets_noise(tensor: LogicalTensor, axis: Axis) -> bool:
     """Whether ``axis`` of ``tensor`` is that of the columns of a matrix in a layer."""
@@ -90,6 +101,27 @@ class AxisOperator(Operator):
             copied = [found[name].index for found in self.expansions(source, target)]
             flags[name] = tuple(set(units) == {FRESH} for units in zip(*copied, strict=True))
         return flags
+
+    def loses(self, source: ModelConfig, target: ModelConfig) -> str | None:
+        """A source entry whose copies get more or less than all of it, in some layer."""
+        draws = self.expansions(source, target)
+        layers = range(source.num_layers if any("layer" in found for found in draws) else 1)
+        passed: dict[tuple[str, int], dict[int, float]] = defaultdict(lambda: defaultdict(float))
+        for found in draws:
+            drawn = set(found["layer"].index) - {FRESH} if "layer" in found else layers
+            for name in found.keys() - {"layer"}:
+                parts = found[name].parts()
+                for layer in drawn:
+                    for entry, part in parts.items():
+                        passed[name, layer][entry] += part
+        for (name, _), sums in passed.items():
+            for entry in range(max(sums) + 1):
+                if abs(sums[entry] - 1) > 1e-6:
+                    return (
+                        f"the shares of the copies of {name} {entry}, times their scales, add up "
+                        f"to {sums[entry]:.6g}, not to 1"
+                    )
+        return None
 
     def weights(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig

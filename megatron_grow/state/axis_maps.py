@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import fsum, prod
+from math import fsum, isfinite, prod
 
 import torch
 
@@ -34,6 +35,11 @@ class Noise:
     rms: Mapping[str, tuple[float, ...]] | None = None
     """By key of a source tensor, the root mean square of each of its layers."""
 
+    def __post_init__(self) -> None:
+        sizes = set(Counter(self.group).values()) - {1}
+        if len(sizes) > 1:
+            raise ValueError(f"noise needs groups of one size; these are of {sorted(sizes)}")
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -60,6 +66,10 @@ class AxisMap(ABC):
     @abstractmethod
     def segments(self, start: int, stop: int) -> list[Segment]:
         """What entries ``start:stop`` need of the source axis."""
+
+    @abstractmethod
+    def check(self, source: int, target: int) -> None:
+        """Raise :class:`ValueError`, saying what is wrong, if it is no map between these sizes."""
 
     @abstractmethod
     def copied(self, size: int) -> Sequence[int]:
@@ -123,6 +133,11 @@ class Identity(AxisMap):
         """The same entries."""
         return [Segment((start, stop), (start, stop))]
 
+    def check(self, source: int, target: int) -> None:
+        """Of one size."""
+        if source != target:
+            raise ValueError(f"keeps {source} entries, which become {target}")
+
     def copied(self, size: int) -> Sequence[int]:
         """Each its own."""
         return range(size)
@@ -172,6 +187,21 @@ class Gather(AxisMap):
             )
             for a, b in runs
         ]
+
+    def check(self, source: int, target: int) -> None:
+        """An entry of the source for each of the target, and a finite factor."""
+        _same_size(len(self.index), target)
+        low, high = min(self.index, default=FRESH), max(self.index, default=FRESH)
+        if low < FRESH or high >= source:
+            wrong = low if low < FRESH else high
+            raise ValueError(f"copies entry {wrong} of {source} (0 to {source - 1}; -1 is fresh)")
+        if self.scale is not None:
+            if len(self.scale) != target:
+                raise ValueError(f"has {len(self.scale)} factors for {target} entries")
+            if not all(map(isfinite, self.scale)):
+                raise ValueError("has a factor that is not finite")
+        if self.noise is not None and len(self.noise.group) != target:
+            raise ValueError(f"has groups for {len(self.noise.group)} of {target} entries")
 
     def copied(self, size: int) -> Sequence[int]:
         """The index."""
@@ -290,6 +320,14 @@ class Dense(AxisMap):
         first, end = used[0], used[-1] + 1
         return [Segment((start, stop), (first, end), matrix=rows[:, first:end])]
 
+    def check(self, source: int, target: int) -> None:
+        """A finite weight for each pair."""
+        _same_size(len(self.matrix), target)
+        if self.matrix.shape[1] != source:
+            raise ValueError(f"mixes {self.matrix.shape[1]} entries, not {source}")
+        if not self.matrix.isfinite().all():
+            raise ValueError("has a weight that is not finite")
+
     def copied(self, size: int) -> Sequence[int]:
         """None."""
         return (FRESH,) * size
@@ -335,6 +373,11 @@ class Padded(AxisMap):
             found.append(replace(rest, target=(max(start, end), stop)))
         return found
 
+    def check(self, source: int, target: int) -> None:
+        """Both."""
+        self.kept.check(source, min(len(self.kept.index), target))
+        self.rest.check(source, 1)
+
     def copied(self, size: int) -> Sequence[int]:
         """What is kept."""
         return (*self.kept.index, *(FRESH,) * (size - len(self.kept.index)))
@@ -357,6 +400,11 @@ class Padded(AxisMap):
         padding = max(0, stop - max(start, end))
         kept = self.kept.powers(rms, min(start, end), min(stop, end))
         return kept + self.rest.powers(rms, 0, 1) * padding
+
+
+def _same_size(found: int, target: int) -> None:
+    if found != target:
+        raise ValueError(f"is for {found} entries, not {target}")
 
 
 def mean(count: int) -> Dense:

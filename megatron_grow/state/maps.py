@@ -6,7 +6,7 @@ term covers. :mod:`.materialise` applies one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -23,6 +23,12 @@ class Term:
     """Key of the source tensor."""
     axes: tuple[AxisMap, ...]
 
+    @cached_property
+    def noise(self) -> tuple[int, Noise] | None:
+        """The axis along which noise is added to what this draws, and which."""
+        found = ((i, axis.noise) for i, axis in enumerate(self.axes) if axis.noise)
+        return next(found, None)
+
 
 @dataclass(frozen=True)
 class TensorMap:
@@ -35,11 +41,18 @@ class TensorMap:
     rule that asks for zeros wins."""
 
     @cached_property
-    def noise(self) -> tuple[int, Noise] | None:
-        """The axis along which noise is added, and which."""
-        axes = enumerate(self.terms[0].axes if self.terms else ())
-        found = ((i, axis.noise) for i, axis in axes if axis.noise)
-        return next(found, None)
+    def noisy(self) -> tuple[TensorMap, ...]:
+        """Those of the terms that get noise, together where it is the same."""
+        together: list[list[Term]] = []
+        for term in self.terms:
+            if term.noise is None:
+                continue
+            same = next((terms for terms in together if terms[0].noise == term.noise), None)
+            if same is None:
+                together.append([term])
+            else:
+                same.append(term)
+        return tuple(replace(self, terms=tuple(terms)) for terms in together)
 
     def old(self, axis: int) -> torch.Tensor:
         """Which entries along an axis the source had: of copies of one entry, the first is it.

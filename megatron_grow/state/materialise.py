@@ -77,7 +77,7 @@ def materialise(
     blocks, one_term = list(_blocks(tensor_map, box)), len(tensor_map.terms) == 1
     if out is None:
         whole = one_term and len(blocks) == 1 and _is_drawn(blocks[0][1])
-        if whole and tensor_map.noise is None:
+        if whole and not tensor_map.noisy:
             return _draw(*blocks[0], kind, read)
         out = empty(shape_of(box))
     if not one_term:
@@ -88,10 +88,10 @@ def materialise(
             part.copy_(values) if one_term else part.add_(values.to(out.device))
     for rest, rule in _missing(tensor_map, box, blocks):
         fresh(tensor_map.target, rest, rule, seed, out[slices(rest, box)])
-    if tensor_map.noise is not None:
-        for drawn in union(_target(block) for _, block in blocks if _is_drawn(block)):
+    for alike in tensor_map.noisy:
+        for drawn in union(_target(block) for _, block in _blocks(alike, box) if _is_drawn(block)):
             for few in split(drawn, _NOISE_AT_A_TIME):
-                out[slices(few, box)].add_(noise(tensor_map, few, seed).to(out))
+                out[slices(few, box)].add_(noise(alike, few, seed).to(out))
     return out
 
 

@@ -18,11 +18,14 @@ from megatron_grow.state.tensors import Normal
 def noise(tensor_map: TensorMap, box: Box, seed: int) -> torch.Tensor:
     """What is added to the target of ``tensor_map`` in ``box``, all of which it draws.
 
+    All of its terms have the same noise.
+
     Returns:
         fp64, of the shape of ``box``.
     """
-    assert tensor_map.noise is not None
-    axis, how = tensor_map.noise
+    found = tensor_map.terms[0].noise
+    assert found is not None
+    axis, how = found
     members = _members(how, *box[axis])
     first, last = int(members.min()), int(members.max())
     span = (*box[:axis], (first, last + 1), *box[axis + 1 :])

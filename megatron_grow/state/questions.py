@@ -31,6 +31,11 @@ class Question:
     along: tuple[str, ...] = ("layer",)
     """Names of axes; the mean is over all others."""
 
+    def __post_init__(self) -> None:
+        names = [axis.name for axis in self.tensor.axes]
+        if unknown := set(self.along) - set(names):
+            raise ValueError(f"{self.tensor.key} has no axis {min(unknown)}; it has {names}")
+
     @cached_property
     def axes(self) -> tuple[int, ...]:
         """Positions of the axes of ``along``."""

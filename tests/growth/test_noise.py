@@ -12,8 +12,11 @@ import torch
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.plan import growth
+from megatron_grow.operators.expansion import AxisOperator, Expansion
+from megatron_grow.operators.indices import even_shares
+from megatron_grow.state.axis_maps import FRESH, Noise
 from megatron_grow.state.kinds import MAIN_PARAM
-from tests.growth.algebra import UNTIED, Weights, applied, weights_of
+from tests.growth.algebra import UNTIED, Weights, applied, loss_and_gradients, weights_of
 
 FC1 = "decoder.layers.mlp.linear_fc1.weight"
 FC2 = "decoder.layers.mlp.linear_fc2.weight"
@@ -110,3 +113,36 @@ def test_each_of_several_growths_draws_its_own(spec: dict[str, Any]) -> None:
         noises.append((weights[FC2] - even)[..., :256].flatten())
     # 4,096 values: 4 standard errors are 6 %.
     assert torch.corrcoef(torch.stack(noises))[0, 1].abs() < 0.07
+
+
+class Halves(AxisOperator):
+    """Another half of the units is copied in each of two layers, with noise."""
+
+    keys = ("ffn",)
+
+    def expansions(self, source: ModelConfig, target: ModelConfig) -> list[dict[str, Expansion]]:
+        draws = []
+        for layer, copies in enumerate((range(6), range(6, 12))):
+            index = (*range(12), *copies)
+            only = Expansion(tuple(i if i == layer else FRESH for i in range(2)))
+            split = Expansion(index, share=even_shares(index), noise=Noise(index, level=1.0))
+            draws.append({"layer": only, "ffn": split})
+        return draws
+
+    def caveat(self, source: ModelConfig, target: ModelConfig) -> None:
+        """None."""
+
+
+def test_each_layer_has_noise_between_its_own_copies() -> None:
+    target = replace(UNTIED, ffn_hidden_size=18)
+    grow = GrowSection(ffn="tests.growth.test_noise:Halves")
+    plan = growth(UNTIED, target, grow, target_depth=2, seed=3)
+    weights = weights_of(UNTIED)
+    made = applied(plan, UNTIED, weights, MAIN_PARAM)
+    for layer, copied in enumerate((slice(0, 6), slice(6, 12))):
+        columns = made[FC2][layer]
+        noise = columns[:, 12:] - weights[FC2][layer][:, copied] / 2
+        assert noise.abs().min() > 0
+        assert torch.allclose(columns[:, copied] + columns[:, 12:], weights[FC2][layer][:, copied])
+    before, after = (loss_and_gradients(*of)[0] for of in ((UNTIED, weights), (target, made)))
+    torch.testing.assert_close(after, before, rtol=1e-12, atol=0)

@@ -98,3 +98,9 @@ def test_equal_values_have_themselves_as_their_mean(size: int) -> None:
     assert by_ranks(values, ("layer",), [[], [], []], 1).tolist() == pytest.approx(
         [float(np.float32(0.1))] * 2, rel=1e-15
     )
+
+
+def test_an_axis_that_a_tensor_has_not() -> None:
+    tensor = LogicalTensor("key", (Axis(FFN, 2, Role.PRODUCES),), (1,), Constant(0.0))
+    with pytest.raises(ValueError, match=r"key has no axis fnn; it has \['ffn'\]"):
+        Question(tensor, ("fnn",))

@@ -1,6 +1,6 @@
 """The operator ``aki``."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw
@@ -31,13 +31,12 @@ class Aki(Fpi):
             return [draw]
         last = source.num_layers - 1
         above = Gather(tuple(min(layer + 1, last) for layer in range(source.num_layers)))
+        (grown,) = self.expansions(source, target)
         draws: list[Draw] = []
         own = draw
         for name in rows:
-            grown = own[name]
-            assert isinstance(grown, Gather)
-            original = grown.first_only()
-            draws.append({**own, name: _without(grown, original), "layer": above})
+            original, copies = _apart(grown[name].index)
+            draws.append({**own, name: copies, "layer": above})
             own = {**own, name: original}
         return [own, *draws]
 
@@ -53,7 +52,8 @@ class Aki(Fpi):
         return "copies compute what the layer above computes"
 
 
-def _without(grown: Gather, others: Gather) -> Gather:
-    """``grown`` but for the entries that ``others`` draws."""
-    pairs = zip(grown.index, others.index, strict=True)
-    return replace(grown, index=tuple(i if other == FRESH else FRESH for i, other in pairs))
+def _apart(index: tuple[int, ...]) -> tuple[Gather, Gather]:
+    """The first copy of each entry; and the others."""
+    first = Gather(index).first_only()
+    pairs = zip(index, first.index, strict=True)
+    return first, Gather(tuple(i if kept == FRESH else FRESH for i, kept in pairs))
