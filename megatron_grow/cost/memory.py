@@ -72,9 +72,10 @@ def _on_pipeline_rank(
     precision: str,
     optimizer: Optimizer,
 ) -> MemoryEstimate:
-    shards = optimizer.shards and parallel.use_distributed_optimizer
+    tensors = logical_tensors(model).values()
+    shards = parallel.use_distributed_optimizer and optimizer.may_be_sharded(tensors)
     numel, state = Counter[int](), Counter[int]()  # by ranks that share the optimizer state
-    for tensor in logical_tensors(model).values():
+    for tensor in tensors:
         copies = _copies_on(rank, layers, tensor, parallel)
         here = prod(shape_on_rank(tensor.axes, parallel.mesh)) * copies
         sharers = parallel.replicas(world_size, of_experts=tensor.of_experts) if shards else 1

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer, MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
 from megatron_grow.live.placement import placement, without_padding
+from megatron_grow.optim.state import wrappers
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import Box, from_flat_range, shape_of, volume
 from megatron_grow.state.kinds import MAIN_PARAM
@@ -65,7 +66,7 @@ class Shard:
 
 def live_shards(
     chunks: Sequence[DistributedDataParallel],
-    optimizer: MegatronOptimizer,
+    optimizer: ChainedOptimizer,
     tensors: dict[str, LogicalTensor],
 ) -> list[Shard]:
     """What this rank updates.
@@ -104,7 +105,7 @@ def live_pieces(shards: Sequence[Shard]) -> list[Piece]:
 
 def write_back(
     chunks: Sequence[DistributedDataParallel],
-    optimizer: MegatronOptimizer,
+    optimizer: ChainedOptimizer,
     *,
     overlapped: bool = False,
 ) -> None:
@@ -112,7 +113,7 @@ def write_back(
 
     With ``overlapped``, ranks whose gathers overlap with the forward pass leave them to it.
     """
-    for part in _parts(optimizer):
+    for part in wrappers(optimizer):
         if isinstance(part, DistributedOptimizer | Float16OptimizerWithFloat16Params):
             part._copy_main_params_to_model_params()
     for chunk in chunks:
@@ -121,16 +122,11 @@ def write_back(
             chunk.start_param_sync(force_sync=True)
 
 
-def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
-    parts = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
-    return [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
-
-
 def _optimizer_state(
-    optimizer: MegatronOptimizer,
+    optimizer: ChainedOptimizer,
 ) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor, int | None, dict]]:
     """Model parameter, main parameter, its flat start in the parameter (None: whole), state."""
-    for part in _parts(optimizer):
+    for part in wrappers(optimizer):
         inner = part.optimizer
         if isinstance(part, DistributedOptimizer):
             for param, (group, order) in part.model_param_group_index_map.items():

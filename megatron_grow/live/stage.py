@@ -58,7 +58,7 @@ class LiveStage:
         sharded = (
             stage.parallel.use_distributed_optimizer
             and replicas > 1  # alone, it would only copy all gradients once more
-            and optimizer_of(config.optimizer).shards
+            and optimizer_of(config.optimizer).may_be_sharded(tensors.values())
         )
         self._architecture = architecture_of(stage.model)
         chunks = self._architecture.build(stage.model, stage.parallel, config.train)

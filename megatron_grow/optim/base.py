@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,8 +30,7 @@ class Optimizer(ABC):
     counts_updates: ClassVar[bool] = False
     """Whether it keeps count of its updates beside them, as ``step``, like torch's Adam."""
     shards: ClassVar[bool] = False
-    """Whether its state may be sharded over data-parallel ranks: the rule is elementwise, so that
-    it can work on any part of a tensor, and all tensors are under it."""
+    """Whether the rule is elementwise, so that it can work on any part of a tensor."""
 
     lr: Positive
     """Peak learning rate."""
@@ -54,12 +53,18 @@ class Optimizer(ABC):
         """Which rule ``tensor`` is under: this one, or another that it is left to."""
         return self
 
+    def may_be_sharded(self, model: Iterable[LogicalTensor]) -> bool:
+        """Whether data-parallel ranks may share the state of a ``model``: one rule alone has all of
+        it, as megatron-core's distributed optimizer demands, and works on any part."""
+        return self.shards and all(self.rule(tensor) == self for tensor in model)
+
     @abstractmethod
     def build(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> torch.optim.Optimizer:
         """The torch optimizer of this rule, under the process groups of the current stage.
 
-        Its state is made for it, before the first step. Its step must leave alone a parameter whose
-        ``grad`` is None.
+        Its state is made for it, before the first step. Its step must write to it in place, keep
+        nothing else of a tensor (groups are not stored), and leave alone a parameter whose ``grad``
+        is None.
 
         Args:
             groups: this rank's parameters by group, each group with its ``lr`` and its

@@ -15,7 +15,6 @@ from megatron.core.optimizer import (
     DistributedOptimizer,
     Float16OptimizerWithFloat16Params,
     FP32Optimizer,
-    MegatronOptimizer,
     OptimizerConfig,
 )
 
@@ -37,7 +36,7 @@ def build_optimizer(
     *,
     precision: str,
     use_distributed_optimizer: bool,
-) -> MegatronOptimizer:
+) -> ChainedOptimizer:
     """Build the optimizer of this rank's model chunks, its state in place and all zero.
 
     There is one wrapper of megatron-core's for each rule that tensors are under. ``step()`` returns
@@ -62,7 +61,7 @@ def build_optimizer(
     params = [
         param for chunk in model_chunks for param in chunk.parameters() if param.requires_grad
     ]
-    wrappers = []
+    chained = []
     for experts, rule, groups in _wrapped_apart(section, tensors):
         of_groups = [
             [param for param in params if shards[param][0].key in group.keys] for group in groups
@@ -83,8 +82,8 @@ def build_optimizer(
         # megatron-core's own knows neither step nor momentum.
         wrapper.init_state_fn = partial(init_state, rule=rule)
         wrapper.init_state_fn(inner)
-        wrappers.append(wrapper)
-    return ChainedOptimizer(wrappers)
+        chained.append(wrapper)
+    return ChainedOptimizer(chained)
 
 
 def _wrapped_apart(

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 
 from megatron_grow.optim.base import Optimizer
 
 
-def inner_optimizers(optimizer: MegatronOptimizer) -> Iterator[torch.optim.Optimizer]:
-    """The torch optimizers that a megatron-core optimizer chains and wraps, in order."""
-    for wrapper in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if not wrapper.is_stub_optimizer:
-            yield wrapper.optimizer
+def wrappers(optimizer: ChainedOptimizer) -> list[MegatronOptimizer]:
+    """What an optimizer chains, in order; without those that this rank has no parameter for."""
+    return [each for each in optimizer.chained_optimizers if not each.is_stub_optimizer]
+
+
+def inner_optimizers(optimizer: ChainedOptimizer) -> Iterator[torch.optim.Optimizer]:
+    """The torch optimizers that they wrap."""
+    return (wrapper.optimizer for wrapper in wrappers(optimizer))
 
 
 def init_state(optimizer: torch.optim.Optimizer, config: object = None, *, rule: Optimizer) -> None:
@@ -38,7 +41,7 @@ def init_state(optimizer: torch.optim.Optimizer, config: object = None, *, rule:
                     state["step"] = _step_tensor(0, param)
 
 
-def set_step(optimizer: MegatronOptimizer, step: int) -> None:
+def set_step(optimizer: ChainedOptimizer, step: int) -> None:
     """Set the number of updates that rules believe they have done, those that count them."""
     for inner in inner_optimizers(optimizer):
         for group in inner.param_groups:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
@@ -57,7 +57,7 @@ class Toy:
         return chunk
 
     @property
-    def optimizer(self) -> MegatronOptimizer:
+    def optimizer(self) -> ChainedOptimizer:
         return self.loop.ctx.live.optimizer
 
     def step(self, number: int) -> tuple[float, float]:

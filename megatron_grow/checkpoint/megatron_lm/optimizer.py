@@ -12,7 +12,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.groups import parameter_groups
 from megatron_grow.optim.multipliers import multipliers_of
-from megatron_grow.optim.optimizers import optimizer_of, recorded_section
+from megatron_grow.optim.optimizers import recorded_section
 
 SHARDING = "distrib_optim_sharding_type"
 """Where a checkpoint says how its distributed optimizer is sharded."""
@@ -65,18 +65,16 @@ def optimizer_groups(record: Record) -> list[dict[str, Any]]:
     It may not have the optimizer, or take one group for another: it tells groups apart by their
     multipliers of rate and weight decay, not of epsilon.
     """
-    section = recorded_section(record.config)
+    section, tensors = recorded_section(record.config), logical_tensors(record.model_config)
     try:
-        stored = optimizer_of(section).megatron_lm_group(record.optimizer_step)
+        rules = parameter_groups(section, tensors, multipliers_of(section, tensors))
     except UserError:
         return []  # by an import path that is not here; its state is copied all the same
-    if stored is None:
+    (rule, of_rule), *others = rules
+    stored = rule.megatron_lm_group(record.optimizer_step)
+    if stored is None or others:
         return []
-    tensors = logical_tensors(record.model_config)
-    rules = parameter_groups(section, tensors, multipliers_of(section, tensors))
-    groups = [
-        {**stored, **group.fields(rule, section)} for rule, of_rule in rules for group in of_rule
-    ]
+    groups = [{**stored, **group.fields(rule, section)} for group in of_rule]
     known_by = {(group["wd_mult"], group["lr_mult"]) for group in groups}
     return groups if len(known_by) == len(groups) else []
 
