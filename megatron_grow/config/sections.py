@@ -88,7 +88,7 @@ class OptimizerSection:
     optimizer: str = "adam"
     """adam, sgd, muon, muon_nsgd, or an import path (package.module:Class)."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Of an optimizer by import path: its own fields."""
+    """Fields of an optimizer's own: those that this section does not have."""
     multipliers: list[dict[str, Any]] = field(default_factory=list)
     """Tensors that are updated otherwise: ``{tensors: PATTERNS, lr: 1, weight_decay: 1, eps: 1}``,
     each a multiple of what it is for others; of all entries that a tensor is in, the product."""

@@ -145,6 +145,7 @@ MISTAKES = {
     LION: ({"beta": 0.9}, f"options.beta is not an option of {LION}; known are beta1, beta2"),
     RMSPROP: ({"alpha": 1.5}, "options.alpha=1.5 must be less than 1"),
     "adam": ({"beta1": 0.5}, "options.beta1 is not an option of adam; known are none"),
+    "muon": ({"optimizer": "sgd"}, "options.optimizer is not an option of muon; known are none"),
 }
 
 
