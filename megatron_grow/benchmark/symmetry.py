@@ -22,7 +22,8 @@ from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods.base import Context
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel import process_groups
-from megatron_grow.state.axis_maps import FRESH, Gather
+from megatron_grow.state.axis_map import FRESH
+from megatron_grow.state.axis_maps import Gather
 from megatron_grow.state.boxes import slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.train.loop import Loop

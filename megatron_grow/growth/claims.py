@@ -6,7 +6,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import LAYER
-from megatron_grow.state.axis_maps import AxisMap
+from megatron_grow.state.axis_map import AxisMap
 from megatron_grow.state.tensors import LogicalTensor
 
 

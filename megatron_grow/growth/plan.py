@@ -20,7 +20,8 @@ from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.axes import LAYER
-from megatron_grow.state.axis_maps import AxisMap, Identity
+from megatron_grow.state.axis_map import AxisMap
+from megatron_grow.state.axis_maps import Identity
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.maps import TensorMap, Term, all_fresh, identity
 from megatron_grow.state.questions import Answers, Question

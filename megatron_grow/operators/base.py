@@ -10,7 +10,7 @@ from typing import ClassVar
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.ranges import check_fields
 from megatron_grow.state.axes import AxisRule
-from megatron_grow.state.axis_maps import AxisMap
+from megatron_grow.state.axis_map import AxisMap
 from megatron_grow.state.questions import Answers, Question
 from megatron_grow.state.tensors import LogicalTensor
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import Axis, Role
-from megatron_grow.state.axis_maps import FRESH, AxisMap, Gather, Noise, Padded, mean
+from megatron_grow.state.axis_map import FRESH, AxisMap, Noise
+from megatron_grow.state.axis_maps import Gather, Padded, mean
 from megatron_grow.state.tensors import Init, LogicalTensor
 
 

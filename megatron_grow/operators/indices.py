@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from megatron_grow.state.axis_maps import FRESH
+from megatron_grow.state.axis_map import FRESH
 
 
 def cyclic(source: int, target: int) -> tuple[int, ...]:

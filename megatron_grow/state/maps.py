@@ -11,7 +11,8 @@ from functools import cached_property
 
 import torch
 
-from megatron_grow.state.axis_maps import FRESH, AxisMap, Identity, Noise
+from megatron_grow.state.axis_map import FRESH, AxisMap, Noise
+from megatron_grow.state.axis_maps import Identity
 from megatron_grow.state.tensors import Init, LogicalTensor
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from megatron_grow.state.axis_maps import Segment
+from megatron_grow.state.axis_map import Segment
 from megatron_grow.state.boxes import Box, shape_of, slices, split, subtract, union
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import TensorMap, Term

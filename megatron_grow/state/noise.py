@@ -8,7 +8,7 @@ from math import sqrt
 
 import torch
 
-from megatron_grow.state.axis_maps import Noise
+from megatron_grow.state.axis_map import Noise
 from megatron_grow.state.boxes import Box, shape_of
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import TensorMap

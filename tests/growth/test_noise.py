@@ -14,7 +14,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.plan import growth
 from megatron_grow.operators.expansion import AxisOperator, Expansion
 from megatron_grow.operators.indices import even_shares
-from megatron_grow.state.axis_maps import FRESH, Noise
+from megatron_grow.state.axis_map import FRESH, Noise
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.growth.algebra import UNTIED, Weights, applied, loss_and_gradients, weights_of
 

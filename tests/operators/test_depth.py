@@ -14,7 +14,8 @@ from megatron_grow.operators import OPERATORS
 from megatron_grow.operators import operator as make
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.state.axes import HIDDEN, LAYER, Axis, Role
-from megatron_grow.state.axis_maps import FRESH, Gather
+from megatron_grow.state.axis_map import FRESH
+from megatron_grow.state.axis_maps import Gather
 from megatron_grow.state.axis_maps import Identity as Same
 from megatron_grow.state.boxes import full, slices
 from megatron_grow.state.maps import TensorMap, Term
@@ -219,8 +220,8 @@ def test_impossible_growths_say_what_is_possible(
     ("spec", "parts"),
     [
         ("randon", [f"{WHERE}='randon'", "copying_stack"]),
-        ({"operator": "stack"}, [f"{WHERE}='stack'", "random"]),
-        ({}, [f"{WHERE}=None", "random"]),
+        ({"operator": "stack"}, [f"{WHERE}.operator='stack'", "random"]),
+        ({}, [f"{WHERE}.operator=None", "random"]),
         ({"operator": "random", "std": 0.1}, [f"{WHERE}.std", "random", "none"]),
         ({"operator": "explicit", "layers": "all"}, [WHERE, "layers"]),
     ],

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_grow.state.axes import Axis, AxisRule, Role
-from megatron_grow.state.axis_maps import FRESH, AxisMap, Dense, Gather, Identity, Padded, mean
+from megatron_grow.state.axis_map import FRESH, AxisMap
+from megatron_grow.state.axis_maps import Dense, Gather, Identity, Padded, mean
 from megatron_grow.state.boxes import Box, full, shape_of, slices
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import TensorMap, Term, all_fresh, identity

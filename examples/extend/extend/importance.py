@@ -7,7 +7,7 @@ from typing import ClassVar
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.expansion import AxisOperator, Expansion
 from megatron_grow.operators.indices import even_shares
-from megatron_grow.state.axis_maps import FRESH
+from megatron_grow.state.axis_map import FRESH
 from megatron_grow.state.questions import Question
 from megatron_grow.state.tensors import LogicalTensor
 

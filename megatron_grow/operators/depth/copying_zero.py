@@ -3,7 +3,8 @@
 from typing import ClassVar
 
 from megatron_grow.operators.depth.base import DepthOperator
-from megatron_grow.state.axis_maps import AxisMap, Gather
+from megatron_grow.state.axis_map import AxisMap
+from megatron_grow.state.axis_maps import Gather
 from megatron_grow.state.tensors import ZERO, LogicalTensor
 
 

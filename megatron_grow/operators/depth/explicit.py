@@ -7,7 +7,8 @@ from typing import ClassVar
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.depth.base import DepthOperator
-from megatron_grow.state.axis_maps import FRESH, AxisMap, Gather
+from megatron_grow.state.axis_map import FRESH, AxisMap
+from megatron_grow.state.axis_maps import Gather
 from megatron_grow.state.tensors import LogicalTensor
 
 

@@ -1,7 +1,7 @@
 """The operator ``identity``."""
 
 from megatron_grow.operators.depth.copying_zero import CopyingZero
-from megatron_grow.state.axis_maps import AxisMap
+from megatron_grow.state.axis_map import AxisMap
 from megatron_grow.state.tensors import ZERO, LogicalTensor
 
 

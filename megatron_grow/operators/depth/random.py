@@ -3,7 +3,8 @@
 from typing import ClassVar
 
 from megatron_grow.operators.depth.base import DepthOperator
-from megatron_grow.state.axis_maps import FRESH, Gather
+from megatron_grow.state.axis_map import FRESH
+from megatron_grow.state.axis_maps import Gather
 
 
 class Random(DepthOperator):

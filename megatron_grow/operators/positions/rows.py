@@ -10,7 +10,8 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.indices import cyclic, interpolation, padded
-from megatron_grow.state.axis_maps import AxisMap, Dense, Gather
+from megatron_grow.state.axis_map import AxisMap
+from megatron_grow.state.axis_maps import Dense, Gather
 from megatron_grow.state.tensors import LogicalTensor
 
 

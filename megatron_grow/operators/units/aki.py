@@ -6,7 +6,8 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw
 from megatron_grow.operators.units.fpi import Fpi
 from megatron_grow.state.axes import Role
-from megatron_grow.state.axis_maps import FRESH, Gather
+from megatron_grow.state.axis_map import FRESH
+from megatron_grow.state.axis_maps import Gather
 from megatron_grow.state.tensors import LogicalTensor
 
 

@@ -9,7 +9,8 @@ from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.expansion import Expansion
 from megatron_grow.operators.indices import cyclic
 from megatron_grow.state.axes import Role
-from megatron_grow.state.axis_maps import FRESH, Gather
+from megatron_grow.state.axis_map import FRESH
+from megatron_grow.state.axis_maps import Gather
 from megatron_grow.state.tensors import ZERO, LogicalTensor
 
 _GROWN = ("hidden", "kv_group", "ffn")

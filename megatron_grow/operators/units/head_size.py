@@ -8,7 +8,8 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.indices import padded
-from megatron_grow.state.axis_maps import FRESH, Gather
+from megatron_grow.state.axis_map import FRESH
+from megatron_grow.state.axis_maps import Gather
 from megatron_grow.state.tensors import ZERO, LogicalTensor
 
 

@@ -10,7 +10,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.expansion import Expansion, gets_noise
 from megatron_grow.operators.indices import cyclic, even_shares
 from megatron_grow.operators.units.base import UnitOperator
-from megatron_grow.state.axis_maps import Noise
+from megatron_grow.state.axis_map import Noise
 from megatron_grow.state.questions import Question
 from megatron_grow.state.tensors import LogicalTensor
 

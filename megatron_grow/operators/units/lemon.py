@@ -9,7 +9,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.expansion import Expansion
 from megatron_grow.operators.indices import cyclic, even_shares, uneven_shares
 from megatron_grow.operators.units.base import UnitOperator, epsilon_caveat
-from megatron_grow.state.axis_maps import FRESH, Noise
+from megatron_grow.state.axis_map import FRESH, Noise
 from megatron_grow.state.tensors import ZERO
 
 

@@ -8,7 +8,8 @@ import torch
 from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
-from megatron_grow.state.axis_maps import FRESH, Dense, Gather
+from megatron_grow.state.axis_map import FRESH
+from megatron_grow.state.axis_maps import Dense, Gather
 from megatron_grow.state.tensors import LogicalTensor
 
 

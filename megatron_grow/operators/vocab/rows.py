@@ -9,7 +9,8 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.indices import padded
-from megatron_grow.state.axis_maps import FRESH, AxisMap, Gather, Padded, mean
+from megatron_grow.state.axis_map import FRESH, AxisMap
+from megatron_grow.state.axis_maps import Gather, Padded, mean
 from megatron_grow.state.tensors import LogicalTensor
 
 
