@@ -157,7 +157,8 @@ def resolve_stages(
         where = f"stages[{index}]"
         last = index == len(sections) - 1
         first_step = stages[-1].last_step if stages else 0
-        last_step, rule = _end(section, train, f"{where}.until", last=last)
+        earliest = max((stage.last_step for stage in stages if not stage.rule), default=0)
+        last_step, rule = _end(section, train, earliest, f"{where}.until", last=last)
         if not first_step < last_step <= train_iters:
             begins = "where the stage begins"
             if stages and stages[-1].rule:
@@ -201,14 +202,14 @@ def resolve_stages(
 
 
 def _end(
-    section: StageSection, train: TrainSection, where: str, *, last: bool
+    section: StageSection, train: TrainSection, begins: int, where: str, *, last: bool
 ) -> tuple[int, StageRule | None]:
-    """The last step of a stage, and the rule that may end it before."""
+    """The last step of a stage that ``begins`` there or later, and what may end it before."""
     until, train_iters = section.until, train.train_iters
     if last and until is None:
         return train_iters, None
     if isinstance(until, dict):
-        last_step, rule = resolve_rule(until, train, where)
+        last_step, rule = resolve_rule(until, train, begins, where)
         if not rule.spec and not section.methods:
             raise UserError(
                 f"{where}.rule is missing, and no method of the stage could end it before at_most: "
@@ -225,6 +226,8 @@ def _end(
 
 def _shown(section: StageSection, where: str) -> str:
     """Where a stage ends at the latest, as the run file has it."""
+    if section.until is None:
+        return f"the end of {where}"
     if isinstance(section.until, dict):
         return f"{where}.until.at_most={section.until['at_most']}"
     return f"{where}.until={section.until}"

@@ -74,7 +74,7 @@ def step_of(place: int | float | None, train_iters: int, where: str) -> int:
 
 
 def resolve_rule(
-    until: Mapping[str, Any], train: TrainSection, where: str
+    until: Mapping[str, Any], train: TrainSection, begins: int, where: str
 ) -> tuple[int, StageRule]:
     """The last step of a stage that ends by a rule, and how the rule may end it before.
 
@@ -83,6 +83,7 @@ def resolve_rule(
     Args:
         until: as the run file has it.
         train: of the run.
+        begins: the step after which the stage begins at the earliest.
         where: begins the message of an error, for example ``stages[0].until``.
 
     Raises:
@@ -113,10 +114,11 @@ def resolve_rule(
             f"{where}.at_least={section.at_least} is step {first_step}; it must lie before "
             f"at_most={section.at_most}, step {last_step}"
         )
-    if (last_step - 1) // every * every < max(first_step, 1):
+    earliest = max(first_step, begins + 1)
+    if (last_step - 1) // every * every < earliest:
         raise UserError(
             f"{where}.every={every}: the rule is never asked; a multiple of it must lie between "
-            f"step {first_step} and at_most={section.at_most}, step {last_step}"
+            f"step {earliest} and at_most={section.at_most}, step {last_step}"
         )
     validation = section.losses == "validation"
     if validation and not train.eval_iters:

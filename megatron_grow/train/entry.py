@@ -99,7 +99,7 @@ def _train(config: RunConfig) -> ExitCode:
     from megatron_grow.train.run_directory import claimed, make_room
     from megatron_grow.train.signals import StopRequest
     from megatron_grow.train.status import RunStatus
-    from megatron_grow.train.trainer import Trainer, write_resolved_config
+    from megatron_grow.train.trainer import Trainer
 
     process_groups.start()
     try:
@@ -114,7 +114,6 @@ def _train(config: RunConfig) -> ExitCode:
 
             def open_output() -> tuple[list[str], RunStatus, MetricsLog]:
                 notes = make_room(config, prepared.choice)
-                write_resolved_config(prepared)
                 status = stack.enter_context(RunStatus(config.run.output_dir))
                 metrics = MetricsLog(
                     config.run.output_dir,

@@ -183,6 +183,14 @@ def _check_record(record: Record, where: str, config: RunConfig, stages: list[St
     """Refuse a checkpoint of another run."""
     if record.stage >= len(stages):
         raise UserError(f"{where} is of stages[{record.stage}], but the run has {len(stages)}")
+    for end in record.stage_ends:
+        now = stages[end.stage].last_step if end.stage < record.stage else end.step
+        if now != end.step:
+            raise UserError(
+                f"{where} was trained with stages[{end.stage}] up to step {end.step} "
+                f"({end.reason}); its until, which is step {now} now, must be that step or what it "
+                "was"
+            )
     stage = stages[record.stage]
     if record.model_config.resolved != stage.model.resolved:
         raise UserError(f"{where} holds another model than stages[{record.stage}] describes")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from megatron_grow.config.run import to_yaml
 from megatron_grow.config.timing import ended
 from megatron_grow.growth.filling import fresh
 from megatron_grow.live.stage import LiveStage, filled
@@ -139,10 +136,3 @@ class Trainer:
         ctx = Context(self.config, self.stages, live, self.prepared.plans[index], step, methods)
         rows = TrainingRows(self.output)
         return Loop(ctx, (self.stop, self.guard, rows, self.evaluation, self.saving))
-
-
-def write_resolved_config(prepared: Prepared) -> None:
-    """Leave the complete configuration beside the metrics; rank 0 alone."""
-    directory = Path(prepared.config.run.output_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(to_yaml(prepared.config))

@@ -143,12 +143,16 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "stages[0].until.every=20: the rule is never asked": ({**RULE, "every": 20}, None),
     "stages[0].until.every=10: the rule is never asked; a multiple of it must lie between step 11 "
     "and at_most=0.5, step 20": ({**RULE, "every": 10, "at_least": 11}, None),
+    "stages[1].until.every=5: the rule is never asked; a multiple of it must lie between step 11 "
+    "and at_most=14, step 14": (10, {**RULE, "at_most": 14}, None),
     "stages[0].until.at_least=0.5 is step 20; it must lie before at_most=0.5, step 20": (
         {**RULE, "at_least": 0.5}, None,
     ),
     "stages[0].until.at_most=50 is step 50; it must lie after step 0": (
         {**BELOW, "at_most": 50}, None,
     ),
+    "the end of stages[1] is step 40; it must lie after step 40, where stages[0] ends at the lat":
+        ({**RULE, "at_most": 1.0}, None),
     "stages[1].until=15 is step 15; it must lie after step 20, where stages[0] ends at the latest,":
         (RULE, 15, None),
     "stages[1].until={'rule': 'loss_below', 'loss': 2.5, 'at_most': 0.5}: the last stage ends at "

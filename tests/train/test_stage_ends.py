@@ -126,6 +126,7 @@ def done(workplace: Path, known: tuple[float, int, int]) -> dict[str, tuple[int,
     until = {**below((seen[EVERY] + seen[2 * EVERY]) / 2), "losses": "validation"}
     commands["validated"] = [stages(until), "--train.eval_interval=100"]
     commands["bounded"] = [stages(below(loss, at_most=end - 4)), *from_step(workplace, end + 1)]
+    commands["later"] = [stages(end + 4), *from_step(workplace, end + 1)]
     results = run_ranks(
         2, run_all, [command(workplace, name, *more) for name, more in commands.items()]
     )
@@ -212,6 +213,14 @@ def test_an_end_that_can_no_longer_be_is_refused(done, known) -> None:
     code, errors, _ = done["bounded"]
     assert code == 2 and errors.count("\n") == 1
     assert f"ends stages[0] after step {end}, which is no end of it as it is now" in errors
+
+
+def test_a_number_in_the_place_of_a_rule_must_be_where_it_ended(done, known) -> None:
+    *_, end = known
+    code, errors, _ = done["later"]
+    assert code == 2 and errors.count("\n") == 1
+    assert f"was trained with stages[0] up to step {end} (loss_below: loss " in errors
+    assert f"its until, which is step {end + 4} now, must be that step or what it was" in errors
 
 
 def test_a_rule_may_see_validation_losses(workplace: Path, done) -> None:
