@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import rich.console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
+
+from megatron_grow.train.rows import EvaluationRow, GrowthRow, StageEndRow, TrainRow
 
 
 class Console:
     """Progress of a run for the person who watches: a live bar on a terminal, else plain lines.
 
-    Rows are those of :mod:`megatron_grow.train.metrics`. A context manager, so that the terminal
-    is left in order whatever ends the run.
+    A context manager, so that the terminal is left in order whatever ends the run.
     """
 
     def __init__(self, total_steps: int, enabled: bool = True, progress_bar: bool = True) -> None:
@@ -47,7 +45,7 @@ class Console:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def train_row(self, row: Mapping[str, Any]) -> None:
+    def train_row(self, row: TrainRow) -> None:
         """Move the bar to a training row, or print its line."""
         step = row["step"]
         where = f"stage {row['stage']}, {_layers(row['num_layers'])} | loss {row['loss']:.4f}"
@@ -63,21 +61,21 @@ class Console:
             rates = f"lr {row['lr']:.2e} | grad norm {row['grad_norm']:.3f}"
             self.message(f"{self._position(step)} | {where} | {rates} | {speed}")
 
-    def evaluation(self, row: Mapping[str, Any]) -> None:
+    def evaluation(self, row: EvaluationRow) -> None:
         """Print a validation loss."""
         self.message(
             f"{self._position(row['step'])} | stage {row['stage']}, {_layers(row['num_layers'])} | "
             f"validation loss {row['val_loss']:.4f}"
         )
 
-    def stage_end(self, row: Mapping[str, Any]) -> None:
+    def stage_end(self, row: StageEndRow) -> None:
         """Print where a stage ends, and why."""
         self.message(
             f"{self._position(row['step'])} | stage {row['stage']} ends after step "
             f"{row['last_step']} ({row['reason']})"
         )
 
-    def growth(self, row: Mapping[str, Any]) -> None:
+    def growth(self, row: GrowthRow) -> None:
         """Print what grew, from and to which layout and batch, and what it took."""
         if row["from_layers"] != row["to_layers"]:
             event = f"grew from {row['from_layers']} to {_layers(row['to_layers'])}"

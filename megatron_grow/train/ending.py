@@ -16,6 +16,7 @@ from megatron_grow.rules.base import Observation, Rule
 from megatron_grow.rules.table import RULES
 from megatron_grow.train.evaluation import Evaluation
 from megatron_grow.train.output import Output, progress
+from megatron_grow.train.rows import StageEndRow
 
 
 def rule_of(stage: Stage) -> Rule | None:
@@ -67,7 +68,12 @@ class StageEnding(TrainingMethod):
             return
         last_step = ctx.last_step = next_end(ctx.stages, stage.index, ctx.step)
         self._ends.append(StageEnd(stage.index, last_step, reason))
-        row = {"event": "stage_end", **progress(ctx), "last_step": last_step, "reason": reason}
+        row: StageEndRow = {
+            "event": "stage_end",
+            **progress(ctx),
+            "last_step": last_step,
+            "reason": reason,
+        }
         self._output.console.stage_end(row)
         self._output.write(row)
 

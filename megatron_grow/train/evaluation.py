@@ -7,6 +7,7 @@ from torch.utils.data import Dataset
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.train.batches import batches_of
 from megatron_grow.train.output import Output, progress
+from megatron_grow.train.rows import EvaluationRow
 from megatron_grow.train.signals import StopRequest
 
 
@@ -37,7 +38,7 @@ class Evaluation(TrainingMethod):
         loss = self.measure(ctx)
         if loss is not None:
             self._last = ctx.step, loss
-            row = {**progress(ctx), "val_loss": loss}
+            row: EvaluationRow = {**progress(ctx), "val_loss": loss}
             self._output.console.evaluation(row)
             self._output.write(row)
         return loss

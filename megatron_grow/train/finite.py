@@ -18,6 +18,7 @@ from megatron_grow.parallel.agreement import gather
 from megatron_grow.state.finite import is_finite
 from megatron_grow.state.kinds import describe
 from megatron_grow.train.output import Output, progress
+from megatron_grow.train.rows import NotFiniteRow
 
 _RANKS_NAMED = 8
 """In one message, at most."""
@@ -93,7 +94,12 @@ class FiniteGuard(TrainingMethod):
     def _report(self, ctx: Context, finding: Finding) -> None:
         """Report what is not finite; raise :class:`DivergedError` where that ends the run."""
         found, action = finding.what, "stop" if finding.ends else "skip"
-        row = {"event": "not_finite", **progress(ctx), "found": found, "action": action}
+        row: NotFiniteRow = {
+            "event": "not_finite",
+            **progress(ctx),
+            "found": found,
+            "action": action,
+        }
         self._output.write(row)
         if not finding.ends:
             self._output.console.warning(f"step {ctx.step}: {found}; no update was made")

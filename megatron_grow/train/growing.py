@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch.distributed as dist
 
@@ -16,6 +16,7 @@ from megatron_grow.growth.filling import grown
 from megatron_grow.growth.plan import Plan
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.parallel.agreement import sum_over_ranks
+from megatron_grow.train.rows import GrowthRow
 
 
 class Growth(NamedTuple):
@@ -23,8 +24,8 @@ class Growth(NamedTuple):
 
     event: GrowthEvent
     """For the records of checkpoints."""
-    row: dict[str, Any]
-    """For the metrics; it lacks the losses."""
+    row: GrowthRow
+    """For the metrics; the losses are not measured yet."""
 
 
 def grow(
@@ -47,7 +48,7 @@ def grow(
         source_layout=layouts[0],
         target_layout=layouts[1],
     )
-    row = {
+    row: GrowthRow = {
         "event": "growth",
         "step": step,
         "stage": stage.index,
@@ -62,5 +63,7 @@ def grow(
         "to_parameters": count_parameters(stage.model),
         "bytes_moved": int(sum_over_ranks(received)),
         "pause_seconds": pause,
+        "val_loss_before": None,
+        "val_loss_after": None,
     }
     return after, Growth(event, row)

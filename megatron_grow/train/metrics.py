@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.train.row_file import RowFile, keep_previous, rewind
-from megatron_grow.train.rows import FILE_NAME, identity, kind_of
+from megatron_grow.train.rows import FILE_NAME, key_of, kind_of
 
 
 class MetricsLog:
@@ -93,7 +93,7 @@ class MetricsLog:
 
         A row of the very step from which the run resumes is not written twice.
         """
-        if identity(row) in self._already_written:
+        if key_of(row) in self._already_written:
             return
         storable = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_grow.files.durable import flush, write_whole
-from megatron_grow.train.rows import identity, read_rows
+from megatron_grow.train.rows import key_of, read_rows
 
 
 class RowFile:
@@ -79,7 +79,7 @@ def rewind(
     write_whole(path, [_lines(kept)])
     last = [row for row in kept if row["step"] == step]
     measured = [row for row in last if "val_loss" in row or row.get("val_loss_after") is not None]
-    return {identity(row) for row in last}, {(step, row.get("stage", 0)) for row in measured}
+    return {key_of(row) for row in last}, {(step, row.get("stage", 0)) for row in measured}
 
 
 def _lines(rows: list[dict[str, Any]]) -> bytes:

@@ -136,6 +136,6 @@ def kind_of(row: Mapping[str, Any]) -> str:
     return row.get("event") or ("validation" if "val_loss" in row else "train")
 
 
-def identity(row: Mapping[str, Any]) -> tuple[int, str, int]:
+def key_of(row: Mapping[str, Any]) -> tuple[int, str, int]:
     """What tells a row from all others of its run."""
     return row["step"], kind_of(row), row.get("stage", 0)

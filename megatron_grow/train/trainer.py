@@ -116,8 +116,8 @@ class Trainer:
         )
         self.saving.growths.append(growth.event)
         grown = self._enter(live, step)
-        loss = self.evaluation.measure(grown.ctx)
-        row = {**growth.row, "val_loss_before": loss_before, "val_loss_after": loss}
+        row, loss = growth.row, self.evaluation.measure(grown.ctx)
+        row["val_loss_before"], row["val_loss_after"] = loss_before, loss
         self.output.console.growth(row)
         self.output.write(row)
         return grown

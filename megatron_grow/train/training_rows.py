@@ -9,6 +9,7 @@ import torch
 
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.train.output import Output, progress
+from megatron_grow.train.rows import TrainRow
 
 
 class TrainingRows(TrainingMethod):
@@ -33,7 +34,7 @@ class TrainingRows(TrainingMethod):
     def _report(self, ctx: Context) -> None:
         mean = ctx.live.mean_loss(self._losses, self._updates) if self._updates else math.nan
         step_time = self._seconds / self._steps
-        row = {
+        row: TrainRow = {
             **progress(ctx),
             "loss": mean,
             "lr": ctx.lr,
