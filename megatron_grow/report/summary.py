@@ -10,8 +10,8 @@ from rich.table import Table
 
 from megatron_grow.config.errors import UserError
 from megatron_grow.files.durable import write_whole
-from megatron_grow.train.comparison import compare, load_run
-from megatron_grow.train.figures import Against, loss_figure
+from megatron_grow.report.comparison import compare, load_run
+from megatron_grow.report.figures import Against, loss_figure
 
 FIGURES: dict[str, list[Against]] = {
     "loss.png": ["step", "flops_total"],

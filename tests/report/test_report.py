@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from rich.console import Console
 
 from megatron_grow.config.errors import UserError
-from megatron_grow.train.comparison import compare, load_run
-from megatron_grow.train.figures import loss_figure
-from megatron_grow.train.report import summary_table, write_report
+from megatron_grow.report.comparison import compare, load_run
+from megatron_grow.report.figures import loss_figure
+from megatron_grow.report.summary import summary_table, write_report
 
 ROOT = Path(__file__).parents[2]
 
@@ -214,7 +214,7 @@ def test_command_line(runs, tmp_path):
 
 
 def test_report_needs_no_torch():
-    program = "import sys, megatron_grow.train.report; sys.exit('torch' in sys.modules)"
+    program = "import sys, megatron_grow.report.summary; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=600, cwd=ROOT)
 
 

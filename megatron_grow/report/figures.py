@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from megatron_grow.train.comparison import Cost, Run
+from megatron_grow.report.comparison import Cost, Run
 
 Against = Literal["step"] | Cost
 LABELS: dict[Against, str] = {

@@ -1,0 +1,1 @@
+"""A progressive run beside its fixed-size twin: numbers, pictures, a table."""
