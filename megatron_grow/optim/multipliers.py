@@ -74,7 +74,7 @@ def multipliers_of(section: OptimizerSection, tensors: Tensors) -> MultipliersOf
         found = (
             entry
             for entry in entries
-            if any(_matches(pattern, tensor, tensors) for pattern in entry.patterns)
+            if any(_matches(pattern, tensor) for pattern in entry.patterns)
         )
         return reduce(mul, found, Multipliers())
 
@@ -100,7 +100,7 @@ def check_optimizer(section: OptimizerSection, models: Sequence[Tensors]) -> Non
                 tensor
                 for tensors in models
                 for tensor in tensors.values()
-                if _matches(pattern, tensor, tensors)
+                if _matches(pattern, tensor)
             ]
             if not matched:
                 keys = {key for tensors in models for key in tensors}
@@ -127,7 +127,7 @@ def _entries(section: OptimizerSection) -> list[Entry]:
     return entries
 
 
-def _matches(pattern: str, tensor: LogicalTensor, tensors: Tensors) -> bool:
+def _matches(pattern: str, tensor: LogicalTensor) -> bool:
     if pattern in ROLES:
-        return pattern in roles(tensor, tensors.values())
+        return pattern in roles(tensor)
     return fnmatchcase(tensor.key, pattern)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import prod
 from typing import Literal, get_args
 
@@ -23,10 +22,9 @@ def role(tensor: LogicalTensor) -> TensorRole:
     return "head" if tensor.part == "head" else "matrix"
 
 
-def roles(tensor: LogicalTensor, model: Iterable[LogicalTensor]) -> set[TensorRole]:
-    """All roles of a tensor among those of its ``model``: a tied embedding is the head as well."""
-    tied = tensor.part == "embedding" and all(other.part != "head" for other in model)
-    return {role(tensor), *(("head",) if tied else ())}
+def roles(tensor: LogicalTensor) -> set[TensorRole]:
+    """All roles of a tensor: an embedding to which the head is tied is the head as well."""
+    return {role(tensor), *(("head",) if tensor.tied_as else ())}
 
 
 def fan_in(tensor: LogicalTensor) -> int:
