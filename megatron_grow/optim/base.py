@@ -23,7 +23,7 @@ class Optimizer(ABC):
     import megatron-core.
     """
 
-    states: ClassVar[Mapping[str, int]]
+    states: ClassVar[Mapping[str, int]] = {}
     """What it keeps of a tensor, each of the tensor's shape and zero at first: by its name in the
     state of a torch optimizer, the power of the gradient that it carries. 1: it scales as gradients
     do, like a momentum; 2: as their squares."""

@@ -56,8 +56,16 @@ class MomentumRule(torch.optim.Optimizer):
                 param.add_(state["velocity"], alpha=-group["lr"])
 
 
-def _told(mistake: str) -> str:
-    toy = build(OptimizerSection(f"{MODULE}:Momentum", options={"mistake": mistake}))
+@dataclass(frozen=True)
+class Undeclared(Optimizer):
+    """torch's SGD, without a word on its momentum."""
+
+    def build(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, self.lr, momentum=0.9)
+
+
+def _told(name: str, **options: str) -> str:
+    toy = build(OptimizerSection(f"{MODULE}:{name}", options=options))
     try:
         toy.step(0)
     except UserError as error:
@@ -66,12 +74,15 @@ def _told(mistake: str) -> str:
 
 
 def _all_told() -> list[str]:
-    return [_told(mistake) for mistake in ("", "row", "step", "velocity")]
+    momenta = [_told("Momentum", mistake=mistake) for mistake in ("", "row", "step", "velocity")]
+    return [*momenta, _told("Undeclared")]
 
 
 def test_state_that_would_be_lost_is_told_at_the_first_step() -> None:
-    [[fine, *told]] = run_ranks(1, _all_told)
+    [[fine, *told, undeclared]] = run_ranks(1, _all_told)
     assert fine == ""
+    assert f"{MODULE}:Undeclared: its step made momentum_buffer of a tensor" in undeclared
+    assert "(nothing; each" in undeclared
     for name, line in zip(("row", "step", "velocity"), told, strict=True):
         assert line.startswith(f"{MODULE}:Momentum: its step made {name} of a tensor"), line
         assert "\n" not in line and "(velocity; each of the tensor's shape)" in line
