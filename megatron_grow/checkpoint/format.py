@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.side_files import imported_with
 from megatron_grow.checkpoint.writer import Writer
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.ranges import check_fields
+from megatron_grow.state.piece import Piece
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Format(ABC):
     """Ends the verbs ``import-`` and ``export-`` of a format of another program; else empty."""
     identifying: ClassVar[tuple[str, ...]] = ()
     """Small files that differ between any two checkpoints, besides manifest and record."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges of options."""
+        check_fields(self)
 
     @classmethod
     def recognises(cls, directory: Path) -> bool:
@@ -77,6 +85,33 @@ class Format(ABC):
         Raises:
             UserError: the format cannot express the model.
         """
+
+    @classmethod
+    def save(
+        cls,
+        directory: Path,
+        record: Record,
+        pieces: Sequence[Piece],
+        tensors: dict[str, LogicalTensor],
+        *,
+        with_optimizer: bool,
+    ) -> tuple[Iterable[str], dict[str, Shard]]:
+        """Write the live state of a run; every rank takes part. Only the default format needs it.
+
+        Args:
+            directory: where the files will be; there, and empty.
+            record: where the run stands.
+            pieces: this rank's state, of which it writes what it owns.
+            tensors: the model's.
+            with_optimizer: write main parameters and moments too.
+
+        Returns:
+            On rank 0, what :class:`Writer` calls ``companions`` and ``shards``.
+
+        Raises:
+            AgreedError: a file system refuses, or rank 0 does not see what another rank wrote.
+        """
+        raise NotImplementedError(f"runs do not save in the {cls.title} format")
 
     def kept_beside(self, source: Reader) -> dict[str, bytes]:
         """By name, files of an imported model that are kept in a directory of their own."""

@@ -24,7 +24,7 @@ class Beginning:
     named: str
     """The directory."""
     identity: str
-    """Of the checkpoint there (:func:`~.layout.identity`)."""
+    """Of the checkpoint there (:func:`~.formats.identity`)."""
 
 
 @dataclass

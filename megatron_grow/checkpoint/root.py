@@ -42,6 +42,8 @@ def latest(root: Path, also: Formats = ()) -> Path | None:
     steps = saved_steps(root, also)
     complete = f"complete ones: {listed(steps)}"
     choices = f"{complete}; write one of these steps into the file"
+    if not steps:
+        choices = f"{complete}; a format that is not built in must be named, as the source format"
     if (pending := _pending(root)) in steps:  # its save was killed between two renames
         return step_dir(root, pending)
     if text is None:

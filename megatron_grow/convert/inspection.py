@@ -130,7 +130,7 @@ def _shape(model: ModelConfig) -> Iterator[str]:
     always = ("num_layers", "hidden_size", "num_attention_heads", "vocab_size")
     for field in fields(model):
         value = getattr(model, field.name)
-        if field.name in always or value != field.default:
+        if field.name in always or value not in (field.default, {}):
             yield f"{field.name} {value}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
@@ -12,10 +12,8 @@ from megatron_grow.parallel.agreement import place, reduced, together
 from megatron_grow.state.boxes import Box, full, split, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import Read
+from megatron_grow.state.piece import Piece
 from megatron_grow.state.questions import Answers, Question, Weights, answer
-
-if TYPE_CHECKING:  # the converter starts without megatron-core, which takes seconds to import
-    from megatron_grow.live.pieces import Piece
 
 # Values read at a time.
 _AT_A_TIME = 1 << 24

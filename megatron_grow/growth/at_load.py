@@ -9,9 +9,9 @@ from megatron_grow.checkpoint.reader import Reader, finite
 from megatron_grow.config.errors import UserError
 from megatron_grow.growth.answers import of_checkpoint
 from megatron_grow.growth.plan import Plan
-from megatron_grow.live.pieces import Piece
 from megatron_grow.state.boxes import slices, split
 from megatron_grow.state.materialise import materialise
+from megatron_grow.state.piece import Piece
 
 # Values made at a time, so that memory stays bounded.
 _PART = 1 << 24

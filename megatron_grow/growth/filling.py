@@ -10,8 +10,8 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.in_memory import transfer
 from megatron_grow.growth.plan import Plan
-from megatron_grow.live.pieces import Piece
 from megatron_grow.live.stage import LiveStage, filled
+from megatron_grow.state.piece import Piece
 
 
 def fresh(stage: Stage, config: RunConfig, plan: Plan) -> LiveStage:

@@ -17,10 +17,10 @@ import torch.distributed as dist
 
 from megatron_grow.growth.answers import of_pieces
 from megatron_grow.growth.plan import Plan
-from megatron_grow.live.pieces import Piece
 from megatron_grow.parallel import cpu
 from megatron_grow.state.boxes import Box, full, intersect, slices, split, subtract, volume
 from megatron_grow.state.materialise import materialise, sources
+from megatron_grow.state.piece import Piece
 from megatron_grow.state.tensors import LogicalTensor
 
 

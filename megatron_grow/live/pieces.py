@@ -16,21 +16,8 @@ from megatron_grow.optim.state import wrappers
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import Box, from_flat_range, shape_of, volume
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.piece import Piece
 from megatron_grow.state.tensors import LogicalTensor
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A box of one logical tensor's state, and the memory that holds it on this rank."""
-
-    key: str
-    kind: str
-    """``main_param`` or the name of an optimizer moment."""
-    box: Box
-    data: torch.Tensor
-    """Of the box's shape; writing to it changes the live state."""
-    owned: bool
-    """Over all ranks, the owned pieces of a tensor tile it; other pieces are replicas."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from megatron_grow.config.timing import can_end, ended
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.event import event_of
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
-from megatron_grow.live.pieces import Piece
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.agreement import gather, leads, place, together
+from megatron_grow.state.piece import Piece
 from megatron_grow.train.changes import check_changes, rate_jump
 from megatron_grow.train.choice import Choice, advising, choose, other_formats
 

@@ -12,12 +12,12 @@ from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.save import save
 from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
 from megatron_grow.checkpoint.torch_dist.names import tensor_key
-from megatron_grow.live.pieces import Piece
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.parallel.agreement import place
 from megatron_grow.state.boxes import full
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.piece import Piece
 from megatron_grow.state.tensors import LogicalTensor, Normal
 from tests.toy import MODEL
 

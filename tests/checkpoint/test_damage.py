@@ -30,9 +30,9 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.convert.command import main as convert
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import resharding
-from megatron_grow.live.pieces import Piece
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.piece import Piece
 from tests.checkpoint.still import SMALL, TENSORS, read, values, write
 from tests.distributed import run_ranks
 

@@ -14,8 +14,8 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.convert.synthetic import SyntheticReader, write
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import resharding
-from megatron_grow.live.pieces import Piece
 from megatron_grow.state.boxes import full, shape_of
+from megatron_grow.state.piece import Piece
 from tests.convert.toy import GPT, LLAMA, command
 
 BAD = "decoder.layers.mlp.linear_fc1.weight"

@@ -68,13 +68,21 @@ def test_inspected(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("inspect", there, "--check", "--source-format", NPY) == 0
     said = capsys.readouterr().out
     tensors = len(list(there.iterdir())) - len({"manifest.json", "megatron_grow.json"})
-    assert "npy, written for any layout" in said and "exp_avg, exp_avg_sq, after 10" in said
+    assert "npy, written for any layout" in said and "\nmodel: num_layers 4, hidden_size" in said
+    assert "optimizer state: exp_avg, exp_avg_sq, after 10" in said
     assert f"all {3 * tensors} stored tensors agree with the manifest" in said
     values = np.load(there / FC1 / "exp_avg.npy", mmap_mode="r+")
     values[0] += 1
     values.flush()
     assert command("inspect", there, "--check", "--source-format", NPY) == 2
     assert f"exp_avg of {FC1} is not what its manifest says" in capsys.readouterr().err
+
+
+def test_its_name_is_forgotten(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("inspect", there.parent) == 2
+    said = capsys.readouterr().err
+    assert f"{there} is not a complete checkpoint; complete ones: none" in said
+    assert said.endswith("a format that is not built in must be named, as the source format\n")
 
 
 @pytest.mark.parametrize("load", [False, True])
@@ -99,6 +107,14 @@ def test_a_run_begins_from_it(load: bool, there: Path, tmp_path: Path) -> None:
         (("--format", "extend.nothing:Npy"), "--format=extend.nothing:Npy cannot be imported"),
         (("--format", "pathlib:Path"), "--format=pathlib:Path is not a checkpoint format: a"),
         (("--format", f"{{format: '{NPY}', zip: true}}"), "zip is not an option of extend.npy:Npy"),
+        (
+            ("--format", "{format: huggingface, max_shard_size: 0}"),
+            "--format.max_shard_size=0.0 must be more than 0",
+        ),
+        (
+            ("--format", "{format: huggingface, side_files: /nowhere}"),
+            "--format.side_files=/nowhere is not a directory",
+        ),
         (
             ("--format", NPY, "--tensor-model-parallel-size", 2),
             "format is not cut for a layout",

@@ -9,6 +9,8 @@ PROGRAM = """
 import resource, sys
 import megatron_grow.convert.command
 import torch
+from megatron_grow.checkpoint.formats import FORMATS
+FORMATS.make({"format": "huggingface"}, "--format")  # looks up the types in the class
 heavy = {"megatron.core", "transformer_engine", "apex", "transformers", "triton"} & set(sys.modules)
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(sorted(heavy), torch.cuda.is_initialized(), used.ru_utime + used.ru_stime)

@@ -11,12 +11,12 @@ from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.in_memory import transfer
 from megatron_grow.growth.plan import growth
-from megatron_grow.live.pieces import Piece
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.axes import MeshDim
 from megatron_grow.state.boxes import Box, full, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import materialise
+from megatron_grow.state.piece import Piece
 from megatron_grow.state.sharding import held
 from megatron_grow.state.tensors import LogicalTensor
 from tests.distributed import run_ranks

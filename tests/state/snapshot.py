@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
-from megatron_grow.live.pieces import Piece
 from megatron_grow.state.boxes import Box, slices
+from megatron_grow.state.piece import Piece
 from megatron_grow.state.tensors import LogicalTensor
 
 State = dict[tuple[str, str], np.ndarray]

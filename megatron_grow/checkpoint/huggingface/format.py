@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +12,11 @@ from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.side_files import CONFIG, of_source, side_files
 from megatron_grow.checkpoint.writer import Writer
+from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.ranges import Positive
 
 _GIGABYTE = 10**9
-
-
-def _directory(text: str) -> Path:
-    if not (path := Path(text)).is_dir():
-        raise ArgumentTypeError(f"{text} is not a directory")
-    return path
 
 
 @dataclass(frozen=True)
@@ -43,10 +37,15 @@ class HuggingFace(Format):
         metadata={
             "help": "with the tokenizer, generation settings, ...",
             "metavar": "DIR",
-            "type": _directory,
         },
     )
     max_shard_size: Positive = field(default=1.0, metadata={"help": "default 1", "metavar": "GB"})
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if self.side_files is not None and not self.side_files.is_dir():
+            raise UserError(f"side_files={self.side_files} is not a directory")
 
     @classmethod
     def recognises(cls, directory: Path) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_grow.checkpoint.format import Format
+from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.torch_dist.names import COMMON, COMPLETE, METADATA
 from megatron_grow.checkpoint.writer import Writer
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.state.piece import Piece
+from megatron_grow.state.tensors import LogicalTensor
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,18 @@ class TorchDist(Format):
             keeps_main=source.trains,
             tensor_parallel=ParallelConfig(**record.parallel).tensor_model_parallel_size,
         )
+
+    @classmethod
+    def save(
+        cls,
+        directory: Path,
+        record: Record,
+        pieces: Sequence[Piece],
+        tensors: dict[str, LogicalTensor],
+        *,
+        with_optimizer: bool,
+    ) -> tuple[Iterable[str], dict[str, Shard]]:
+        """See :meth:`Format.save`."""
+        from megatron_grow.checkpoint.torch_dist.save import save
+
+        return save(directory, record, pieces, tensors, with_optimizer)

@@ -10,9 +10,9 @@ import torch
 
 from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.config.stages import StageSection
-from megatron_grow.live.pieces import Piece
 from megatron_grow.live.stage import filled
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.piece import Piece
 from tests.logits import logits
 from tests.toy import run_config
 

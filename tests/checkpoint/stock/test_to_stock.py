@@ -19,11 +19,11 @@ from megatron_grow.checkpoint.torch_dist.names import COMMON, tensor_key
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection, TrainSection
-from megatron_grow.live.pieces import Piece
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.piece import Piece
 from tests.checkpoint.stock.checkpoints import build_optimizer, sharded, state_of
 from tests.checkpoint.stock.models import (
     BATCH,
