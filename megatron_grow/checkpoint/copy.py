@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from megatron_grow.checkpoint.manifest import TensorDigest, digest, digest_of
-from megatron_grow.checkpoint.reader import Reader, not_finite
+from megatron_grow.checkpoint.reader import Reader, as_promised, not_finite
 from megatron_grow.checkpoint.writer import Block, Writer
 from megatron_grow.config.errors import UserError
 from megatron_grow.state.boxes import full, split, volume
@@ -95,7 +95,13 @@ def write(
 
         def made() -> Iterator[tuple[Block, dict[str, torch.Tensor]]]:
             for block in blocks:
-                values = source.read(block.key, block.kind, block.box)
+                values = as_promised(
+                    source.read(block.key, block.kind, block.box),
+                    source.path,
+                    describe(block.key, block.kind),
+                    block.box,
+                    source.dtype(block.key, block.kind),
+                )
                 stored = {
                     name: cast(values, dtype)
                     for name, dtype in writer.stored(block.key, block.kind).items()
@@ -131,7 +137,8 @@ def check(
         for block in blocks:
             for name, dtype in writer.stored(block.key, block.kind).items():
                 values = read_back(name, block.key, block.box)
-                if values.dtype != dtype or (name, digest(values)) != next(expected):
+                as_promised(values, writer.directory, name, block.box, dtype)
+                if (name, digest(values)) != next(expected):
                     raise UserError(
                         f"{writer.directory}: {name} is not what was written to it; the disk "
                         "or the memory is faulty"

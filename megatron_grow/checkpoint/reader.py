@@ -10,7 +10,7 @@ import torch
 
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.config.errors import UserError
-from megatron_grow.state.boxes import Box, full, volume
+from megatron_grow.state.boxes import Box, full, shape_of, volume
 from megatron_grow.state.finite import is_finite
 from megatron_grow.state.kinds import MAIN_PARAM, describe
 from megatron_grow.state.materialise import Read
@@ -96,6 +96,23 @@ class Reader(ABC):
             UserError: the library is not installed.
         """
         return None
+
+
+def as_promised(
+    values: torch.Tensor, path: Path, name: str, box: Box, dtype: torch.dtype
+) -> torch.Tensor:
+    """``values``, which the reader of ``path`` has made of ``box``.
+
+    Raises:
+        UserError: they are of another shape or dtype than :meth:`Reader.read` says.
+    """
+    found, expected = (tuple(values.shape), values.dtype), (shape_of(box), dtype)
+    if found != expected:
+        raise UserError(
+            f"{path}: the reader of its format returns {name} as {found[0]} {found[1]}, "
+            f"not as {expected[0]} {expected[1]}"
+        )
+    return values
 
 
 def not_finite(source: Reader, key: str, kind: str) -> UserError:

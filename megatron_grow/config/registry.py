@@ -98,6 +98,9 @@ class Registry(Generic[Kind]):
         if not (inspect.isclass(found) and issubclass(found, self.kind)):
             base = f"{self.kind.__module__}.{self.kind.__qualname__}"
             raise UserError(f"{where}={path} is not {self.what}: a subclass of {base}")
-        if lacks := sorted(getattr(found, "__abstractmethods__", ())):
-            raise UserError(f"{where}={path} does not say its {', '.join(lacks)}")
+        named = [n for n, hint in self.kind.__annotations__.items() if hint.startswith("ClassVar")]
+        lacks = set(getattr(found, "__abstractmethods__", ()))
+        lacks |= {name for name in named if not hasattr(found, name)}
+        if lacks:
+            raise UserError(f"{where}={path} does not say its {', '.join(sorted(lacks))}")
         return found  # type: ignore[return-value]

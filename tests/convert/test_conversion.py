@@ -85,7 +85,6 @@ def test_what_is_there_stays(
         ("export-hf", "--max-shard-size", "nan", "nan must be a finite number"),
         ("export-hf", "--max-shard-size", "inf", "inf must be a finite number"),
         ("export-hf", "--max-shard-size", "1e300", "at most"),
-        ("export-hf", "--side-files", "/nowhere", "/nowhere is not a directory"),
     ],
 )
 def test_options_that_cannot_be(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,67 @@ def test_inspected(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values.flush()
     assert command("inspect", there, "--check", "--source-format", NPY) == 2
     assert f"exp_avg of {FC1} is not what its manifest says" in capsys.readouterr().err
+
+
+WRONG = """
+from extend.npy import Npy, NpyReader, NpyWriter
+from megatron_grow.checkpoint.format import Format
+
+class Flat(NpyReader):
+    def read(self, key, kind, box):
+        return super().read(key, kind, box).flatten()
+
+class Double(NpyReader):
+    def read(self, key, kind, box):
+        return super().read(key, kind, box).double()
+
+class ReadsFlat(Npy):
+    open = classmethod(lambda cls, directory, *, once=False: Flat(directory))
+
+class ReadsDouble(Npy):
+    open = classmethod(lambda cls, directory, *, once=False: Double(directory))
+
+class WritesFlat(Npy):
+    def writer(self, directory, source, record):
+        made = NpyWriter(directory, source, record)
+        made.reopen = lambda: Flat(directory)
+        return made
+
+class Unsaid(Format):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ReadsFlat", "embedding.word_embeddings.weight as ({n},) torch.float32, not as {shape}"),
+        ("ReadsDouble", "as {shape} torch.float64, not as {shape} torch.float32"),
+        ("WritesFlat", "embedding.word_embeddings.weight as ({n},) torch.float32, not as {shape}"),
+        ("Unsaid", "wrong_formats:Unsaid does not say its mark, open, title, writer"),
+    ],
+)
+def test_mistakes_of_its_author(
+    name: str,
+    says: str,
+    source: Path,
+    there: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reader that returns another shape was verified: the bytes are the same."""
+    (tmp_path / "wrong_formats.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wrong_formats", raising=False)
+    path = f"wrong_formats:{name}"
+    writes = name == "WritesFlat"
+    where, option = (source, "--format") if writes else (there, "--source-format")
+    assert command("reshard", where, tmp_path / "x", option, path) == 2
+    said = capsys.readouterr().err
+    shape = tuple(np.load(there / "embedding.word_embeddings.weight" / "main_param.npy").shape)
+    assert says.format(shape=shape, n=shape[0] * shape[1]) in said and said.count("\n") == 1
+    assert not (tmp_path / "x").exists()
 
 
 def test_its_name_is_forgotten(there: Path, capsys: pytest.CaptureFixture[str]) -> None:

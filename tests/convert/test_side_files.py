@@ -65,6 +65,11 @@ def test_a_tokenizer_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (path / "tokenizer.json").exists()
 
 
+def test_side_files_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("export-hf", "SRC", "DST", "--side-files", "/nowhere") == 2
+    assert capsys.readouterr().err == "error: side_files=/nowhere is not a directory\n"
+
+
 def test_side_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "run", SyntheticReader(GPT, optimizer=None))
     (tmp_path / "beside").mkdir()
