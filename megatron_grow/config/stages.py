@@ -187,7 +187,7 @@ def resolve_stages(
             lr_multiplier=section.lr_multiplier,
             rewarmup_iters=section.rewarmup_iters,
             rule=rule,
-            methods=_methods(section),
+            methods=methods_by_place(section),
         )
         _check_batch(stage, stages[-1] if stages else None, train, where)
         if stages:
@@ -233,7 +233,8 @@ def _shown(section: StageSection, where: str) -> str:
     return f"{where}.until={section.until}"
 
 
-def _methods(section: StageSection) -> dict[str, str | dict[str, Any]]:
+def methods_by_place(section: StageSection) -> dict[str, str | dict[str, Any]]:
+    """What a stage asks for, by the place in its section that does."""
     found = {f"methods[{number}]": method for number, method in enumerate(section.methods)}
     if section.grow is not None and section.grow.mask_iters:
         found["grow.mask_iters"] = {"name": "fade_in", "iters": section.grow.mask_iters}

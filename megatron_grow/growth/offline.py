@@ -97,14 +97,14 @@ def grown_record(record: Record, plan: Plan, model: ModelConfig, grow: GrowSecti
 def _state_kinds(plan: Plan, source: Reader) -> dict[str, tuple[str, ...]]:
     """The kinds of state of each target tensor: those of the source, where it has the tensor.
 
-    Moments of others are those that the source's optimizer would keep for them.
+    Moments of others are those that the source's optimizer would keep for them. What methods of the
+    stage have kept ends with it.
     """
     assert plan.optimizer is not None, "a growth knows whose state it carries"
     kinds = {}
     for key, tensor in plan.tensors.items():
+        states = [*plan.optimizer.rule(tensor).states] if source.trains else []
         if (known := tensor.drawn_from(source.tensors)) in source.tensors:
-            kinds[key] = source.kinds(known)
-        else:
-            states = plan.optimizer.rule(tensor).states if source.trains else ()
-            kinds[key] = (MAIN_PARAM, *states)
+            states = [kind for kind in source.kinds(known) if kind in states]
+        kinds[key] = (MAIN_PARAM, *states)
     return kinds

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import product
+from math import prod
 
 import torch
 
@@ -70,6 +72,21 @@ class Plan:
                 self.gradients[key], self.optimizer_state, states[kind]
             )
         return self._moments[key, kind]
+
+    @cached_property
+    def knows_old(self) -> bool:
+        """Whether :meth:`.TensorMap.old` is right whatever the source's weights are.
+
+        Before a growth they are not known, and gone where a run is resumed after it.
+        """
+        if self.made is None:
+            return True
+        return all(
+            torch.equal(found.old(axis), self.weights[key].old(axis))
+            for order in (1.0, -1.0)
+            for key, found in self.made(_ordered(self.questions, order)).weights.items()
+            for axis in range(len(self.tensors[key].axes))
+        )
 
     def answered(self, ask: Callable[[tuple[Question, ...]], Answers]) -> Plan:
         """The same, whose maps know what ``ask`` finds out about the source's weights.
@@ -185,6 +202,14 @@ def _unlike(questions: Iterable[Question]) -> Answers:
     generator = torch.Generator().manual_seed(0)
     return {
         each: 0.5 + torch.rand(each.shape, dtype=torch.float64, generator=generator)
+        for each in questions
+    }
+
+
+def _ordered(questions: tuple[Question, ...], order: float) -> Answers:
+    """Answers of which no two entries are alike: rising, or with ``order`` -1 falling."""
+    return {
+        each: torch.linspace(2 - order, 2 + order, prod(each.shape)).double().view(each.shape)
         for each in questions
     }
 

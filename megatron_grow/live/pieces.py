@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer, DistributedOptimizer
-from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
+from megatron.core.optimizer.optimizer import (
+    Float16OptimizerWithFloat16Params,
+    MixedPrecisionOptimizer,
+)
 
 from megatron_grow.live.placement import placement, without_padding
 from megatron_grow.optim.state import wrappers
@@ -50,6 +53,11 @@ class Shard:
             done += volume(part)
         return found
 
+    def pieces(self, kind: str, storage: torch.Tensor) -> Iterator[Piece]:
+        """Pieces of memory of the form of ``main``; a flat range makes a few boxes."""
+        for box, data in self.views(storage):
+            yield Piece(self.key, kind, box, data, self.owned)
+
 
 def live_shards(
     chunks: Sequence[DistributedDataParallel],
@@ -77,15 +85,12 @@ def live_shards(
 
 
 def live_pieces(shards: Sequence[Shard]) -> list[Piece]:
-    """All state of ``shards``, in an order that does not depend on the optimizer.
-
-    A flat range makes a few boxes.
-    """
+    """All state of ``shards``, in an order that does not depend on the optimizer."""
     pieces = [
-        Piece(shard.key, kind, box, data, shard.owned)
+        piece
         for shard in shards
         for kind, storage in ((MAIN_PARAM, shard.main), *shard.state.items())
-        for box, data in shard.views(storage)
+        for piece in shard.pieces(kind, storage)
     ]
     return sorted(pieces, key=lambda piece: (piece.key, piece.kind, piece.box))
 
@@ -101,7 +106,7 @@ def write_back(
     With ``overlapped``, ranks whose gathers overlap with the forward pass leave them to it.
     """
     for part in wrappers(optimizer):
-        if isinstance(part, DistributedOptimizer | Float16OptimizerWithFloat16Params):
+        if isinstance(part, MixedPrecisionOptimizer):  # others update the model's own
             part._copy_main_params_to_model_params()
     for chunk in chunks:
         ddp = chunk.ddp_config

@@ -14,6 +14,7 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
 from megatron_grow.live.stage import LiveStage
+from megatron_grow.state.piece import Piece
 
 
 @dataclass
@@ -39,7 +40,8 @@ class Context:
     lr: float = math.nan
     """The rate of this step; that of parameters without one of their own."""
     grad_norm: float = math.nan
-    """Over all parameters, before clipping; from ``before_update`` on."""
+    """Over all parameters, before clipping; from ``before_update`` on, which may set it: gradients
+    are clipped by what it is then."""
     updated: bool = False
     """Whether this step has changed the weights."""
     stopping: bool = False
@@ -66,6 +68,10 @@ class Context:
     def skips(self) -> bool:
         """Whether this step makes no update."""
         return self._skips
+
+    def kept(self) -> list[Piece]:
+        """What its methods keep of tensors, on this rank."""
+        return [piece for method in self.methods.values() for piece in method.pieces(self)]
 
     def mean_loss(self) -> float:
         """Of this step, over all ranks; every rank takes part."""
@@ -164,6 +170,15 @@ class TrainingMethod:
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs besides the step: of JSON's types, the same on every rank."""
         return {}
+
+    def pieces(self, ctx: Context) -> list[Piece]:
+        """Tensors that a resume needs: memory that :meth:`on_stage_start` has made.
+
+        It is saved with the stage's own state and, after :meth:`on_stage_start` of a resumed stage,
+        filled on any layout. Each :meth:`.Shard.pieces` has a kind of its own, such as
+        ``average``.
+        """
+        return []
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave; before :meth:`on_stage_start`."""

@@ -20,7 +20,7 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
 from megatron_grow.methods.base import Context, TrainingMethod
-from megatron_grow.methods.selection import Flags, Selected, in_box, select
+from megatron_grow.methods.selection import Flags, Selected, check_old, in_box, select
 from megatron_grow.state.axes import GROW_KEYS
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -67,6 +67,8 @@ class Frozen(TrainingMethod):
         layers = range(stage.model.num_layers)
         if isinstance(self.layers, list) and not set(self.layers) <= set(layers):
             raise UserError(f"{where}.layers={self.layers} must be from 0 to {len(layers) - 1}")
+        if isinstance(self.layers, str) or self.axes:
+            check_old(plan, where)
         found = [self._flags(plan, tensor) for tensor in plan.tensors.values()]
         if not any(all(bool(some.any()) for some in flags.values()) for flags in found):
             raise UserError(f"{where} freezes nothing: the stage has no part that it names")

@@ -8,6 +8,7 @@ from functools import cached_property, reduce
 
 import torch
 
+from megatron_grow.config.errors import UserError
 from megatron_grow.growth.plan import Plan
 from megatron_grow.live.pieces import Shard
 from megatron_grow.state.boxes import Box, shape_of
@@ -22,6 +23,15 @@ def old_entries(plan: Plan, tensor: LogicalTensor) -> Flags:
     """What the stage before had: along every axis an entry of its own."""
     tensor_map = plan.weights[tensor.key]
     return {axis: tensor_map.old(axis) for axis in range(len(tensor.axes))}
+
+
+def check_old(plan: Plan, where: str) -> None:
+    """Refuse a growth of which nobody can tell, when a run is resumed, what was there before."""
+    if not plan.knows_old:
+        raise UserError(
+            f"{where} acts on what is old or new; in this growth ({plan.summary}) the source's "
+            "weights decide where that is"
+        )
 
 
 def in_box(flags: Flags, box: Box) -> torch.Tensor:

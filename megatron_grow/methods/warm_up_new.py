@@ -12,7 +12,7 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
 from megatron_grow.methods.base import Context, TrainingMethod
-from megatron_grow.methods.selection import Selected, in_box, old_entries, select
+from megatron_grow.methods.selection import Selected, check_old, in_box, old_entries, select
 
 
 @dataclass
@@ -34,6 +34,7 @@ class WarmUpNew(TrainingMethod):
 
     def check(self, stage: Stage, run: RunConfig, plan: Plan, where: str) -> None:
         """Refuse a stage in which nothing is new, or nothing is old."""
+        check_old(plan, where)
         flags = [
             torch.stack([had.all(), had.any()])
             for tensor in plan.tensors.values()

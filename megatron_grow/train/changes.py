@@ -12,7 +12,7 @@ from megatron_grow.config.errors import UserError
 from megatron_grow.config.ranges import shown
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import FIXED, OptimizerSection, ScheduleSection
-from megatron_grow.config.stages import Stage
+from megatron_grow.config.stages import Stage, methods_by_place, stage_section
 from megatron_grow.optim.schedule import LearningRateSchedule
 
 _TOLD = {"optimizer": None, "schedule": None, "train": ("train_iters", "eval_iters")}
@@ -77,6 +77,29 @@ def _changes(
             before, after = _plain(was[name]), _plain(new[section][name])
             if before != after:
                 yield f"{section}.{name}", (shown(before), shown(after))
+
+
+def remembered(record: Record, config: RunConfig) -> dict[str, Any]:
+    """What the methods of the stage that goes on remember: those still in their place."""
+    was, now = _methods(record, config)
+    gone = {place for place in was if _name(was[place]) != _name(now.get(place))}
+    return {place: state for place, state in record.methods.items() if place not in gone}
+
+
+def _methods(record: Record, config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of the stage that goes on, as the record has them and as the run file does."""
+    sections, stage = record.config.get("stages", []), record.stage
+    if stage >= min(len(sections), len(config.stages)):
+        return {}, {}
+    try:
+        was = stage_section(sections[stage], f"stages[{stage}]")
+    except UserError:
+        return {}, {}  # of another version
+    return methods_by_place(was), methods_by_place(config.stages[stage])
+
+
+def _name(method: str | dict[str, Any] | None) -> str | None:
+    return method.get("name") if isinstance(method, dict) else method
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+from megatron_grow.config.errors import AgreedError
 from megatron_grow.live.stage import Batches
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.optim.schedule import LearningRateSchedule
@@ -49,16 +50,33 @@ class Loop:
         seen = any_rank(*(method.sees(ctx) for method in acting)) if acting else []
         for method, found in zip(acting, seen, strict=True):
             method.before_update(ctx, found)
+        self._agree()
         if not ctx.skips:
             live.update(ctx.grad_norm, self._after_update)
             ctx.updated = True
         for method in acting:
             method.after_step(ctx)
+        self._agree()
 
     def end(self) -> None:
         """Leave the stage."""
         for method in self._acting:
             method.on_stage_end(self.ctx)
+
+    def _agree(self) -> None:
+        """Raise on all ranks where the methods have not asked for the same on all: some would wait
+        for ever for the others, or train on with other weights."""
+        ctx = self.ctx
+        if not ctx.methods:
+            return
+        asked = {"skip_update": ctx.skips, "stop": ctx.stopping, "end_stage": bool(ctx.end_reason)}
+        found = any_rank(*asked.values(), *(not each for each in asked.values()))
+        for name, some, others in zip(asked, found, found[len(asked) :], strict=False):
+            if some and others:
+                raise AgreedError(
+                    f"stages[{ctx.stage.index}].methods: in step {ctx.step} some ranks asked for "
+                    f"{name} and others did not; what one rank sees, sees() tells all"
+                )
 
     def _after_update(self) -> None:
         for method in self._acting:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from typing import Any
 
 from megatron_grow.checkpoint.record import GrowthEvent, Record, StageEnd
 from megatron_grow.checkpoint.save import save
+from megatron_grow.config.errors import AgreedError
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.train.finite import FiniteGuard
 from megatron_grow.train.output import Output
@@ -41,7 +44,7 @@ class Saving(TrainingMethod):
         path = save(
             config.checkpoint_dir,
             self._record(ctx),
-            ctx.live.pieces(),
+            [*ctx.live.pieces(), *ctx.kept()],
             ctx.live.tensors,
             with_optimizer=config.checkpoint.save_optimizer,
             keep_last=config.checkpoint.keep_last,
@@ -53,7 +56,6 @@ class Saving(TrainingMethod):
     def _record(self, ctx: Context) -> Record:
         stage, config, choice = ctx.stage, ctx.run, self._prepared.choice
         tokens = stage.tokens_at(ctx.step)
-        states = {place: method.state_dict() for place, method in ctx.methods.items()}
         return Record(
             step=ctx.step,
             stage=stage.index,
@@ -71,5 +73,19 @@ class Saving(TrainingMethod):
             corpora=self._prepared.corpora,
             run_id=choice.run_id,
             begun_from=list(choice.begun_from),
-            methods={place: state for place, state in states.items() if state},
+            methods=_states(ctx),
         )
+
+
+def _states(ctx: Context) -> dict[str, Any]:
+    """What the methods of the stage remember, by their place in its section."""
+    states = {place: method.state_dict() for place, method in ctx.methods.items()}
+    for place, state in states.items():
+        try:
+            json.dumps(state)
+        except (TypeError, ValueError) as error:
+            raise AgreedError(
+                f"stages[{ctx.stage.index}].{place}: its state_dict() is not of JSON's types "
+                f"({error}); tensors belong in pieces()"
+            ) from None
+    return {place: state for place, state in states.items() if state}

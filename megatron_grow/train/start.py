@@ -24,7 +24,7 @@ from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.agreement import gather, leads, place, together
 from megatron_grow.state.piece import Piece
-from megatron_grow.train.changes import check_changes, rate_jump
+from megatron_grow.train.changes import check_changes, rate_jump, remembered
 from megatron_grow.train.choice import Choice, advising, choose, other_formats
 
 
@@ -50,7 +50,7 @@ class Start:
     root: Path | None = None
     """Of this run's checkpoints, if it is one of them."""
     methods: dict[str, Any] = field(default_factory=dict)
-    """As in the record."""
+    """What those of the stage remember, by their place in its section."""
     notes: tuple[str, ...] = ()
     """What the user should know before the run goes on."""
 
@@ -160,7 +160,7 @@ def _resume(
         stages=stages,
         ends=ends,
         root=root,
-        methods=record.methods,
+        methods=remembered(record, config),
         notes=tuple(notes),
     )
 

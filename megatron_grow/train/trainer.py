@@ -95,6 +95,9 @@ class Trainer:
         )
         if start.resumes:
             loop = self._enter(live, start.step, start.methods)
+            stored = start.source
+            kept = [piece for piece in loop.ctx.kept() if piece.kind in stored.kinds(piece.key)]
+            together(lambda: start.load(kept))
             console.message(f"resumed from {start.path} at step {start.step}")
             if self.evaluation.due(loop.ctx) and self.output.lacks_evaluation(loop.ctx):
                 self.evaluation.report(loop.ctx)  # the run was stopped before it could

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.checkpoint.record import read_record
+from megatron_grow.config.grow import GrowSection
+from megatron_grow.growth.offline import GrownReader
+from megatron_grow.growth.plan import growth
+from megatron_grow.state.boxes import full
+from tests.methods.average import DECAY
 from tests.train.command import launch, losses, rows
 
 SKIP = "tests.methods.skip_spikes:SkipSpikes"
@@ -23,6 +31,7 @@ def stages(**parallel: int) -> list[str]:
             {"name": SKIP, "share": 0.1},
             {"name": "frozen", "tensors": ["embedding.position_embeddings.weight"]},
             {"name": "warm_up_new", "iters": 8},
+            {"name": "tests.methods.average:Average"},
         ],
     }
     return ["--stages", json.dumps([{"until": 10, "model": {"num_layers": 1}}, second])]
@@ -74,9 +83,40 @@ def test_resume_is_exact(workplace: Path, whole: dict[int, float]) -> None:
     assert all("loss" in row for row in rows(workplace, "whole") if "lr" in row)
 
 
+def weights(workplace: Path, name: str, step: int, kind: str) -> dict[str, torch.Tensor]:
+    source = open_reader(workplace / name / "checkpoints" / f"iter_{step:07d}")
+    return {
+        key: source.read(key, kind, full(tensor.shape)).clone()
+        for key, tensor in source.tensors.items()
+    }
+
+
 def test_another_layout_goes_on_alike(workplace: Path, whole: dict[int, float]) -> None:
+    """With what a method keeps of tensors: an average of the weights after steps 15 and 20."""
     found = resumed(workplace, "pipeline", stages(pipeline_model_parallel_size=2))
     assert found == pytest.approx(rest(whole), rel=1e-4)
+    before = weights(workplace, "whole", 15, "average")
+    for name in ("whole", "pipeline"):
+        now = weights(workplace, name, 20, "main_param")
+        for key, average in weights(workplace, name, 20, "average").items():
+            expected = DECAY * before[key] + (1 - DECAY) * now[key]
+            torch.testing.assert_close(average, expected, rtol=0.0, atol=1e-6)
+            assert not torch.equal(average, before[key])
+
+
+def test_other_methods_are_told(workplace: Path, whole: dict[int, float]) -> None:
+    """What one remembers is given to no other that stands in its place."""
+    section = json.loads(TENSOR[1])
+    del section[1]["methods"][0], section[1]["methods"][-1]
+    saved = workplace / "whole" / "checkpoints" / "iter_0000015"
+    stages = ["--stages", json.dumps(section), "--checkpoint.load", str(saved)]
+    code, output, errors = launch(workplace, "others", *stages)
+    assert code == 0, errors
+    told = " ".join(output.split())
+    assert f"stages[1].methods [{{'name': '{SKIP}', 'share': 0.1}}, " in told
+    assert "-> [{'name': 'frozen'" in told
+    record = read_record(workplace / "others" / "checkpoints" / "iter_0000020")
+    assert record.methods == {} and record.optimizer_step > 15
 
 
 # Of fading in alone, as it was before it was a method of a table.
@@ -98,3 +138,17 @@ def test_recorded_losses(workplace: Path, whole: dict[int, float]) -> None:
     assert [plain[step] for step in range(1, 21)] == pytest.approx(RECORDED, rel=1e-5)
     same = [step for step, loss in whole.items() if loss == plain[step]]
     assert same == list(range(1, 12)), "the first step after the growth has seen no update"
+
+
+def test_a_growth_of_the_checkpoint_leaves_it_behind(
+    workplace: Path, whole: dict[int, float]
+) -> None:
+    """What a method keeps ends with its stage; without a growth it goes along."""
+    source = open_reader(workplace / "whole" / "checkpoints" / "iter_0000020")
+    model, grow = source.record.model_config, GrowSection(depth="copying_stack")
+    deeper = replace(model, num_layers=2 * model.num_layers)
+    plan = growth(model, deeper, grow, target_depth=deeper.num_layers, seed=1)
+    grown = GrownReader(source, plan, deeper, grow)
+    for key in source.tensors:
+        assert set(source.kinds(key)) == {"main_param", "exp_avg", "exp_avg_sq", "average"}
+        assert set(grown.kinds(key)) == {"main_param", "exp_avg", "exp_avg_sq"}
