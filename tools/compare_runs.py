@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 
 from rich.console import Console
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.report.summary import FIGURES, summary_table, write_report
 
 

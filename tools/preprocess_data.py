@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

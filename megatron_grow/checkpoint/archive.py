@@ -19,8 +19,8 @@ from isal.isal_zlib import crc32
 from megatron_grow.checkpoint.pickles import TRAINING, Restricted, StoredTensor
 from megatron_grow.checkpoint.positional import read_at
 from megatron_grow.checkpoint.zips import data_offset
-from megatron_grow.config.errors import UserError
 from megatron_grow.files.regular import check_regular
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import Box, full, shape_of, slices
 from megatron_grow.state.memory import empty
 

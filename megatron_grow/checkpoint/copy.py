@@ -12,7 +12,7 @@ import torch
 from megatron_grow.checkpoint.manifest import TensorDigest, digest, digest_of
 from megatron_grow.checkpoint.reader import Reader, as_promised, not_finite
 from megatron_grow.checkpoint.writer import Block, Writer
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import full, split, volume
 from megatron_grow.state.finite import is_finite
 from megatron_grow.state.kinds import describe

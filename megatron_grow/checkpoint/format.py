@@ -14,7 +14,7 @@ from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.side_files import imported_with
 from megatron_grow.checkpoint.writer import Writer
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.ranges import check_fields
+from megatron_grow.inputs.ranges import check_fields
 from megatron_grow.state.piece import Piece
 from megatron_grow.state.tensors import LogicalTensor
 

@@ -10,8 +10,8 @@ from blake3 import blake3
 from megatron_grow.checkpoint.format import Format
 from megatron_grow.checkpoint.layout import MANIFEST, RECORD
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.registry import Registry
 from megatron_grow.files.regular import read_regular
+from megatron_grow.inputs.registry import Registry
 
 FORMATS: Registry[Format] = Registry(
     "a checkpoint format",

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.files.regular import read_regular
+from megatron_grow.inputs.errors import UserError
 
 LOCK = ".lock."
 """Begins the name of a file that is there for as long as somebody writes to its directory; a number

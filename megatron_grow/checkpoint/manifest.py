@@ -11,8 +11,8 @@ import torch
 from blake3 import blake3
 
 from megatron_grow.checkpoint.layout import MANIFEST
-from megatron_grow.config.errors import UserError
 from megatron_grow.files.regular import read_regular
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.memory import contiguous
 
 

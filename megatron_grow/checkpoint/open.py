@@ -9,7 +9,7 @@ from megatron_grow.checkpoint.formats import Formats, format_of
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.root import locate
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 
 def find(path: Path, named: str = "", also: Formats = ()) -> tuple[type[Format], Path]:

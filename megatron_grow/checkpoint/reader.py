@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import Box, full, shape_of, volume
 from megatron_grow.state.finite import is_finite
 from megatron_grow.state.kinds import MAIN_PARAM, describe

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from megatron_grow.checkpoint.layout import RECORD
 from megatron_grow.checkpoint.manifest import read_checked
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.ranges import Range, check_fields
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import Range, check_fields
 
 Total = Annotated[int, Range(least=0, most=2**63 - 1)]
 

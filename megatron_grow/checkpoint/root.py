@@ -6,8 +6,8 @@ from pathlib import Path
 
 from megatron_grow.checkpoint.formats import DEFAULT, FORMATS, Formats, format_of
 from megatron_grow.checkpoint.layout import PENDING, TRACKER, replaced, step_dir
-from megatron_grow.config.errors import UserError
 from megatron_grow.files.regular import read_regular
+from megatron_grow.inputs.errors import UserError
 
 
 def is_complete(path: Path, also: Formats = ()) -> bool:

@@ -14,7 +14,7 @@ from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.root import latest
 from megatron_grow.checkpoint.staging import partial, prune, publish, sweep
-from megatron_grow.config.errors import AgreedError, UserError
+from megatron_grow.inputs.errors import AgreedError, UserError
 from megatron_grow.parallel.agreement import gather, leads, together
 from megatron_grow.state.piece import Piece
 from megatron_grow.state.tensors import LogicalTensor

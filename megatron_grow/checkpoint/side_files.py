@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_grow.checkpoint.layout import SIDE_FILES
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.config.errors import UserError
 from megatron_grow.files.regular import read_regular
+from megatron_grow.inputs.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_grow.data.tokenizers.load import Tokenizer

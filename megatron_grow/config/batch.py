@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_grow.config.ranges import Count, check_fields
+from megatron_grow.inputs.ranges import Count, check_fields
 
 
 @dataclass(frozen=True)

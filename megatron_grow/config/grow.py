@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Literal
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.ranges import CountOrZero, check_fields
 from megatron_grow.config.recipes import expand
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import CountOrZero, check_fields
 from megatron_grow.state.axes import AXES, GROW_KEYS
 
 OperatorSpec = str | dict[str, Any]

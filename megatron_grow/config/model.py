@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from megatron_grow.config.errors import UserError
-from megatron_grow.config.ranges import (
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import (
     Count,
     NotNegative,
     Positive,

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.pipeline import PipelineConfig, check_pipeline, chunk_layers
-from megatron_grow.config.ranges import Count, check_fields
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import Count, check_fields
 from megatron_grow.state.axes import AXES, Axis, MeshDim
 from megatron_grow.state.sharding import Mesh, undivided
 

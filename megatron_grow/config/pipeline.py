@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from itertools import accumulate
 
-from megatron_grow.config.errors import UserError
-from megatron_grow.config.ranges import Count
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import Count
 
 # Groups first, as megatron-core does: (ab)*2 is abab; then x*n is n times x.
 _REPEATS = (re.compile(r"\(([^)]+)\)\*(\d+)"), re.compile(r"(.)\*(\d+)"))

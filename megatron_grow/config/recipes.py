@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Bu 2025, arXiv 2511.04981

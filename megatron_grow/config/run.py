@@ -11,11 +11,8 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from megatron_grow.config.errors import UserError, parse_error
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.names import nearest
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.ranges import shown
 from megatron_grow.config.sections import (
     CheckpointSection,
     DataSection,
@@ -26,7 +23,10 @@ from megatron_grow.config.sections import (
     TrainSection,
 )
 from megatron_grow.config.stages import Stage, StageSection, resolve_stages, stage_section
-from megatron_grow.config.strict_yaml import parse_yaml, read_yaml
+from megatron_grow.inputs.errors import UserError, parse_error
+from megatron_grow.inputs.names import nearest
+from megatron_grow.inputs.ranges import shown
+from megatron_grow.inputs.strict_yaml import parse_yaml, read_yaml
 
 
 @dataclass

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from megatron_grow.config.batch import BatchShape
-from megatron_grow.config.errors import UserError
-from megatron_grow.config.ranges import (
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import (
     Count,
     CountOrZero,
     NotNegative,

@@ -7,14 +7,14 @@ from math import gcd
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from megatron_grow.config.batch import BatchShape
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection, check_growth
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.ranges import CountOrZero, NotNegative, Range, check_fields
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.config.typed import typed
 from megatron_grow.config.until import StageRule, resolve_rule, step_of
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import CountOrZero, NotNegative, Range, check_fields
+from megatron_grow.inputs.typed import typed
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

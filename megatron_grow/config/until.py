@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from megatron_grow.config.errors import UserError
-from megatron_grow.config.ranges import Count, Range, check_fields
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.config.typed import typed
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import Count, Range, check_fields
+from megatron_grow.inputs.typed import typed
 
 Place = Annotated[int | float, Range(above=0)]
 """A fraction of train_iters (a number with a point, at most 1.0) or an integer step."""
@@ -41,8 +41,7 @@ class StageRule:
     """How a rule may end a stage, with all that it resolves to."""
 
     spec: dict[str, Any]
-    """As :meth:`.registry.Registry.make` takes it: ``{rule: NAME, ...its options}``; empty without
-    a rule."""
+    """As a registry makes one: ``{rule: NAME, ...its options}``; empty without a rule."""
     every: int
     """Steps between the losses that it sees."""
     first_step: int = 0

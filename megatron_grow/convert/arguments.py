@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from megatron_grow.checkpoint.format import Format
 from megatron_grow.checkpoint.formats import DEFAULT, builtin
 from megatron_grow.checkpoint.layout import DTYPES
-from megatron_grow.config.ranges import Count, PathText, Range, Seed, shown, wrong
+from megatron_grow.inputs.ranges import Count, PathText, Range, Seed, shown, wrong
 
 LAYOUT = {
     "tensor_model_parallel_size": "default 1",

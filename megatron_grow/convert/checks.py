@@ -6,10 +6,10 @@ import torch
 
 from megatron_grow.checkpoint.format import Format
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.pipeline import chunk_layers
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.kinds import MAIN_PARAM
 
 _EXACT = {

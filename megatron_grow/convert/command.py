@@ -19,9 +19,7 @@ from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.writer import Writer
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.strict_yaml import parse_yaml
 from megatron_grow.convert.arguments import LAYOUT, build_parser
 from megatron_grow.convert.checks import check_held, check_layout, check_precision
 from megatron_grow.convert.compare import compare, same_shape
@@ -32,6 +30,8 @@ from megatron_grow.convert.inspection import check_digests, check_files, inspect
 from megatron_grow.convert.preview import preview
 from megatron_grow.convert.progress import Progress
 from megatron_grow.convert.selection import WeightsOnly, open_weights
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.strict_yaml import parse_yaml
 from megatron_grow.parallel.agreement import leads, together
 from megatron_grow.parallel.malloc import keep_freed_memory
 from megatron_grow.parallel.parent import end_with_agent

@@ -19,10 +19,10 @@ from megatron_grow.checkpoint.manifest import write_manifest
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.staging import partial, publish
 from megatron_grow.checkpoint.writer import Writer
-from megatron_grow.config.errors import UserError
 from megatron_grow.convert.progress import Progress
 from megatron_grow.files.durable import sync
 from megatron_grow.files.lock import locked
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.parallel.agreement import gather, leads, place, together
 
 Result = TypeVar("Result")

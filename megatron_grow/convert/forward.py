@@ -8,11 +8,11 @@ import torch
 
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.side_files import of_source
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.convert.compare import less_precise
 from megatron_grow.data.tokenizers.files import library_errors
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 from megatron_grow.state.kinds import MAIN_PARAM

@@ -8,12 +8,12 @@ from typing import Any
 
 from megatron_grow.checkpoint.formats import growth_note
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection, check_growth
 from megatron_grow.config.stages import changed_model, override
-from megatron_grow.config.strict_yaml import read_yaml
 from megatron_grow.growth.offline import GrownReader
 from megatron_grow.growth.plan import growth
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.strict_yaml import read_yaml
 from megatron_grow.optim.optimizers import recorded_optimizer
 
 

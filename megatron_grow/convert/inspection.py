@@ -10,9 +10,9 @@ import torch
 from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
 from megatron_grow.checkpoint.manifest import digest, digest_of, read_checked, read_manifest
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.progress import Progress
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import full, split, volume
 from megatron_grow.state.finite import is_finite
 from megatron_grow.state.kinds import MAIN_PARAM, describe

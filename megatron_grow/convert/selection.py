@@ -10,7 +10,7 @@ import torch
 from megatron_grow.checkpoint.formats import Formats
 from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import Box
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import numpy as np
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.files import DataFile, FileArray
 from megatron_grow.files.durable import write_whole
+from megatron_grow.inputs.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
 _BLOCK = 1 << 24

@@ -13,11 +13,11 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
     parse_and_normalize_split,
 )
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.sections import DataSection
 from megatron_grow.data.blend import Blend, parse_blend
 from megatron_grow.data.indexed import Corpus, open_corpus
 from megatron_grow.data.tokenizers.load import load_tokenizer, tokenizer_digest
+from megatron_grow.inputs.errors import UserError
 
 Share = tuple[float, float]
 """Where a split of a corpus begins and ends, as fractions of its documents."""

@@ -10,7 +10,7 @@ import stat
 
 import numpy as np
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 
 class DataFile:

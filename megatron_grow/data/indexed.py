@@ -12,8 +12,8 @@ from typing import get_type_hints
 import numpy as np
 from megatron.core.datasets.indexed_dataset import DType
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.files import DataFile, FileArray
+from megatron_grow.inputs.errors import UserError
 
 
 @dataclass(frozen=True)

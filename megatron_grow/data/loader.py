@@ -8,8 +8,8 @@ from itertools import count
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.signals import deaf_children
+from megatron_grow.inputs.errors import UserError
 
 
 def micro_batches(

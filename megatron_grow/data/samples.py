@@ -10,9 +10,9 @@ import torch
 from megatron.core.datasets import helpers
 from torch.utils.data import Dataset
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.files import FileArray
 from megatron_grow.data.indexed import Corpus
+from megatron_grow.inputs.errors import UserError
 
 Index = Mapping[str, FileArray]
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 

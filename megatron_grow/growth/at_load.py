@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from megatron_grow.checkpoint.reader import Reader, finite
-from megatron_grow.config.errors import UserError
 from megatron_grow.growth.answers import of_checkpoint
 from megatron_grow.growth.plan import Plan
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import slices, split
 from megatron_grow.state.materialise import materialise
 from megatron_grow.state.piece import Piece

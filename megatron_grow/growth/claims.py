@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import LAYER
 from megatron_grow.state.axis_map import AxisMap

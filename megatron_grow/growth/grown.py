@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators import operator
 from megatron_grow.operators.base import Operator, Sizes
 from megatron_grow.state.axes import AXES, GROW_KEYS, LAYER, AxisRule

@@ -10,13 +10,13 @@ from math import prod
 
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.growth.claims import check_draws, check_function, check_new_units
 from megatron_grow.growth.grown import grown_axes, summary, working_operators
 from megatron_grow.growth.optimizer_state import Policy, moment_map
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import architecture_of, logical_tensors
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.optim.base import Optimizer

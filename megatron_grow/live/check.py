@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.live.placement import stored_parameters
 from megatron_grow.parallel import process_groups
 from megatron_grow.parallel.agreement import reduced, together

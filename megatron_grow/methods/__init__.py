@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from megatron_grow.config.registry import Registry
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
+from megatron_grow.inputs.registry import Registry
 from megatron_grow.methods.base import TrainingMethod
 
 METHODS: Registry[TrainingMethod] = Registry(

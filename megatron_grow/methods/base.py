@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.state.piece import Piece
 
@@ -131,7 +131,7 @@ class TrainingMethod:
     """Whether the units of ``Plan.new_units`` have no share in the function at first."""
 
     def check(self, stage: Stage, run: RunConfig, plan: Plan, where: str) -> None:
-        """Raise :class:`~megatron_grow.config.errors.UserError`, beginning with ``where``.
+        """Raise :class:`~megatron_grow.inputs.errors.UserError`, beginning with ``where``.
 
         Before the run begins: of what cannot work with this stage, which begins by ``plan``.
         """

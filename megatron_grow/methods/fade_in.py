@@ -16,12 +16,12 @@ import torch
 from megatron.core import parallel_state
 from torch.utils.hooks import RemovableHandle
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.ranges import Count, check_fields
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import Count, check_fields
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.layers.norms import Norm

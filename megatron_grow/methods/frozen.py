@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from megatron_grow.config.errors import UserError
-from megatron_grow.config.names import nearest
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.names import nearest
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.methods.selection import Flags, Selected, check_old, in_box, select
 from megatron_grow.state.axes import GROW_KEYS

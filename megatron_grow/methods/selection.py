@@ -8,8 +8,8 @@ from functools import cached_property, reduce
 
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.growth.plan import Plan
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.live.pieces import Shard
 from megatron_grow.state.boxes import Box, shape_of
 from megatron_grow.state.tensors import LogicalTensor

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_grow.config.errors import UserError
-from megatron_grow.config.ranges import Count, check_fields
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import Count, check_fields
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.methods.selection import Selected, check_old, in_box, old_entries, select
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.ranges import check_fields
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.inputs.ranges import check_fields
 from megatron_grow.model.huggingface import Family
 from megatron_grow.model.masks import MaskPoints
 from megatron_grow.state.tensors import LogicalTensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.registry import Registry
+from megatron_grow.inputs.registry import Registry
 from megatron_grow.model.architecture import Architecture
 from megatron_grow.model.huggingface import Family
 from megatron_grow.state.tensors import LogicalTensor

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_grow.config.errors import UserError
-from megatron_grow.config.registry import Registry
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.registry import Registry
 from megatron_grow.operators.base import Operator, Sizes
 
 _HERE = "megatron_grow.operators"

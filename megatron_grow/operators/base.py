@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.ranges import check_fields
+from megatron_grow.inputs.ranges import check_fields
 from megatron_grow.state.axes import AxisRule
 from megatron_grow.state.axis_map import AxisMap
 from megatron_grow.state.questions import Answers, Question

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from megatron_grow.config.ranges import Positive, ShareBelowOne
+from megatron_grow.inputs.ranges import Positive, ShareBelowOne
 from megatron_grow.optim.base import Optimizer
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from megatron_grow.config.ranges import Positive, check_fields
+from megatron_grow.inputs.ranges import Positive, check_fields
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:  # asked of their state alone, optimizers need not torch's

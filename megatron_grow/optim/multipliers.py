@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from functools import reduce
 from operator import mul
 
-from megatron_grow.config.errors import UserError
-from megatron_grow.config.names import nearest
-from megatron_grow.config.ranges import NotNegative, Positive, check_fields
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import override
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.names import nearest
+from megatron_grow.inputs.ranges import NotNegative, Positive, check_fields
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.optim.roles import ROLES, roles
 from megatron_grow.state.tensors import LogicalTensor

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from megatron_grow.config.registry import Registry
 from megatron_grow.config.sections import OptimizerSection
+from megatron_grow.inputs.registry import Registry
 from megatron_grow.optim.base import Optimizer
 
 OPTIMIZERS: Registry[Optimizer] = Registry(

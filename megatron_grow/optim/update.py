@@ -7,7 +7,7 @@ from typing import Any
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.state import wrappers
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 
-from megatron_grow.config.errors import AgreedError, one_line
+from megatron_grow.inputs.errors import AgreedError, one_line
 
 Result = TypeVar("Result")
 
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 def together(action: Callable[[], Result]) -> Result:
     """Run ``action`` on every rank; if any rank finds a user's mistake, all raise it.
 
-    A file system that refuses counts as one (:func:`~megatron_grow.config.errors.one_line`).
+    A file system that refuses counts as one (:func:`~megatron_grow.inputs.errors.one_line`).
 
     Raises:
         AgreedError: that of the first rank which had one, with its name if it is not rank 0.

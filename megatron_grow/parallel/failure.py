@@ -14,8 +14,8 @@ import time
 import traceback
 from typing import NoReturn
 
-from megatron_grow.config.errors import AgreedError, one_line
 from megatron_grow.config.exit_codes import ExitCode
+from megatron_grow.inputs.errors import AgreedError, one_line
 from megatron_grow.parallel.watch import Watch
 
 _PATIENCE = 3.0

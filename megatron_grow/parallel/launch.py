@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 ALONE = {
     "RANK": "0",

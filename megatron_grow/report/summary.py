@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.files.durable import write_whole
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.report.comparison import compare, load_run
 from megatron_grow.report.figures import Against, loss_figure
 

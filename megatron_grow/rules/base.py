@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_grow.config.ranges import check_fields
+from megatron_grow.inputs.ranges import check_fields
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_grow.config.ranges import Positive
+from megatron_grow.inputs.ranges import Positive
 from megatron_grow.rules.base import Observation, Rule
 
 

@@ -8,7 +8,7 @@ from math import log
 from statistics import linear_regression
 from typing import Annotated
 
-from megatron_grow.config.ranges import Range
+from megatron_grow.inputs.ranges import Range
 from megatron_grow.rules.base import Observation, Rule
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_grow.config.registry import Registry
+from megatron_grow.inputs.registry import Registry
 from megatron_grow.rules.base import Rule
 
 RULES: Registry[Rule] = Registry(

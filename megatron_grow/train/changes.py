@@ -8,11 +8,11 @@ from os.path import normpath
 from typing import Any
 
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.config.errors import UserError
-from megatron_grow.config.ranges import shown
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import FIXED, OptimizerSection, ScheduleSection
 from megatron_grow.config.stages import Stage, methods_by_place, stage_section
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import shown
 from megatron_grow.optim.schedule import LearningRateSchedule
 
 _TOLD = {"optimizer": None, "schedule": None, "train": ("train_iters", "eval_iters")}

@@ -14,8 +14,8 @@ from megatron_grow.checkpoint.layout import replaced, step_dir
 from megatron_grow.checkpoint.open import find, open_to_resume, record_of
 from megatron_grow.checkpoint.record import Beginning, Record
 from megatron_grow.checkpoint.root import is_complete, latest, listed, locate, saved_steps
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.train.identity import Identity, jobs
 from megatron_grow.train.rows import rows_of
 

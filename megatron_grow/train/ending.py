@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_grow.checkpoint.record import StageEnd
-from megatron_grow.config.errors import AgreedError
 from megatron_grow.config.stages import Stage
 from megatron_grow.config.timing import next_end
 from megatron_grow.cost.flops import flops_at_step
+from megatron_grow.inputs.errors import AgreedError
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.parallel.agreement import gather, leads
 from megatron_grow.rules.base import Observation, Rule

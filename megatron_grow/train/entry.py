@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 
-from megatron_grow.config.errors import AgreedError, one_line
 from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.config.run import RunConfig, parse_run
 from megatron_grow.data.tokenizers.vocabulary import with_vocabulary
+from megatron_grow.inputs.errors import AgreedError, one_line
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.multipliers import check_optimizer
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings

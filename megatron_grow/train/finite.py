@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from megatron_grow.config.errors import AgreedError
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.inputs.errors import AgreedError
 from megatron_grow.live.placement import placement
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods.base import Context, TrainingMethod

@@ -6,11 +6,11 @@ import psutil
 import torch
 from rich.filesize import decimal
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.config.timing import most_tokens
 from megatron_grow.cost.memory import estimate_memory
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.optim.optimizers import optimizer_of
 
 _BYTES_OF_SAMPLE = 10

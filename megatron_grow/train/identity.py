@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.files.durable import write_whole
 from megatron_grow.files.regular import read_regular
+from megatron_grow.inputs.errors import UserError
 
 FILE_NAME = "run.json"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from megatron_grow.config.errors import AgreedError
+from megatron_grow.inputs.errors import AgreedError
 from megatron_grow.live.stage import Batches
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.optim.schedule import LearningRateSchedule

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.train.row_file import RowFile, keep_previous, rewind
 from megatron_grow.train.rows import FILE_NAME, key_of, kind_of
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.files.regular import read_regular
+from megatron_grow.inputs.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
 

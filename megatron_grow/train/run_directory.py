@@ -17,9 +17,9 @@ from typing import TypeVar
 from megatron_grow.checkpoint.layout import PENDING, TRACKER, step_dir
 from megatron_grow.checkpoint.lock import Holder, held
 from megatron_grow.checkpoint.staging import point, sweep
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig, to_yaml
 from megatron_grow.files.durable import flush
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.parallel.agreement import gather, leads, together
 from megatron_grow.train import rows, status
 from megatron_grow.train.choice import Choice, latest_or_none

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_grow.checkpoint.record import GrowthEvent, Record, StageEnd
 from megatron_grow.checkpoint.save import save
-from megatron_grow.config.errors import AgreedError
+from megatron_grow.inputs.errors import AgreedError
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.train.finite import FiniteGuard
 from megatron_grow.train.output import Output

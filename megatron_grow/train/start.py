@@ -12,7 +12,6 @@ from megatron_grow.checkpoint.open import open_reader, open_to_resume
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import GrowthEvent, Record, StageEnd
 from megatron_grow.checkpoint.root import saved_steps
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import check_growth
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig, to_yaml
@@ -21,6 +20,7 @@ from megatron_grow.config.timing import can_end, ended
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.event import event_of
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.agreement import gather, leads, place, together
 from megatron_grow.state.piece import Piece

@@ -6,9 +6,9 @@ import contextlib
 import json
 from pathlib import Path
 
-from megatron_grow.config.errors import one_line
 from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.files.durable import write_whole
+from megatron_grow.inputs.errors import one_line
 from megatron_grow.train.finite import DivergedError
 
 FILE_NAME = "status.json"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.ranges import Count, CountOrZero
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.inputs.ranges import Count, CountOrZero
 from megatron_grow.model.gpt.architecture import GPT
 from megatron_grow.model.gpt.tensors import MLP, gpt_tensors
 from megatron_grow.state.axes import FFN, HIDDEN, LAYER, Axis, AxisRule, MeshDim, Role

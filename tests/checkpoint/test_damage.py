@@ -26,10 +26,10 @@ from megatron_grow.checkpoint.root import latest, locate, saved_steps
 from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
 from megatron_grow.checkpoint.torch_dist.names import COMPLETE
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
-from megatron_grow.config.errors import UserError
 from megatron_grow.convert.command import main as convert
 from megatron_grow.growth import at_load
 from megatron_grow.growth.plan import resharding
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.piece import Piece

@@ -18,7 +18,7 @@ import pytest
 
 from megatron_grow.checkpoint import lock
 from megatron_grow.checkpoint.lock import check_held, held
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 LOCK = ".lock.1"
 HOLD = """

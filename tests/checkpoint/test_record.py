@@ -12,10 +12,10 @@ from megatron_grow.checkpoint.layout import RECORD
 from megatron_grow.checkpoint.megatron_lm.args import model_from_args
 from megatron_grow.checkpoint.megatron_lm.state import megatron_args
 from megatron_grow.checkpoint.record import Record, StageEnd, read_record
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.convert.synthetic import SyntheticReader
+from megatron_grow.inputs.errors import UserError
 
 
 def test_a_record_of_one_length_counts_its_samples_in_tokens(tmp_path: Path) -> None:

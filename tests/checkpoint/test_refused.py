@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megatron_grow.checkpoint import save as module
 from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.root import latest
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from tests.checkpoint.still import read, write
 from tests.distributed import run_ranks
 

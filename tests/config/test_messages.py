@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import parse_run
 from megatron_grow.config.stages import StageSection
+from megatron_grow.inputs.errors import UserError
 
 STAGE_FIELDS = (
     "known are grow, lr_multiplier, methods, model, parallel, rewarmup_iters, train, until"

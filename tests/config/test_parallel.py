@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.stages import StageSection
+from megatron_grow.inputs.errors import UserError
 from tests.toy import MODEL, layout, run_config
 
 VPP2 = {"virtual_pipeline_model_parallel_size": 2}

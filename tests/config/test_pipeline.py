@@ -13,9 +13,9 @@ from megatron.core.transformer.pipeline_parallel_layer_layout import PipelinePar
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.pipeline import chunk_layers, parse_layout
+from megatron_grow.inputs.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:full scope is deprecated")
 

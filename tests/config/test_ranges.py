@@ -9,12 +9,12 @@ from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hin
 import pytest
 import yaml
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig, parse_run
 from megatron_grow.config.stages import StageSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators import OPERATORS, operator
 
 OUTSIDE = {

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig, parse_run, to_yaml
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import StageSection
+from megatron_grow.inputs.errors import UserError
 from tests.toy import MODEL, layout
 
 TRAIN = TrainSection(

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig, parse_run, to_yaml
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import Stage, StageSection
 from megatron_grow.config.timing import can_end, ended, most_tokens, next_end
 from megatron_grow.config.until import StageRule
 from megatron_grow.cost.flops import flops_at_step
+from megatron_grow.inputs.errors import UserError
 from tests.toy import MODEL
 
 TRAIN = TrainSection(

@@ -21,9 +21,9 @@ from megatron_grow.checkpoint.staging import partial
 from megatron_grow.checkpoint.torch_dist.names import COMPLETE
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.checkpoint.torch_dist.writer import TorchDistWriter
-from megatron_grow.config.errors import UserError
 from megatron_grow.convert import conversion
 from megatron_grow.convert.synthetic import SyntheticReader, write
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import Box
 from tests.checkpoint.test_crash import kill_before_change
 from tests.convert.toy import GPT, LLAMA, by_torch, command, equal

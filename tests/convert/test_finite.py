@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_grow.checkpoint.open import open_reader
-from megatron_grow.config.errors import UserError
 from megatron_grow.convert.synthetic import SyntheticReader, write
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.plan import resharding
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import full, shape_of
 from megatron_grow.state.piece import Piece
 from tests.convert.toy import GPT, LLAMA, command

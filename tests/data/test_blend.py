@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.blend import Blend, parse_blend
+from megatron_grow.inputs.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.cache import cached
+from megatron_grow.inputs.errors import UserError
 
 ARRAYS = {"a": np.arange(1000, dtype=np.int64).reshape(500, 2), "b": np.arange(7, dtype=np.int16)}
 

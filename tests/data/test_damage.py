@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.sections import DataSection
 from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import build_datasets
+from megatron_grow.inputs.errors import UserError
 from tests.data.corpora import describe, write_ids
 
 VOCAB_SIZE = 257

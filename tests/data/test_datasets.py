@@ -20,12 +20,12 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split, normalize
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.sections import DataSection
 from megatron_grow.data import datasets
 from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import Datasets, build_datasets
 from megatron_grow.data.loader import micro_batches
+from megatron_grow.inputs.errors import UserError
 from tests.data.corpora import write_corpus, write_ids
 from tests.distributed import run_ranks
 

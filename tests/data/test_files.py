@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.files import DataFile, FileArray
+from megatron_grow.inputs.errors import UserError
 
 
 @pytest.fixture

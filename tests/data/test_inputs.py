@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.preprocess import compression
 from megatron_grow.data.preprocess.corpora import Position, RawDocument, read_batches, read_texts
 from megatron_grow.data.preprocess.inputs import InputOptions, Inputs, find_inputs
 from megatron_grow.data.preprocess.summary import by_kind
+from megatron_grow.inputs.errors import UserError
 
 LINES = b'{"text": "one"}\n{"text": "two"}\n'
 

@@ -20,10 +20,10 @@ import psutil
 import pytest
 from rich.console import Console
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.preprocess import run as preprocess
 from megatron_grow.data.preprocess import sentences, splits_writer
 from megatron_grow.data.preprocess.splits_writer import SplitsWriter
+from megatron_grow.inputs.errors import UserError
 from tests.data.corpora import assert_same, run, write_json_lines
 
 TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"

@@ -23,10 +23,10 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from rich.console import Console
 
 import tests.distributed  # noqa: F401 (its fork server has imported megatron-core)
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.indexed import Sidecar, open_corpus
 from megatron_grow.data.preprocess import splits_writer
 from megatron_grow.data.tokenizers.load import load_tokenizer, tokenizer_digest
+from megatron_grow.inputs.errors import UserError
 from tests.data.corpora import assert_same, run, stdlib_files, stdlib_texts, write_json_lines
 
 TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"

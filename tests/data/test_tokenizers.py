@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.tokenizers.load import load_tokenizer, tokenizer_digest, train_bpe
+from megatron_grow.inputs.errors import UserError
 from tests.data.corpora import stdlib_texts
 
 TEXT = "naïve café: 数学 🙂\r\n\tdef f(x):  return x <|endoftext|> \x00"

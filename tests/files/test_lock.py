@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.files.lock import locked
+from megatron_grow.inputs.errors import UserError
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:

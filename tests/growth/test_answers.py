@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.growth.answers import of_checkpoint
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, slices
 from megatron_grow.state.questions import Question

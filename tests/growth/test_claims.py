@@ -8,10 +8,10 @@ from math import nan
 import pytest
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.plan import growth
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.operators.expansion import Expansion
 from megatron_grow.operators.indices import cyclic

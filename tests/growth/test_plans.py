@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.ranges import Count
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import StageSection, changed_model, resolve_stages
 from megatron_grow.growth.plan import growth
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import Count
 from megatron_grow.model.gpt.architecture import GPT
 from megatron_grow.operators import operator
 from megatron_grow.state.axes import HIDDEN, Axis, AxisRule, Role

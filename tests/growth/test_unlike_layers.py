@@ -11,11 +11,11 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import GrowSection, StageSection
 from megatron_grow.growth import plan as plans
 from megatron_grow.growth.plan import growth
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import full

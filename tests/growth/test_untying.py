@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection, check_growth
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.at_load import load
 from megatron_grow.growth.offline import GrownReader
 from megatron_grow.growth.plan import growth
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.live.stage import filled
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.model.gpt.tensors import EMBEDDING, HEAD

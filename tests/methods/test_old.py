@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import StageSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.methods import methods_of
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.state.axis_maps import Gather

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.stages import StageSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.methods import METHODS, methods_of
 from megatron_grow.methods.fade_in import FadeIn
 from tests.methods.run import BETA1, ONE, STEPS_BEFORE, grown, runs

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.growth.plan import initialisation, resharding
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.methods import methods_of
 from megatron_grow.model.architectures import logical_tensors
 from tests.methods.run import (

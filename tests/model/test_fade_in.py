@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.plan import growth
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.methods import methods_of
 from megatron_grow.methods.fade_in import Masks
 from megatron_grow.model.architecture import Architecture

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import StageSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.model.gpt.architecture import GPT

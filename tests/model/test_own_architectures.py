@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from megatron_grow.checkpoint.huggingface.config import choose_family, export_note
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.ranges import Count
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import StageSection, changed_model
 from megatron_grow.cost.flops import model_flops_per_token
 from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.growth.plan import growth
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import Count
 from megatron_grow.model.architecture import Loss
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.gpt.architecture import GPT

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators import OPERATORS
 from megatron_grow.operators import operator as make
 from megatron_grow.operators.depth.base import DepthOperator

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.growth.plan import growth, initialisation
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators import OPERATORS
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.growth.algebra import GPT2, LLAMA, applied, grown_model, weights_of

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.growth.plan import growth
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators import operator
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.operators.units.base import UnitOperator

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from megatron_grow.config.ranges import Positive, ShareBelowOne
+from megatron_grow.inputs.ranges import Positive, ShareBelowOne
 from megatron_grow.optim.base import Optimizer
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import OptimizerSection
@@ -17,6 +16,7 @@ from megatron_grow.cost.memory import estimate_memory
 from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.growth.forecast import forecast
 from megatron_grow.growth.plan import growth
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.kinds import MAIN_PARAM

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import OptimizerSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.groups import parameter_groups
 from megatron_grow.optim.multipliers import Multipliers, check_optimizer, multipliers_of

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from megatron_grow.config.batch import BatchShape
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection
 from megatron_grow.config.stages import Stage
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.optim.schedule import LearningRateSchedule
 
 ITERS = 10_000

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from megatron_grow.checkpoint.megatron_lm.optimizer import optimizer_groups
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.convert.synthetic import SyntheticReader
 from megatron_grow.cost.memory import estimate_memory
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.optim.adam import Adam
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.roles import role

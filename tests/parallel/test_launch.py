@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.parallel.launch import check_address, first_host, missing, own_gpu
 
 TORCHRUN = {

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.report.comparison import compare, load_run
 from megatron_grow.report.figures import loss_figure
 from megatron_grow.report.summary import summary_table, write_report

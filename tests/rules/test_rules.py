@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.rules.base import Observation
 from megatron_grow.rules.table import RULES
 

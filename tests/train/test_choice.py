@@ -14,9 +14,9 @@ from megatron_grow.checkpoint.formats import identity
 from megatron_grow.checkpoint.layout import PENDING, RECORD, TRACKER, replaced, step_dir
 from megatron_grow.checkpoint.record import Beginning, Record
 from megatron_grow.checkpoint.torch_dist.names import COMPLETE
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import CheckpointSection, RunSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.train.choice import Choice, choose
 from megatron_grow.train.identity import Identity
 from tests.toy import MODEL

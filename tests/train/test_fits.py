@@ -7,10 +7,10 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import DataSection, TrainSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.train.fits import check_fits
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.train.metrics import MetricsLog
 from megatron_grow.train.rows import read_rows
 

@@ -13,12 +13,12 @@ import yaml
 
 from megatron_grow.checkpoint.record import StageEnd
 from megatron_grow.config.batch import BatchShape
-from megatron_grow.config.errors import AgreedError, UserError
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import Stage, StageSection
 from megatron_grow.config.until import StageRule
+from megatron_grow.inputs.errors import AgreedError, UserError
 from megatron_grow.methods.base import Context
 from megatron_grow.rules.base import Observation, Rule
 from megatron_grow.train.console import Console

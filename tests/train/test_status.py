@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.parallel.failure import lost_a_rank, report
 from megatron_grow.train.finite import DivergedError
 from megatron_grow.train.status import RunStatus

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megatron_grow.config.ranges import NotNegative, check_fields
+from megatron_grow.inputs.ranges import NotNegative, check_fields
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.tensors import Normal

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from megatron_grow.config.ranges import ShareBelowOne
+from megatron_grow.inputs.ranges import ShareBelowOne
 from megatron_grow.optim.base import Optimizer
 
 

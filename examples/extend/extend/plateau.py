@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_grow.config.ranges import Count
+from megatron_grow.inputs.ranges import Count
 from megatron_grow.rules.base import Observation, Rule
 
 

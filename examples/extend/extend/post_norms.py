@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.gpt.architecture import GPT
 from megatron_grow.model.gpt.tensors import LAYERS
 from megatron_grow.model.masks import MaskPoints

@@ -10,8 +10,8 @@ from typing import Any, get_type_hints
 import torch
 
 from megatron_grow.checkpoint.huggingface.harmless import HARMLESS
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import all_families, architecture_of, logical_tensors
 from megatron_grow.model.huggingface import Family
 

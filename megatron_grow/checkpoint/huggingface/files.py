@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_grow.checkpoint.side_files import parse_object
-from megatron_grow.config.errors import UserError
 from megatron_grow.files.regular import check_regular, read_regular
+from megatron_grow.inputs.errors import UserError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

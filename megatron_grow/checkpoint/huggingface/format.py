@@ -12,9 +12,9 @@ from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.side_files import CONFIG, of_source, side_files
 from megatron_grow.checkpoint.writer import Writer
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.ranges import Positive
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import Positive
 
 _GIGABYTE = 10**9
 

@@ -17,8 +17,8 @@ from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.side_files import CONFIG
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.model.huggingface import Family
 from megatron_grow.state.boxes import Box, shape_of, slices

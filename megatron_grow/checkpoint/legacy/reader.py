@@ -20,7 +20,7 @@ from megatron_grow.checkpoint.pickles import StoredTensor
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import read_record
 from megatron_grow.checkpoint.regions import Region, Regions
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.memory import empty

@@ -21,8 +21,8 @@ from megatron_grow.checkpoint.megatron_lm.state import legacy_state
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
 from megatron_grow.checkpoint.writer import Blocks, Writer
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.tensors import LogicalTensor

@@ -6,10 +6,10 @@ from argparse import Namespace
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection, TrainSection
+from megatron_grow.inputs.errors import UserError
 
 _SAID_OTHERWISE = {
     "architecture",

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_grow.checkpoint.archive import Archive
 from megatron_grow.checkpoint.pickles import StoredTensor
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.groups import parameter_groups
 from megatron_grow.optim.multipliers import multipliers_of

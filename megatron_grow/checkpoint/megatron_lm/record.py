@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_grow.checkpoint.megatron_lm.args import model_from_args, run_from_args
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 
 def record_of_megatron(args: Namespace, step: Any, optimizer_step: int, where: str) -> Record:

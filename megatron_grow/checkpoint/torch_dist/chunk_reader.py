@@ -22,8 +22,8 @@ from megatron_grow.checkpoint.manifest import Shard, read_checked, read_manifest
 from megatron_grow.checkpoint.pickles import TABLE, Restricted
 from megatron_grow.checkpoint.torch_dist.chunks import FOREIGN, DamagedError, read_tensor, seal
 from megatron_grow.checkpoint.torch_dist.names import METADATA
-from megatron_grow.config.errors import UserError
 from megatron_grow.files.regular import check_regular
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import Box, full, intersect, shape_of, slices, volume
 from megatron_grow.state.memory import empty
 

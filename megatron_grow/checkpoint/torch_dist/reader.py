@@ -11,7 +11,7 @@ from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
 from megatron_grow.checkpoint.torch_dist.names import MAIN_NAMES, STATE_PREFIX, tensor_key
 from megatron_grow.checkpoint.torch_dist.record import record_of
 from megatron_grow.checkpoint.torch_dist.stored import stored_parts, stored_shapes
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM

@@ -12,7 +12,7 @@ from megatron_grow.checkpoint.megatron_lm.record import record_of_megatron
 from megatron_grow.checkpoint.megatron_lm.state import WRITER
 from megatron_grow.checkpoint.record import Record, read_record
 from megatron_grow.checkpoint.torch_dist.names import COMMON
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 
 def record_of(checkpoint: Path) -> Record:

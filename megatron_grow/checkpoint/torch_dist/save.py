@@ -25,7 +25,7 @@ from megatron_grow.checkpoint.torch_dist.companions import COMPANIONS, extra_sta
 from megatron_grow.checkpoint.torch_dist.names import tensor_key
 from megatron_grow.checkpoint.torch_dist.shards import RankShards, ShardWriter, check_seen
 from megatron_grow.checkpoint.torch_dist.stored import stored_parts, stored_shapes
-from megatron_grow.config.errors import AgreedError, one_line
+from megatron_grow.inputs.errors import AgreedError, one_line
 from megatron_grow.parallel.agreement import gather, leads, together
 from megatron_grow.state.boxes import shape_of, slices
 from megatron_grow.state.kinds import MAIN_PARAM

@@ -16,7 +16,7 @@ from torch.futures import Future
 
 from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.torch_dist.chunks import seal
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_grow import __version__
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.tokenizers.load import load_tokenizer, tokenizer_digest
+from megatron_grow.inputs.errors import UserError
 
 _SUFFIXES = (".bin", ".idx", ".json")
 _MOST_WORKERS = 1024

@@ -9,12 +9,12 @@ from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.preprocess.compression import DAMAGE, open_stream
 from megatron_grow.data.preprocess.inputs import InputFile, no_key
 from megatron_grow.data.preprocess.json_values import read_values
 from megatron_grow.data.preprocess.parquet import read_rows
 from megatron_grow.data.preprocess.sniff import Format
+from megatron_grow.inputs.errors import UserError
 
 _UNITS = {Format.JSON_LINES: "line", Format.JSON: "entry", Format.PARQUET: "row"}
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.preprocess.corpora import Position, RawBatch, RawDocument
 from megatron_grow.data.preprocess.findings import Findings
 from megatron_grow.data.tokenizers.load import Tokenizer, load_tokenizer
+from megatron_grow.inputs.errors import UserError
 
 # The indexed dataset counts the tokens of a sequence, and Megatron those of a sample, in int32.
 _MAX_DOCUMENT_TOKENS = np.iinfo(np.int32).max

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.preprocess.compression import DAMAGE, UnreadableError
 from megatron_grow.data.preprocess.sniff import Content, Format, sniff
+from megatron_grow.inputs.errors import UserError
 
 
 @dataclass(frozen=True)

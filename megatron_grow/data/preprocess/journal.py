@@ -13,13 +13,13 @@ from typing import Any
 
 from blake3 import blake3
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.preprocess.corpora import Position
 from megatron_grow.data.preprocess.encode import EncodedBatch
 from megatron_grow.data.preprocess.findings import Findings, Met
 from megatron_grow.data.preprocess.inputs import InputFile
 from megatron_grow.files.durable import flush, sync
 from megatron_grow.files.lock import locked
+from megatron_grow.inputs.errors import UserError
 
 
 @dataclass(frozen=True)

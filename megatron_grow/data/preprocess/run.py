@@ -14,7 +14,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.preprocess.config import PreprocessConfig
 from megatron_grow.data.preprocess.corpora import Position, read_batches, read_texts
 from megatron_grow.data.preprocess.encode import Encoder
@@ -24,6 +23,7 @@ from megatron_grow.data.preprocess.summary import by_kind, closing_lines
 from megatron_grow.data.preprocess.workers import map_in_order
 from megatron_grow.data.signals import undisturbed
 from megatron_grow.data.tokenizers.load import train_bpe
+from megatron_grow.inputs.errors import UserError
 
 
 def preprocess(config: PreprocessConfig, console: Console) -> dict[str, str]:

@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TypeVar
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.signals import deaf_children, undisturbed
+from megatron_grow.inputs.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

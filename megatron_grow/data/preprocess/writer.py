@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, _IndexWriter
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.indexed import Sidecar
 from megatron_grow.files.durable import flush, sync
+from megatron_grow.inputs.errors import UserError
 
 
 class CorpusWriter:

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 END_OF_DOCUMENT = "<|endoftext|>"
 

@@ -14,7 +14,6 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.data.tokenizers.coverage import Coverage
 from megatron_grow.data.tokenizers.files import (
     END_OF_DOCUMENT,
@@ -23,6 +22,7 @@ from megatron_grow.data.tokenizers.files import (
     read_gpt2,
     read_tokenizer_json,
 )
+from megatron_grow.inputs.errors import UserError
 
 _MOST_TRAINED = 1 << 24
 """Tokens of a BPE that is trained here; the largest published vocabularies have a million."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import DataSection
 from megatron_grow.data.tokenizers.load import load_tokenizer
+from megatron_grow.inputs.errors import UserError
 
 
 def with_vocabulary(model: ModelConfig, data: DataSection) -> ModelConfig:

@@ -18,9 +18,9 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.gpt.module import GPTModule
 from megatron_grow.model.layers.attention import ScaledDotProductAttention
 from megatron_grow.model.layers.norms import Norm

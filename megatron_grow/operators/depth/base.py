@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axis_map import FRESH, AxisMap
 from megatron_grow.state.tensors import LogicalTensor

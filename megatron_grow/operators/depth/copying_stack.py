@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.state.axis_maps import Gather
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import ClassVar
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.state.axis_map import FRESH, AxisMap
 from megatron_grow.state.axis_maps import Gather

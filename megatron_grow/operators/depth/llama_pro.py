@@ -1,7 +1,7 @@
 """The operator ``llama_pro``."""
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.depth.copying_zero import CopyingZero
 
 

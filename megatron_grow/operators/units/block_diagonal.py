@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.expansion import Expansion
 from megatron_grow.operators.indices import cyclic

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.config.ranges import Seed
+from megatron_grow.inputs.ranges import Seed
 from megatron_grow.operators.expansion import Expansion
 from megatron_grow.operators.indices import cyclic, even_shares, random_map
 from megatron_grow.operators.units.base import UnitOperator

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import ClassVar
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.indices import padded
 from megatron_grow.state.axis_map import FRESH

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import ClassVar
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.expansion import Expansion, gets_noise
 from megatron_grow.operators.indices import cyclic, even_shares
 from megatron_grow.operators.units.base import UnitOperator

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.expansion import Expansion
 from megatron_grow.operators.indices import cyclic, even_shares, uneven_shares
 from megatron_grow.operators.units.base import UnitOperator, epsilon_caveat

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.state.axis_map import FRESH
 from megatron_grow.state.axis_maps import Dense, Gather

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.indices import padded
 from megatron_grow.state.axis_map import FRESH, AxisMap

@@ -17,8 +17,8 @@ from megatron_grow.checkpoint.huggingface.config import (
     to_config,
     to_model,
 )
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.gpt.huggingface.families import FAMILIES
 from tests.checkpoint.huggingface import models
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.checkpoint.huggingface.writer import HuggingFaceWriter
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.checkpoint.huggingface import models

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.checkpoint.huggingface.writer import HuggingFaceWriter
 from megatron_grow.checkpoint.side_files import side_files
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.checkpoint.huggingface import models
 from tests.checkpoint.huggingface.convert import blocks, export, values

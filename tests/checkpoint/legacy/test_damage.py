@@ -13,7 +13,7 @@ import torch
 from megatron.core.optimizer import OptimizerConfig
 
 from megatron_grow.checkpoint.legacy.reader import LegacyReader
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.checkpoint.hostile import bombs

@@ -16,8 +16,8 @@ from megatron_grow.checkpoint.legacy.writer import LegacyWriter
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.root import is_complete
 from megatron_grow.checkpoint.writer import Block
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import full, split
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.checkpoint.legacy.files import loads, save

@@ -14,9 +14,9 @@ from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.torch_dist.names import COMMON
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.checkpoint.torch_dist.record import record_of
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import full
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.checkpoint.hostile import bombs

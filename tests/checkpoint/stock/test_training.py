@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import CheckpointSection, OptimizerSection
 from megatron_grow.config.stages import StageSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.train.start import find_start
 from tests.checkpoint.stock.checkpoints import save

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_grow.config.errors import UserError
 from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
 
 FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 _DEFAULT_BASE = 10000.0

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
-from megatron_grow.config.errors import UserError
-from megatron_grow.config.typed import typed
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.typed import typed
 
 Kind = TypeVar("Kind")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from megatron_grow.config.errors import parse_error
+from megatron_grow.inputs.errors import parse_error
 
 
 def typed(

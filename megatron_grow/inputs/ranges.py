@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 LARGEST = 2**31 - 1
 """Of every number whose range does not say otherwise."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from megatron_grow.config.errors import UserError
+from megatron_grow.inputs.errors import UserError
 
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
