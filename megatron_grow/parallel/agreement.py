@@ -70,13 +70,6 @@ def reduced(values: torch.Tensor, how: Literal["max", "sum"]) -> torch.Tensor:
     return values
 
 
-def largest_over_ranks(value: int) -> int:
-    """The largest ``value`` of all ranks, over the CPU backend."""
-    largest = torch.tensor(value)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
-
-
 def sum_over_ranks(value: float) -> float:
     """Sum of ``value`` over all ranks, in fp64 and over the CPU backend."""
     total = torch.tensor(value, dtype=torch.float64)

@@ -71,11 +71,6 @@ class TensorMap:
                 seen.add(source)
         return had
 
-    @cached_property
-    def is_copy(self) -> bool:
-        """Whether the target is the source, unchanged."""
-        return len(self.terms) == 1 and all(isinstance(a, Identity) for a in self.terms[0].axes)
-
 
 def identity(tensor: LogicalTensor) -> TensorMap:
     """The map that keeps ``tensor`` as it is."""
