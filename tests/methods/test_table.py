@@ -46,7 +46,7 @@ MISTAKES = {
         {"depth": "random"},
         [{"name": "tests.toy:Trace"}],
         {},
-        "stages[1].methods[0]=tests.toy:Trace is not a training method: a subclass of "
+        "stages[1].methods[0].name=tests.toy:Trace is not a training method: a subclass of "
         "megatron_grow.methods.base.TrainingMethod",
     ),
     "nothing to mask": (
