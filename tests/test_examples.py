@@ -54,8 +54,8 @@ def test_growing_someone_elses_llama() -> None:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "TOY_STEPS": "30",
-        "TRAIN_ITERS": "20",
+        "TOY_STEPS": "15",
+        "TRAIN_ITERS": "10",
     }
     done = subprocess.run(
         ["bash", root / "examples/grow_llama/grow.sh"],

@@ -197,7 +197,7 @@ def convert_offline(plan: Plan, path: Path, stage: Stage, tp: int) -> Path:
         writer,
         step=STEPS,
         threads=1,
-        verifies=True,
+        verifies=False,
         progress=Progress(enabled=False),
     )
     return final
