@@ -16,15 +16,9 @@ from megatron_grow.convert.synthetic import SyntheticReader, write
 from megatron_grow.train.start import find_start
 from tests.convert.toy import GPT, by_torch, command, equal
 
-EXTEND = Path(__file__).parents[2] / "examples" / "extend"
 NPY = "extend.npy:Npy"
 STEP = "iter_0000010"
 FC1 = "decoder.layers.mlp.linear_fc1.weight"
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(EXTEND)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +27,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def there(source: Path, tmp_path: Path, importable: None) -> Path:
+def there(source: Path, tmp_path: Path) -> Path:
     assert command("reshard", source, tmp_path / "npy", "--format", NPY) == 0
     return tmp_path / "npy" / STEP
 

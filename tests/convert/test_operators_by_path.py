@@ -11,14 +11,8 @@ import yaml
 from megatron_grow.convert.synthetic import SyntheticReader, write
 from tests.convert.toy import GPT, by_torch, command
 
-EXTEND = Path(__file__).parents[2] / "examples" / "extend"
 FC1 = "decoder.layers.mlp.linear_fc1.weight"
 FC2 = "decoder.layers.mlp.linear_fc2.weight"
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(EXTEND)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from tests.distributed import run_ranks
 from tests.state.snapshot import assemble, snapshot
 from tests.toy import MODEL, begin, grow, layout, loop_over, micro_batches, run_config
 
-EXTEND = str(Path(__file__).parents[2] / "examples" / "extend")
 STEPS_BEFORE, STEPS = 3, 4
 LR, WEIGHT_DECAY, BETA1, BETA2, EPS = 1e-2, 0.1, 0.9, 0.95, 1e-8
 ONE = (1, layout())
@@ -84,7 +81,6 @@ def runs(where: tuple[int, dict[str, Any]], cases: dict[str, Case]) -> dict[str,
 
 
 def _train_all(configs: dict[str, RunConfig]) -> dict[str, Run]:
-    sys.path.insert(0, EXTEND)
     return {name: _train(config) for name, config in configs.items()}
 
 

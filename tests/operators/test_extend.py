@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,6 @@ from tests.logits import agreed
 from tests.state.snapshot import assemble
 from tests.toy import layout
 
-EXTEND = str(Path(__file__).parents[2] / "examples" / "extend")
 IMPORTANCE = "extend.importance:Importance"
 FC1 = "decoder.layers.mlp.linear_fc1.weight"
 FC2 = "decoder.layers.mlp.linear_fc2.weight"
@@ -52,7 +50,6 @@ COPIED = [0, 0, 1, 1]
 
 def grow_by_importance(root: str) -> Found:
     """On a rank of eight."""
-    sys.path.insert(0, EXTEND)
     return grow_all_ways(CASE, LAYOUTS, 8, Path(root))
 
 
@@ -62,9 +59,8 @@ def ranks() -> list[Found]:
         return run_ranks(8, grow_by_importance, root, timeout=200)
 
 
-def test_the_chosen_units_on_ranks(ranks: list[Found], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chosen_units_on_ranks(ranks: list[Found]) -> None:
     """TP2 PP2 DP2 to PP4 DP2, distributed optimizers: in memory, at load and offline alike."""
-    monkeypatch.syspath_prepend(EXTEND)
     config = run(CASE, LAYOUTS)
     source, target = (logical_tensors(stage.model) for stage in config.resolve(8))
     before = assemble(source, [rank.source for rank in ranks])
@@ -92,8 +88,7 @@ def test_the_chosen_units_on_ranks(ranks: list[Found], monkeypatch: pytest.Monke
         assert all(np.array_equal(same[name], grown[name]) for name in grown), other
 
 
-def test_the_function_is_kept_on_ranks(ranks: list[Found], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(EXTEND)
+def test_the_function_is_kept_on_ranks(ranks: list[Found]) -> None:
     assert plan_of(run(CASE, LAYOUTS), 8).caveats == ()
     before = agreed(rank.before for rank in ranks)
     after = agreed(rank.after for rank in ranks)
@@ -104,9 +99,8 @@ def test_the_function_is_kept_on_ranks(ranks: list[Found], monkeypatch: pytest.M
 # By the algebra, in fp64.
 
 
-def test_gated_units_and_mirrored_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gated_units_and_mirrored_layers() -> None:
     """A gate goes with what it gates; more than twice the units; layers that are copies."""
-    monkeypatch.syspath_prepend(EXTEND)
     target = replace(LLAMA, ffn_hidden_size=30, num_layers=5)
     grow = GrowSection(ffn=IMPORTANCE, depth="extend.mirror:Mirror")
     plan = growth(LLAMA, target, grow, target_depth=5, seed=1)
@@ -122,9 +116,8 @@ def test_gated_units_and_mirrored_layers(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(made[FC2][new], expected, rtol=1e-12, atol=0)
 
 
-def test_function_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_function_and_gradients() -> None:
     """Autograd's gradients of the grown model are what moments are carried as."""
-    monkeypatch.syspath_prepend(EXTEND)
     target = replace(GPT2, ffn_hidden_size=20)
     plan = growth(GPT2, target, GrowSection(ffn=IMPORTANCE), target_depth=2, seed=1)
     values = weights_of(GPT2)
@@ -136,9 +129,8 @@ def test_function_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(found, truth[key], rtol=1e-9, atol=1e-12, msg=key)
 
 
-def test_noise_beside_it_has_the_power_of_its_own_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_beside_it_has_the_power_of_its_own_layer() -> None:
     """Units are drawn layer by layer, columns of hidden units in all layers at once."""
-    monkeypatch.syspath_prepend(EXTEND)
     source = replace(GPT2, hidden_size=64, ffn_hidden_size=96, vocab_size=512)
     target = replace(source, hidden_size=128, ffn_hidden_size=100)
     values = weights_of(source)
