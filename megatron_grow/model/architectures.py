@@ -12,7 +12,10 @@ ARCHITECTURES: Registry[Architecture] = Registry(
     "an architecture",
     "architecture",
     Architecture,
-    {"gpt": "megatron_grow.model.gpt.architecture:GPT"},
+    {
+        "gpt": "megatron_grow.model.gpt.architecture:GPT",
+        "bert": "megatron_grow.model.bert.architecture:BERT",
+    },
 )
 
 

@@ -65,13 +65,16 @@ def norm_tensors(
     return [gain] if model.normalization == "RMSNorm" else [gain, bias]
 
 
-def attention_tensors(prefix: str, model: ModelConfig, target_depth: int) -> list[LogicalTensor]:
+def attention_tensors(
+    prefix: str, model: ModelConfig, target_depth: int | None
+) -> list[LogicalTensor]:
     """Self-attention of every layer, without the norm before it.
 
     Args:
         prefix: of the keys.
         model: the shape.
-        target_depth: the depth that the run ends with, which scales the initial output.
+        target_depth: the depth that the run ends with, which scales the initial output; None: it
+            begins as all other matrices.
     """
     queries_per_group = model.num_attention_heads // model.query_groups
     # Megatron interleaves each group's query heads with its key and its value head.
@@ -100,13 +103,14 @@ def attention_tensors(prefix: str, model: ModelConfig, target_depth: int) -> lis
     return tensors
 
 
-def mlp_tensors(prefix: str, model: ModelConfig, target_depth: int) -> list[LogicalTensor]:
+def mlp_tensors(prefix: str, model: ModelConfig, target_depth: int | None) -> list[LogicalTensor]:
     """The feed-forward network of every layer, without the norm before it.
 
     Args:
         prefix: of the keys.
         model: the shape.
-        target_depth: the depth that the run ends with, which scales the initial output.
+        target_depth: the depth that the run ends with, which scales the initial output; None: it
+            begins as all other matrices.
     """
     inner = (
         *((Axis(GATE_UP, 2, Role.INDEX, fuses=(1, 1)),) if model.gated else ()),
@@ -137,10 +141,11 @@ def _matrix(
 
 
 def _output(
-    key: str, columns: tuple[Axis, ...], model: ModelConfig, target_depth: int
+    key: str, columns: tuple[Axis, ...], model: ModelConfig, target_depth: int | None
 ) -> LogicalTensor:
     """The last matrix of a residual branch; initially scaled by 1 / sqrt(2 x depth) (GPT-2)."""
-    init = Normal(model.init_method_std / sqrt(2 * target_depth))
+    scale = sqrt(2 * target_depth) if target_depth else 1.0
+    init = Normal(model.init_method_std / scale)
     axes, groups = (_layer(model), hidden(model), *columns), (1, 1, len(columns))
     return LogicalTensor(key, axes, groups, init, ends_branch=True)
 

@@ -1,0 +1,1 @@
+"""BERT, of any normalisation order and with any head."""

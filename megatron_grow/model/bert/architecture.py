@@ -1,0 +1,89 @@
+"""BERT, as an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.sections import TrainSection
+from megatron_grow.inputs.ranges import Count, CountOrZero
+from megatron_grow.model.architecture import Architecture, Loss
+from megatron_grow.model.bert.tensors import bert_tensors
+from megatron_grow.state.tensors import LogicalTensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import Dataset
+
+    from megatron_grow.config.run import RunConfig
+    from megatron_grow.config.stages import Stage
+    from megatron_grow.data.check import Split
+    from megatron_grow.data.datasets import Datasets
+
+
+@dataclass(frozen=True)
+class BERT(Architecture):
+    """Megatron-Core's BERT, and the original's order of norms."""
+
+    changing: ClassVar[frozenset[str]] = frozenset({"pool_size"})
+
+    norm_position: Literal["post", "pre"] = "post"
+    """``post``: norms follow the sums of the residual stream (Devlin et al. 2018); ``pre``: they
+    begin each branch, as in Megatron-LM."""
+    token_types: CountOrZero = 2
+    """Kinds of tokens that an embedding tells apart, such as those of a first and a second
+    sentence; 0: none (RoBERTa)."""
+    sentence_head: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
+    """What a second head predicts of two sentences, from the first token, and how samples are made
+    for it; ``none``: there is no such head, and no pooler."""
+    first_position: CountOrZero = 0
+    """Row of the table of positions that the first token has; RoBERTa's is 2."""
+    pool_size: Count = 1
+    """Neighbouring tokens that the network reads as one; 1: none."""
+
+    def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
+        """As :func:`.tensors.bert_tensors`."""
+        return bert_tensors(
+            model,
+            target_depth,
+            post_norm=self.norm_position == "post",
+            token_types=self.token_types,
+            sentence_head=self.sentence_head != "none",
+        )
+
+    def build(
+        self, model: ModelConfig, parallel: ParallelConfig, train: TrainSection
+    ) -> list[torch.nn.Module]:
+        """To come."""
+        raise NotImplementedError
+
+    def check_data(self, config: RunConfig, stages: list[Stage]) -> tuple[Split, Split | None]:
+        """To come."""
+        raise NotImplementedError
+
+    def datasets(
+        self, data: tuple[Split, Split | None], config: RunConfig, train_samples: int
+    ) -> Datasets:
+        """To come."""
+        raise NotImplementedError
+
+    def cut(self, samples: Dataset, parts: int) -> Dataset:
+        """To come."""
+        raise NotImplementedError
+
+    def forward_step(
+        self, chunk: torch.nn.Module, batch: Mapping[str, torch.Tensor] | None
+    ) -> tuple[Any, Loss]:
+        """To come."""
+        raise NotImplementedError
+
+    def logits(self, chunk: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        """To come."""
+        raise NotImplementedError
+
+    def model_flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
+        """To come."""
+        raise NotImplementedError
