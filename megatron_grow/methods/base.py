@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -15,6 +15,17 @@ from megatron_grow.growth.plan import Plan
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.state.piece import Piece
+
+
+class Report(NamedTuple):
+    """What a method tells of a step."""
+
+    event: str
+    """Of its row of metrics: what happened, as ``stage_end``."""
+    text: str
+    """For the console, in one line."""
+    values: Mapping[str, Any]
+    """For the row, of JSON's types."""
 
 
 @dataclass
@@ -52,6 +63,8 @@ class Context:
     """After which the stage ends; None: not decided, at the latest after ``stage.last_step``."""
     end_reason: str | None = None
     """Why a method would have the stage end."""
+    reports: list[Report] = field(default_factory=list)
+    """Of this step, so far."""
     _skips: bool = False
 
     @property
@@ -99,6 +112,16 @@ class Context:
             )
         self.end_reason = reason
 
+    def report(self, event: str, text: str, **values: Any) -> None:
+        """Tell of this step, by a row of the metrics and a line on the console.
+
+        Args:
+            event: what happened; one row of it for each step.
+            text: of the line, without where the run is.
+            values: of the row, the same on every rank.
+        """
+        self.reports.append(Report(event, text, values))
+
     def stop(self) -> None:
         """Save and stop the run after this step; it can be gone on with from there."""
         self.stopping = True
@@ -107,6 +130,7 @@ class Context:
         """Begin a step."""
         self.step += 1
         self.losses, self.grad_norm, self.updated, self._skips = None, math.nan, False, False
+        self.reports = []
 
 
 class TrainingMethod:

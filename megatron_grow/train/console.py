@@ -96,9 +96,13 @@ class Console:
             lines.append(f"val loss    {before:.4f} before, {told}")
         self.message("\n    ".join(lines))
 
+    def event(self, step: int, text: str) -> None:
+        """Print what happened in a step."""
+        self.message(f"{self._position(step)} | {text}")
+
     def checkpoint(self, step: int, path: object) -> None:
         """Print that the checkpoint of ``step`` is complete at ``path``."""
-        self.message(f"{self._position(step)} | saved {path}")
+        self.event(step, f"saved {path}")
 
     def warning(self, text: str) -> None:
         """Print something the user should look at."""

@@ -18,6 +18,7 @@ from megatron_grow.train.loop import Loop
 from megatron_grow.train.metrics import MetricsLog
 from megatron_grow.train.output import Output
 from megatron_grow.train.preflight import Prepared
+from megatron_grow.train.reports import Reports
 from megatron_grow.train.saving import Saving
 from megatron_grow.train.signals import StopRequest
 from megatron_grow.train.training_rows import TrainingRows
@@ -27,8 +28,8 @@ class Trainer:
     """Trains a prepared run from its start, or its checkpoint, to its end.
 
     What happens besides the steps has the form of training methods. It follows those of the stage,
-    in this order: the rule that may end the stage, the request to stop, the guard against numbers
-    that are not finite, training rows, evaluation, saving.
+    in this order: the rule that may end the stage, what methods report, the request to stop, the
+    guard against numbers that are not finite, training rows, evaluation, saving.
     """
 
     def __init__(
@@ -137,5 +138,5 @@ class Trainer:
             if place in methods:
                 methods[place].load_state_dict(state)
         ctx = Context(self.config, self.stages, live, self.prepared.plans[index], step, methods)
-        rows = TrainingRows(self.output)
-        return Loop(ctx, (self.stop, self.guard, rows, self.evaluation, self.saving))
+        reports, rows = Reports(self.output), TrainingRows(self.output)
+        return Loop(ctx, (reports, self.stop, self.guard, rows, self.evaluation, self.saving))

@@ -23,6 +23,7 @@ class SkipSpikes(TrainingMethod):
         if self.average is not None and loss > self.average:
             ctx.skip_update()
             self.skipped.append(ctx.step)
+            ctx.report("spike", f"loss {loss:.3f} is a spike", loss=loss, average=self.average)
         before = loss if self.average is None else self.average
         self.average = self.share * before + (1 - self.share) * loss
 

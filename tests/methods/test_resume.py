@@ -82,6 +82,13 @@ def test_resume_is_exact(workplace: Path, whole: dict[int, float]) -> None:
         skipped
     )
     assert all("loss" in row for row in rows(workplace, "whole") if "lr" in row)
+    reports = [
+        [row for row in rows(workplace, name) if row.get("event") == "spike"]
+        for name in ("whole", "again")
+    ]
+    assert [row["step"] for row in reports[0]] == skipped
+    assert all(row["loss"] > row["average"] and row["stage"] == 1 for row in reports[0])
+    assert reports[1] == reports[0][len(before) :]
 
 
 def weights(workplace: Path, name: str, step: int, kind: str) -> dict[str, torch.Tensor]:
