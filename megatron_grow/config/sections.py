@@ -160,6 +160,8 @@ class DataSection:
     """``bytes``, ``gpt2`` (with vocab_file and merge_file), or the path of a tokenizer.json."""
     vocab_file: PathText | None = None
     merge_file: PathText | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of samples, where the architecture leaves a choice: which tokens are masked, say."""
     cache_dir: PathText | None = None
     """Where dataset indices are cached; absent: output_dir/cache."""
     num_workers: Annotated[int, Range(least=0, most=1024)] = 0
@@ -177,6 +179,7 @@ FIXED = (
     "data.tokenizer",
     "data.vocab_file",
     "data.merge_file",
+    "data.options",
     "optimizer.optimizer",
 )
 """Fields that a run keeps when it is resumed: a change would be another run, under its name."""

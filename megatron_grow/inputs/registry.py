@@ -12,6 +12,7 @@ from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.typed import typed
 
 Kind = TypeVar("Kind")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,7 @@ class Registry(Generic[Kind]):
         """
         kind = self.find(spec, where)
         options = {self.word: spec} if isinstance(spec, str) else dict(spec)
-        return self.configured(kind, options.pop(self.word), options, where, **given)
-
-    def configured(
-        self, kind: type[Kind], name: Any, options: Mapping[str, Any], where: str, /, **given: Any
-    ) -> Kind:
-        """A ``kind``, called ``name``, with these options; as :meth:`make`."""
-        names = {field.name for field in fields(kind) if field.init} - set(given)  # type: ignore[arg-type]
-        for option in options:
-            if option not in names:
-                raise UserError(
-                    f"{where}.{option} is not an option of {name}; "
-                    f"known are {', '.join(sorted(names)) or 'none'}"
-                )
-        values = typed(kind, dict(options), where, frozenset(given))
-        try:
-            return kind(**values, **given)
-        except UserError as error:
-            raise UserError(f"{where}.{error}") from None
+        return configured(kind, options.pop(self.word), options, where, **given)
 
     def _imported(self, path: str, where: str) -> type[Kind]:
         module, _, name = path.partition(":")
@@ -104,3 +88,21 @@ class Registry(Generic[Kind]):
         if lacks:
             raise UserError(f"{where}={path} does not say its {', '.join(sorted(lacks))}")
         return found  # type: ignore[return-value]
+
+
+def configured(
+    kind: type[Made], name: Any, options: Mapping[str, Any], where: str, /, **given: Any
+) -> Made:
+    """A ``kind``, a dataclass called ``name``, with these options; as :meth:`Registry.make`."""
+    names = {field.name for field in fields(kind) if field.init} - set(given)  # type: ignore[arg-type]
+    for option in options:
+        if option not in names:
+            raise UserError(
+                f"{where}.{option} is not an option of {name}; "
+                f"known are {', '.join(sorted(names)) or 'none'}"
+            )
+    values = typed(kind, dict(options), where, frozenset(given))
+    try:
+        return kind(**values, **given)
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from None

@@ -32,6 +32,11 @@ Where context-parallel ranks share the tokens of a sequence, the losses of these
 
 
 @dataclass(frozen=True)
+class NoOptions:
+    """Of samples that leave no choice."""
+
+
+@dataclass(frozen=True)
 class Architecture(ABC):
     """A kind of model: its tensors, how it is built, and what it trains on.
 
@@ -41,6 +46,8 @@ class Architecture(ABC):
 
     changing: ClassVar[frozenset[str]] = frozenset()
     """Options in which a model may differ from the one that it grows from."""
+    data_options: ClassVar[type] = NoOptions
+    """A dataclass, whose fields are what ``data.options`` of a run file can say."""
 
     def __post_init__(self) -> None:
         check_fields(self)

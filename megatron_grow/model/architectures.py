@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.inputs.registry import Registry
+from megatron_grow.config.sections import DataSection
+from megatron_grow.inputs.registry import Registry, configured
 from megatron_grow.model.architecture import Architecture
 from megatron_grow.model.huggingface import Family
 from megatron_grow.state.tensors import LogicalTensor
@@ -26,7 +29,17 @@ def architecture_of(model: ModelConfig) -> Architecture:
         UserError: ``model.architecture`` names none, or it has no such options.
     """
     kind = ARCHITECTURES.find(model.architecture, "model.architecture")
-    return ARCHITECTURES.configured(kind, model.architecture, model.options, "model.options")
+    return configured(kind, model.architecture, model.options, "model.options")
+
+
+def sample_options(model: ModelConfig, data: DataSection) -> Any:
+    """``data.options``, as the architecture of ``model`` has them (``data_options``).
+
+    Raises:
+        UserError: one that it has not, or a value that it refuses.
+    """
+    kind = ARCHITECTURES.find(model.architecture, "model.architecture").data_options
+    return configured(kind, model.architecture, data.options, "data.options")
 
 
 def all_families() -> dict[str, Family]:

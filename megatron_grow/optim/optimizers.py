@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from megatron_grow.config.sections import OptimizerSection
-from megatron_grow.inputs.registry import Registry
+from megatron_grow.inputs.registry import Registry, configured
 from megatron_grow.optim.base import Optimizer
 
 OPTIMIZERS: Registry[Optimizer] = Registry(
@@ -32,9 +32,7 @@ def optimizer_of(section: OptimizerSection) -> Optimizer:
     kind = OPTIMIZERS.find(section.optimizer, "optimizer.optimizer")
     shared = {field.name for field in fields(section)} & {field.name for field in fields(kind)}
     given = {name: getattr(section, name) for name in shared}
-    return OPTIMIZERS.configured(
-        kind, section.optimizer, section.options, "optimizer.options", **given
-    )
+    return configured(kind, section.optimizer, section.options, "optimizer.options", **given)
 
 
 def recorded_section(config: Mapping[str, Any]) -> OptimizerSection:

@@ -109,6 +109,10 @@ def test_stages_may_be_left_out(workplace: Path) -> None:
 
 SMALL = {"until": 0.5, "model": {"num_layers": 2}}
 MISTAKES = {
+    "options of samples that have none": (
+        ["--data.options", "{masking: token}"],
+        ["data.options.masking is not an option of gpt; known are none"],
+    ),
     "layout that does not divide the world": (
         ["--stages", json.dumps([{"parallel": {"tensor_model_parallel_size": 4}}])],
         ["tensor_model_parallel_size=4", "2 ranks"],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.data.masked.options import MaskedOptions
 from megatron_grow.inputs.ranges import Count, CountOrZero
 from megatron_grow.model.architecture import Architecture, Loss
 from megatron_grow.model.bert.tensors import bert_tensors
@@ -29,6 +30,7 @@ class BERT(Architecture):
     """Megatron-Core's BERT, and the original's order of norms."""
 
     changing: ClassVar[frozenset[str]] = frozenset({"pool_size"})
+    data_options: ClassVar[type] = MaskedOptions
 
     norm_position: Literal["post", "pre"] = "post"
     """``post``: norms follow the sums of the residual stream (Devlin et al. 2018); ``pre``: they

@@ -1,0 +1,1 @@
+"""Samples in which some tokens are masked, and are to be predicted."""
