@@ -40,7 +40,7 @@ def _ours(dtype: torch.dtype, rows_in_block: int) -> tuple[np.ndarray, np.ndarra
     part = VOCAB // dist.get_world_size()
     mine = logits[..., dist.get_rank() * part :][..., :part].contiguous().requires_grad_()
     cross_entropy._BLOCK_ELEMENTS["cpu"] = rows_in_block * part
-    losses = vocab_parallel_cross_entropy(mine * 1, labels, dist.group.WORLD, VOCAB)
+    losses, _ = vocab_parallel_cross_entropy(mine * 1, labels, dist.group.WORLD, VOCAB)
     losses.backward(upstream)
     assert losses.dtype is torch.float32
     assert mine.grad.dtype is dtype
@@ -77,7 +77,8 @@ def _confident(world_size: int) -> tuple[float, float]:
     part = VOCAB // world_size
     mine = logits[:, dist.get_rank() * part :][:, :part].contiguous().requires_grad_()
     labels = torch.tensor([7])
-    vocab_parallel_cross_entropy(mine * 1, labels, dist.group.WORLD, VOCAB).sum().backward()
+    losses, _ = vocab_parallel_cross_entropy(mine * 1, labels, dist.group.WORLD, VOCAB)
+    losses.sum().backward()
     return mine.grad[0, 7].item()
 
 
@@ -91,7 +92,8 @@ def test_a_well_predicted_token_still_has_a_gradient(world_size: int) -> None:
 
 def _second_backward() -> str:
     logits = torch.randn(2, VOCAB, requires_grad=True)
-    losses = vocab_parallel_cross_entropy(logits * 1, torch.tensor([3, 4]), dist.group.WORLD, VOCAB)
+    labels = torch.tensor([3, 4])
+    losses, _ = vocab_parallel_cross_entropy(logits * 1, labels, dist.group.WORLD, VOCAB)
     losses.sum().backward(retain_graph=True)
     try:
         losses.sum().backward()
@@ -105,16 +107,25 @@ def test_a_second_backward_pass_is_refused() -> None:
     assert "modified by an inplace operation" in run_ranks(1, _second_backward)[0]
 
 
-def _padded(vocab_size: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Losses, and this rank's part of the gradient, where padding logits are the largest."""
+def _half_right(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Labels of which every other one is the likeliest token."""
+    best = logits[..., :vocab_size].argmax(-1)
+    every_other = torch.arange(labels.numel()).view_as(labels) % 2 == 0
+    return best.where(every_other, labels % vocab_size)
+
+
+def _padded(vocab_size: int, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray, list[bool]]:
+    """Losses, this rank's part of the gradient, and hits; padding logits are the largest."""
     logits, labels, upstream = _inputs(dtype)
+    labels = _half_right(logits, labels, vocab_size)
     logits[..., vocab_size:] = 500.0
     part = VOCAB // dist.get_world_size()
     mine = logits[..., dist.get_rank() * part :][..., :part].contiguous().requires_grad_()
     group = dist.group.WORLD
-    losses = vocab_parallel_cross_entropy(mine * 1, labels % vocab_size, group, vocab_size)
+    losses, hits = vocab_parallel_cross_entropy(mine * 1, labels, group, vocab_size)
     losses.backward(upstream)
-    return losses.detach().double().numpy(), mine.grad.double().numpy()
+    found = losses.detach().double().numpy(), mine.grad.double().numpy()
+    return *found, hits.flatten().tolist()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -127,15 +138,18 @@ def test_padding_has_no_share(
 ) -> None:
     """As torch has it of the logits without padding, also where a rank has nothing else."""
     logits, labels, upstream = _inputs(dtype)
+    labels = _half_right(logits, labels, vocab_size)
     exact = logits[..., :vocab_size].double().requires_grad_()
-    expected = functional.cross_entropy(
-        exact.flatten(0, 1), (labels % vocab_size).flatten(), reduction="none"
-    )
+    expected = functional.cross_entropy(exact.flatten(0, 1), labels.flatten(), reduction="none")
     expected.backward(upstream.flatten().double())
+    best = exact.detach().amax(-1)
+    right = (exact.detach().gather(-1, labels.unsqueeze(-1)).squeeze(-1) == best).flatten().tolist()
+    assert 0 < sum(right) < len(right)
     results = run_ranks(world_size, _padded, vocab_size, dtype)
-    for found, _ in results:
+    for found, _, hits in results:
         np.testing.assert_allclose(found.ravel(), expected.detach(), rtol=0, atol=1e-5)
-    gradient = np.concatenate([part for _, part in results], axis=-1)
+        assert hits == right
+    gradient = np.concatenate([part for _, part, _ in results], axis=-1)
     real = gradient[..., :vocab_size]
     np.testing.assert_allclose(real, exact.grad, rtol=gradient_error, atol=1e-7)
     assert (gradient[..., vocab_size:] == 0).all()

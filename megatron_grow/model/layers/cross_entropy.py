@@ -18,7 +18,7 @@ _BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
 
 def vocab_parallel_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup, vocab_size: int
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log likelihood of each label; softmax in fp32 whatever the logits are.
 
     Args:
@@ -30,7 +30,8 @@ def vocab_parallel_cross_entropy(
             with a gradient of exactly 0.
 
     Returns:
-        (...), fp32, the same on every rank of ``group``.
+        Two of (...), the same on every rank of ``group``: the losses, in fp32, and whether no logit
+        is larger than that of the label.
     """
     return _VocabParallelCrossEntropy.apply(logits, labels, group, vocab_size)
 
@@ -43,7 +44,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         group: dist.ProcessGroup,
         vocab_size: int,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = logits.detach().view(-1, logits.shape[-1])  # (tokens, part of the vocabulary)
         first = group.rank() * rows.shape[1]
         rows[:, max(vocab_size - first, 0) :] = -torch.inf
@@ -56,16 +57,17 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         if group.size() > 1:
             top, total, share, predicted = _over_ranks(top, total, predicted, group)
             rows.mul_(share.unsqueeze(1))
-        losses = total.log() + (top - predicted)
+        losses, hits = total.log() + (top - predicted), (predicted >= top).view(labels.shape)
 
         # From softmax to gradient: p - 1 at the label, from the loss to keep precision near p = 1.
         gradient = torch.expm1(-losses).to(rows.dtype).unsqueeze(1)
         rows.scatter_(1, index, rows.gather(1, index).where(elsewhere.unsqueeze(1), gradient))
         ctx.save_for_backward(rows)
-        return losses.view(labels.shape)
+        ctx.mark_non_differentiable(hits)
+        return losses.view(labels.shape), hits
 
     @staticmethod
-    def backward(ctx: Any, grad_losses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_losses: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         gradient.mul_(grad_losses.reshape(-1, 1))
         return gradient.view(*grad_losses.shape, -1), None, None, None
