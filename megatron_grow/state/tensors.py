@@ -61,6 +61,14 @@ class LogicalTensor:
     """Which of the model's layers have it: entry i of its axis 0 is that of layer ``layers[i]``.
     None: all of them, where axis 0 is the layer."""
 
+    def __post_init__(self) -> None:
+        names = [axis.name for axis in self.axes]
+        if len({*names}) < len(names):
+            raise ValueError(
+                f"{self.key} has two axes of one name ({', '.join(names)}), which would be drawn "
+                "alike; give one a row of its own that follows the other"
+            )
+
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Sizes of the fine axes."""

@@ -15,7 +15,7 @@ from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.boxes import Box, full, slices
 from megatron_grow.state.materialise import materialise
 from megatron_grow.state.questions import Answers, Question
-from tests.model import reference
+from tests.model import bert_reference, reference
 
 GPT2 = ModelConfig(
     num_layers=2,
@@ -101,6 +101,11 @@ def applied(
 
 
 TOKENS = torch.randint(0, 40, (3, 9), generator=torch.Generator().manual_seed(5))
+TEXT = bert_reference.Text(
+    TOKENS[:, :8],
+    types=(torch.arange(8) >= 4).long().expand(3, -1),
+    padding=torch.arange(8) >= torch.tensor([[8], [7], [5]]),
+)
 
 
 def loss_and_gradients(model: ModelConfig, weights: Weights) -> tuple[torch.Tensor, Weights]:

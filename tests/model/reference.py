@@ -19,20 +19,17 @@ def losses(
     x = embedding[tokens]
     if model.position_embedding_type == "learned_absolute":
         x = x + weights["embedding.position_embeddings.weight"][: tokens.shape[1]]
+    future = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
     for layer in range(model.num_layers):
-        mine = {
-            key.removeprefix("decoder.layers."): value[layer]
-            for key, value in weights.items()
-            if key.startswith("decoder.layers.")
-        }
-        normed = _norm(model, mine, "self_attention.linear_qkv.layer_norm", x)
-        x = x + _after(model, mine, "self_attn_bda.norm", _attention(model, mine, normed))
-        normed = _norm(model, mine, "mlp.linear_fc1.layer_norm", x)
-        x = x + _after(model, mine, "mlp_bda.norm", _feed_forward(model, mine, "mlp", normed))
+        mine = layer_of(weights, "decoder.layers.", layer)
+        normed = norm(model, mine, "self_attention.linear_qkv.layer_norm", x)
+        x = x + after(model, mine, "self_attn_bda.norm", attention(model, mine, normed, future))
+        normed = norm(model, mine, "mlp.linear_fc1.layer_norm", x)
+        x = x + after(model, mine, "mlp_bda.norm", feed_forward(model, mine, "mlp", normed))
         if "second_norm.weight" in mine:
-            normed = _norm(model, mine, "second_norm", x)
-            x = x + _feed_forward(model, mine, "second_mlp", normed)
-    x = _norm(model, weights, "decoder.final_layernorm", x)
+            normed = norm(model, mine, "second_norm", x)
+            x = x + feed_forward(model, mine, "second_mlp", normed)
+    x = norm(model, weights, "decoder.final_layernorm", x)
     head = (
         embedding if model.share_embeddings_and_output_weights else weights["output_layer.weight"]
     )
@@ -42,11 +39,20 @@ def losses(
     )
 
 
-def _linear(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+def layer_of(weights: Weights, prefix: str, layer: int) -> Weights:
+    """The weights of one layer, by their keys behind ``prefix``."""
+    return {
+        key.removeprefix(prefix): value[layer]
+        for key, value in weights.items()
+        if key.startswith(prefix)
+    }
+
+
+def linear(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
     return functional.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
-def _norm(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+def norm(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
     join = "." if f"{name}.weight" in weights else "_"
     scale, epsilon = weights[f"{name}{join}weight"], model.layernorm_epsilon
     if model.normalization == "RMSNorm":
@@ -56,27 +62,33 @@ def _norm(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> t
     return centred * (variance + epsilon).rsqrt() * scale + weights[f"{name}{join}bias"]
 
 
-def _after(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+def after(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
     """A norm on what a branch gives, where there is one."""
-    return _norm(model, weights, name, x) if f"{name}.weight" in weights else x
+    return norm(model, weights, name, x) if f"{name}.weight" in weights else x
 
 
-def _attention(model: ModelConfig, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+def attention(
+    model: ModelConfig, weights: Weights, x: torch.Tensor, hidden: torch.Tensor
+) -> torch.Tensor:
+    """Self-attention of ``x``, (batch, sequence, hidden size).
+
+    ``hidden`` says which positions (the last axis) which others do not see; it is broadcast to
+    (batch, groups, heads of each, sequence, sequence).
+    """
     batch, length, _ = x.shape
     groups, per_group = model.query_groups, model.num_attention_heads // model.query_groups
-    mixed = _linear(weights, "self_attention.linear_qkv", x)
+    mixed = linear(weights, "self_attention.linear_qkv", x)
     mixed = mixed.view(batch, length, groups, per_group + 2, model.head_dim)
     query, key, value = mixed.split([per_group, 1, 1], dim=3)  # (b, s, group, heads, d)
     if model.qk_layernorm:
-        query = _norm(model, weights, "self_attention.q_layernorm", query)
-        key = _norm(model, weights, "self_attention.k_layernorm", key)
+        query = norm(model, weights, "self_attention.q_layernorm", query)
+        key = norm(model, weights, "self_attention.k_layernorm", key)
     if model.position_embedding_type == "rope":
         query, key = _rotate(model, query), _rotate(model, key)
     scores = torch.einsum("bsghd,btgxd->bghst", query, key) / model.head_dim**0.5
-    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
     weight = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     context = torch.einsum("bghst,btgxd->bsghd", weight, value)
-    return _linear(weights, "self_attention.linear_proj", context.flatten(2))
+    return linear(weights, "self_attention.linear_proj", context.flatten(2))
 
 
 def _rotate(model: ModelConfig, x: torch.Tensor) -> torch.Tensor:
@@ -99,8 +111,8 @@ def _rotate(model: ModelConfig, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([turned, still], dim=-1)
 
 
-def _feed_forward(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
-    x = _linear(weights, f"{name}.linear_fc1", x)
+def feed_forward(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+    x = linear(weights, f"{name}.linear_fc1", x)
     if model.activation == "swiglu":
         gate, up = x.chunk(2, dim=-1)
         x = functional.silu(gate) * up
@@ -110,4 +122,4 @@ def _feed_forward(model: ModelConfig, weights: Weights, name: str, x: torch.Tens
         x = x / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
     else:
         x = functional.gelu(x)
-    return _linear(weights, f"{name}.linear_fc2", x)
+    return linear(weights, f"{name}.linear_fc2", x)

@@ -13,7 +13,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.model.architectures import architecture_of, logical_tensors
 from megatron_grow.parallel import process_groups
-from megatron_grow.state.axes import Role
+from megatron_grow.state.axes import HIDDEN, Axis, Role
 from megatron_grow.state.boxes import Box, fold
 from megatron_grow.state.tensors import Constant, LogicalTensor, Normal
 from tests.distributed import run_ranks
@@ -184,3 +184,14 @@ def test_inputs_are_consumed_and_outputs_produced() -> None:
     assert untied["output_layer.weight"].axes[1].role is Role.CONSUMES
     assert untied["embedding.word_embeddings.weight"].axes[1].role is Role.PRODUCES
     assert untied["decoder.final_layernorm.weight"].axes[0].role is Role.PRODUCES
+
+
+def test_a_tensor_that_has_an_axis_twice_is_refused() -> None:
+    """Rows and columns of one name would be drawn alike: both as columns, which share weights."""
+    axis = Axis(HIDDEN, 8, Role.PRODUCES)
+    with pytest.raises(
+        ValueError, match=r"dense\.weight has two axes of one name \(hidden, hidden\)"
+    ):
+        LogicalTensor(
+            "dense.weight", (axis, replace(axis, role=Role.CONSUMES)), (1, 1), Normal(0.02)
+        )

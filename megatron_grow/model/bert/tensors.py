@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.model.tensors import attention_tensors, hidden, mlp_tensors, norm_tensors
-from megatron_grow.state.axes import POSITION, VOCAB, Axis, AxisRule, Role
+from megatron_grow.state.axes import HIDDEN, POSITION, VOCAB, Axis, AxisRule, Role
 from megatron_grow.state.tensors import Constant, LogicalTensor, Normal, Part
 
 LAYERS = "encoder.layers."
@@ -31,6 +31,11 @@ TOKEN_TYPE = AxisRule("token_type")
 """Which of two sentences a token is of."""
 SENTENCE_CLASS = AxisRule("sentence_class")
 """Whether the second sentence follows the first, or not."""
+TRANSFORMED = AxisRule(
+    "transformed", HIDDEN.grown_by, HIDDEN.fields, HIDDEN.sized_by, follows=HIDDEN.name
+)
+"""What the dense layer of a head makes of hidden units, as many and grown alike; it has a name of
+its own, since that layer's rows and its columns are drawn in two ways."""
 
 
 def bert_tensors(
@@ -121,8 +126,9 @@ def _sentence_head(model: ModelConfig) -> Iterator[LogicalTensor]:
 
 
 def _dense(prefix: str, model: ModelConfig) -> Iterator[LogicalTensor]:
-    yield _matrix(f"{prefix}weight", hidden(model), hidden(model, Role.CONSUMES), model, "head")
-    yield _bias(f"{prefix}bias", hidden(model))
+    made = Axis(TRANSFORMED, model.hidden_size, Role.PRODUCES)
+    yield _matrix(f"{prefix}weight", made, hidden(model, Role.CONSUMES), model, "head")
+    yield _bias(f"{prefix}bias", made)
 
 
 def _tokens(model: ModelConfig) -> Axis:

@@ -1,0 +1,66 @@
+"""A BERT in a page of plain PyTorch, from the same weights: what megatron-core's must compute."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+from megatron_grow.config.model import ModelConfig
+from tests.model.reference import Weights, attention, feed_forward, layer_of, linear, norm
+
+
+class Text(NamedTuple):
+    """What a BERT reads."""
+
+    tokens: torch.Tensor
+    """(batch, sequence)."""
+    types: torch.Tensor
+    """(batch, sequence)."""
+    padding: torch.Tensor
+    """(batch, sequence); True: not attended to."""
+
+
+class Logits(NamedTuple):
+    """What a BERT says."""
+
+    tokens: torch.Tensor
+    """Of all positions, (batch, sequence, vocabulary)."""
+    sentence: torch.Tensor | None
+    """(batch, 2); None: it has no such head."""
+
+
+def logits(model: ModelConfig, weights: Weights, text: Text, *, first_position: int = 0) -> Logits:
+    """Of a model in post-norm if its weights have the norm of the embeddings, else in pre-norm."""
+    post = "embedding.embedding_dropout.0.weight" in weights
+    embedding, length = weights["embedding.word_embeddings.weight"], text.tokens.shape[1]
+    positions = weights["embedding.position_embeddings.weight"][first_position:]
+    x = embedding[text.tokens] + positions[:length]
+    if (types := weights.get("embedding.tokentype_embeddings.weight")) is not None:
+        x = x + types[text.types]
+    if post:
+        x = norm(model, weights, "embedding.embedding_dropout.0", x)
+    padding = text.padding[:, None, None, None, :]
+    for layer in range(model.num_layers):
+        mine = layer_of(weights, "encoder.layers.", layer)
+        if post:
+            x = norm(model, mine, "self_attn_bda.norm", x + attention(model, mine, x, padding))
+            x = norm(model, mine, "mlp_bda.norm", x + feed_forward(model, mine, "mlp", x))
+        else:
+            normed = norm(model, mine, "self_attention.linear_qkv.layer_norm", x)
+            x = x + attention(model, mine, normed, padding)
+            normed = norm(model, mine, "mlp.linear_fc1.layer_norm", x)
+            x = x + feed_forward(model, mine, "mlp", normed)
+    if not post:
+        x = norm(model, weights, "encoder.final_layernorm", x)
+    head = (
+        embedding if model.share_embeddings_and_output_weights else weights["output_layer.weight"]
+    )
+    guess = norm(
+        model, weights, "lm_head.layer_norm", functional.gelu(linear(weights, "lm_head.dense", x))
+    )
+    sentence = None
+    if "binary_head.weight" in weights:
+        sentence = linear(weights, "binary_head", linear(weights, "pooler.dense", x[:, 0]).tanh())
+    return Logits(guess @ head.T + weights["output_layer.bias"], sentence)
