@@ -46,21 +46,42 @@ class BERT(Architecture):
     pool_size: Count = 1
     """Neighbouring tokens that the network reads as one; 1: none."""
 
+    @property
+    def post_norm(self) -> bool:
+        """Whether norms follow the sums of the residual stream."""
+        return self.norm_position == "post"
+
+    @property
+    def has_sentence_head(self) -> bool:
+        """Whether there is a head over pairs of sentences."""
+        return self.sentence_head != "none"
+
     def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
         """As :func:`.tensors.bert_tensors`."""
         return bert_tensors(
             model,
             target_depth,
-            post_norm=self.norm_position == "post",
+            post_norm=self.post_norm,
             token_types=self.token_types,
-            sentence_head=self.sentence_head != "none",
+            sentence_head=self.has_sentence_head,
         )
 
     def build(
         self, model: ModelConfig, parallel: ParallelConfig, train: TrainSection
     ) -> list[torch.nn.Module]:
-        """To come."""
-        raise NotImplementedError
+        """As :func:`.build.build_bert`."""
+        from megatron_grow.model.bert.build import build_bert
+        from megatron_grow.model.engine_config import transformer_config
+
+        return build_bert(
+            model,
+            transformer_config(model, parallel, train),
+            train,
+            post_norm=self.post_norm,
+            first_position=self.first_position,
+            token_types=self.token_types,
+            sentence_head=self.has_sentence_head,
+        )
 
     def check_data(self, config: RunConfig, stages: list[Stage]) -> tuple[Split, Split | None]:
         """To come."""
@@ -76,6 +97,10 @@ class BERT(Architecture):
         """To come."""
         raise NotImplementedError
 
+    def reads(self, *, first: bool, last: bool) -> bool:
+        """All chunks: attention must know of padding."""
+        return True
+
     def forward_step(
         self, chunk: torch.nn.Module, batch: Mapping[str, torch.Tensor] | None
     ) -> tuple[Any, Loss]:
@@ -83,8 +108,10 @@ class BERT(Architecture):
         raise NotImplementedError
 
     def logits(self, chunk: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        """To come."""
-        raise NotImplementedError
+        """As :func:`.batch.logits`."""
+        from megatron_grow.model.bert import batch
+
+        return batch.logits(chunk, tokens)
 
     def model_flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
         """To come."""

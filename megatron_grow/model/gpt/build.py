@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig
-from megatron.core.transformer.module import Float16Module
-from megatron.core.transformer.transformer_block import (
-    LayerNormImpl,
-    TransformerBlockSubmodules,
-    get_num_layers_to_build,
-)
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_block import LayerNormImpl, TransformerBlockSubmodules
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.model.chunks import build_chunks
 from megatron_grow.model.gpt.module import GPTModule
-from megatron_grow.model.layers.attention import ScaledDotProductAttention
+from megatron_grow.model.layers.local import local_layer
 from megatron_grow.model.layers.norms import Norm
-from megatron_grow.parallel import cpu
 from megatron_grow.parallel.process_groups import is_first_chunk, is_last_chunk
 
 
@@ -39,14 +32,7 @@ def build_gpt(
     As :meth:`.architecture.Architecture.build`, of layers as ``layers`` says of each.
     """
     norm = Norm if train.transformer_impl == "local" else LayerNormImpl
-    chunks = []
-    for number in range(config.virtual_pipeline_model_parallel_size or 1):
-        first = get_transformer_layer_offset(config, vp_stage=number)
-        count = get_num_layers_to_build(config, vp_stage=number)
-        block = TransformerBlockSubmodules(list(layers[first : first + count]), layer_norm=norm)
-        chunk = _build_chunk(model, config, block, number)
-        chunks.append(Float16Module(config, chunk) if train.precision == "bf16" else chunk)
-    return chunks
+    return build_chunks(config, train, layers, norm, partial(_build_chunk, model, config))
 
 
 def _build_chunk(
@@ -71,27 +57,18 @@ def _build_chunk(
         rope_scaling=model.use_rope_scaling,
         rope_scaling_factor=model.rope_scaling_factor,
         vp_stage=number,
-    ).to(cpu.device())  # megatron-core makes learned positions on the CPU
+    )
 
 
 def layer_spec(config: TransformerConfig, train: TrainSection) -> ModuleSpec:
     """megatron-core's specification of a layer."""
-    if train.transformer_impl == "transformer_engine":
-        try:
-            import transformer_engine  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                "train.transformer_impl=transformer_engine, but Transformer Engine does not "
-                f"import ({error}); use local"
-            ) from error
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    spec = get_gpt_layer_local_spec(
-        qk_layernorm=config.qk_layernorm, normalization=config.normalization
-    )
-    parts = spec.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = Norm
-    attention = parts.self_attention.submodules
-    attention.core_attention = ScaledDotProductAttention
-    if config.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = Norm
-    return spec
+    if train.transformer_impl == "local":
+        return local_layer(config, AttnMaskType.causal)
+    try:
+        import transformer_engine  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "train.transformer_impl=transformer_engine, but Transformer Engine does not "
+            f"import ({error}); use local"
+        ) from error
+    return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)

@@ -10,9 +10,10 @@ from torch.nn import functional
 
 
 class ScaledDotProductAttention(torch.nn.Module):
-    """Causal attention that never holds the whole attention matrix (flash kernels, CPU and GPU).
+    """Attention that never holds the whole attention matrix (flash kernels, CPU and GPU).
 
-    Stands in for megatron-core's ``DotProductAttention`` in a layer specification.
+    Causal, or to all tokens but padding. Stands in for megatron-core's ``DotProductAttention`` in a
+    layer specification.
     """
 
     def __init__(
@@ -26,8 +27,9 @@ class ScaledDotProductAttention(torch.nn.Module):
         **unused: object,
     ) -> None:
         super().__init__()
-        if attn_mask_type is not AttnMaskType.causal:
-            raise ValueError(f"only causal attention is implemented, got {attn_mask_type}")
+        if attn_mask_type not in (AttnMaskType.causal, AttnMaskType.padding):
+            raise ValueError(f"only causal and padding masks are implemented, got {attn_mask_type}")
+        self.causal = attn_mask_type is AttnMaskType.causal
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
         self.sequence_parallel = config.sequence_parallel
@@ -46,27 +48,38 @@ class ScaledDotProductAttention(torch.nn.Module):
             query: (sequence, batch, query heads of this rank, head size).
             key: (sequence, batch, key/value heads of this rank, head size).
             value: as ``key``.
-            attention_mask: ignored; the mask is causal.
+            attention_mask: (batch, 1, 1, sequence) bool, True where nothing is attended to; ignored
+                by causal attention. A sequence of padding alone attends to all of it, for something
+                that is a number.
 
         Returns:
             (sequence, batch, query heads x head size).
         """
+        attended = None
+        if not self.causal and attention_mask is not None:
+            attended = ~attention_mask | attention_mask.all(-1, keepdim=True)
         if self.training and self.dropout > 0.0:
             with tensor_parallel.get_cuda_rng_tracker().fork():
-                context = self._attend(query, key, value, self.dropout)
+                context = self._attend(query, key, value, attended, self.dropout)
         else:
-            context = self._attend(query, key, value, 0.0)
+            context = self._attend(query, key, value, attended, 0.0)
         return context.permute(2, 0, 1, 3).flatten(2)
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attended: torch.Tensor | None,
+        dropout: float,
     ) -> torch.Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # (b, heads, s, d)
         return functional.scaled_dot_product_attention(
             query,
             key,
             value,
-            is_causal=True,
+            attn_mask=attended,
+            is_causal=self.causal,
             dropout_p=dropout,
             scale=self.softmax_scale,
             enable_gqa=query.shape[1] != key.shape[1],
