@@ -23,6 +23,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "heads": "aki",
         "ffn": "aki",
     },
+    # Gu et al. 2020, arXiv 2010.12562: stacked layers, tiled feed-forward units, a fresh optimizer
+    "compound_grow": {
+        "depth": "copying_stack",
+        "ffn": "hypercloning",
+        "optimizer_state": "reset",
+    },
     # Samragh et al. 2024, arXiv 2409.12903
     "hypercloning": {"width": "hypercloning", "heads": "hypercloning", "ffn": "hypercloning"},
     # Wang et al. 2023, arXiv 2310.07999

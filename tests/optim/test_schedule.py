@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -88,6 +89,35 @@ def test_a_stage_does_not_restart_the_rate_unless_it_asks() -> None:
     assert schedule.lr(5001, 0.5, _stage(lr_multiplier=0.5)) == 0.25
     rewarmed = [schedule.lr(step, 0.5, _stage(1.0, 4)) for step in range(5001, 5006)]
     assert rewarmed == [0.125, 0.25, 0.375, 0.5, 0.5]
+
+
+def test_compound_growth_s_schedule() -> None:
+    """Each stage's own of the TF Model Garden, as one of a run of three stages.
+
+    There a stage counts its steps from 0: a warm-up over 10,000, then a constant rate, in the last
+    stage one that falls to 0 over its 450,000. A warm-up leads to what the rate is at its end; here
+    it is a factor on the falling rate, which differs by 1 in 45 at most, and is the same after it.
+    """
+    ends, warmup, last = (112_500, 225_000, 675_000), 10_000, 450_000
+    schedule = _schedule(
+        iters=ends[-1],
+        lr_warmup_fraction=warmup / ends[-1],
+        lr_wsd_decay_fraction=last / ends[-1],
+    )
+    for index, (first, end) in enumerate(zip((0, *ends), ends, strict=False)):
+        stage = replace(
+            _stage(rewarmup_iters=warmup if index else 0), first_step=first, last_step=end
+        )
+
+        def published(done: int, falls: bool = index == 2) -> float:
+            return 0.5 * (1 - done / last if falls else 1.0)
+
+        for done in (1, 2500, 5000, 9999):
+            rate = schedule.lr(first + done, 0.5, stage)
+            assert rate == pytest.approx(published(warmup) * done / warmup, rel=1 / 44)
+        for done in (10_000, 50_000, end - first):
+            rate = schedule.lr(first + done, 0.5, stage)
+            assert rate == pytest.approx(published(done), rel=1e-12, abs=1e-15)
 
 
 def test_apply_scales_each_group_from_its_own_peak() -> None:
