@@ -138,7 +138,7 @@ def growth(
         UserError: an unknown operator or option, or an impossible growth.
     """
     grow = grow or GrowSection()
-    _check_options(source, target, where)
+    options = _changed_options(source, target, where)
     tensors, before = logical_tensors(target, target_depth), logical_tensors(source)
     grown = grown_axes(before, tensors)
     if source.num_layers != target.num_layers:
@@ -181,10 +181,10 @@ def growth(
             gradients,
             grow.optimizer_state or "carry",
             seed,
-            "; ".join((summary(knowing, grown), *_in_words(source, target))),
-            _caveats(knowing, source, target, masked=False),
+            "; ".join((summary(knowing, grown), *_in_words(source, target), *options)),
+            (*_caveats(knowing, source, target, masked=False), *options),
             _new_units(knowing, source, target),
-            _caveats(knowing, source, target, masked=True),
+            (*_caveats(knowing, source, target, masked=True), *options),
             optimizer or optimizer_of(OptimizerSection()),
         )
 
@@ -214,7 +214,8 @@ def _ordered(questions: tuple[Question, ...], order: float) -> Answers:
     }
 
 
-def _check_options(source: ModelConfig, target: ModelConfig, where: str) -> None:
+def _changed_options(source: ModelConfig, target: ModelConfig, where: str) -> tuple[str, ...]:
+    """What the architecture's options change of the function, in words."""
     before, after = architecture_of(source), architecture_of(target)
     for option in fields(after):
         was, is_ = getattr(before, option.name), getattr(after, option.name)
@@ -223,6 +224,7 @@ def _check_options(source: ModelConfig, target: ModelConfig, where: str) -> None
                 f"{where}: model.options.{option.name}={is_} differs from the {was} before; no "
                 "growth changes that"
             )
+    return tuple(f"{name}: {words}" for name, words in after.changes_since(before, where).items())
 
 
 def _compose(

@@ -28,7 +28,7 @@ from megatron_grow.live.pieces import (
 )
 from megatron_grow.live.placement import tensors_of
 from megatron_grow.model.architecture import Architecture, Loss
-from megatron_grow.model.architectures import architecture_of
+from megatron_grow.model.architectures import architecture_of, sample_options
 from megatron_grow.optim import update
 from megatron_grow.optim.builder import build_optimizer
 from megatron_grow.optim.optimizers import optimizer_of
@@ -81,6 +81,12 @@ class LiveStage:
             )
             for i in range(len(self.chunks))
         ]
+        self._hidden_length = self._architecture.hidden_length(
+            stage.model,
+            stage.batch.seq_length,
+            sample_options(stage.model, config.data),
+            engine.tensor_model_parallel_size if engine.sequence_parallel else 1,
+        )
         batch, peers = stage.batch, parallel_state.get_data_parallel_world_size()
         self._micro_batches = batch.global_batch_size // (batch.micro_batch_size * peers)
 
@@ -195,7 +201,7 @@ class LiveStage:
             data_iterator=[next(readers) if reads else None for reads in self._chunk_reads],
             model=self.chunks,
             num_microbatches=self._micro_batches,
-            seq_length=self.stage.batch.seq_length,
+            seq_length=self._hidden_length,
             micro_batch_size=self.stage.batch.micro_batch_size,
             forward_only=forward_only,
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
@@ -51,6 +52,18 @@ class Architecture(ABC):
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def changes_since(self, before: Self, where: str) -> dict[str, str]:
+        """What its options change of the function of the model that it grows from, by option.
+
+        Args:
+            before: the same architecture with options that differ in those of :attr:`changing`.
+            where: begins the message of an error.
+
+        Raises:
+            UserError: no growth leads from ``before`` to it.
+        """
+        return {}
 
     @abstractmethod
     def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
@@ -110,6 +123,19 @@ class Architecture(ABC):
     def cut(self, samples: Dataset, parts: int) -> Dataset:
         """The same samples in the same order, each as so many shorter ones, for a stage."""
 
+    def hidden_length(
+        self, model: ModelConfig, seq_length: int, samples: Any, multiple: int = 1
+    ) -> int:
+        """Length of a sample between layers, and so of what pipeline stages send each other.
+
+        Args:
+            model: the shape.
+            seq_length: tokens of a sample.
+            samples: ``data.options``, as :attr:`data_options` has them.
+            multiple: of what it must be one, as is ``seq_length``, to be shared among ranks.
+        """
+        return seq_length
+
     def reads(self, *, first: bool, last: bool) -> bool:
         """Whether a chunk of a model needs its micro-batches: the first and the last by default.
 
@@ -162,13 +188,29 @@ class Architecture(ABC):
         said = type(self).mask_points is not Architecture.mask_points
         return said and issubclass(says, has)
 
+    def layer_reads(self, model: ModelConfig, seq_length: int, samples: Any) -> int:
+        """Parameters of the layers, each as often as it is applied to a sample.
+
+        That is once for each token, unless it says otherwise.
+
+        Args:
+            model: the shape.
+            seq_length: tokens of a sample.
+            samples: ``data.options``, as :attr:`data_options` has them.
+        """
+        tensors = self.tensors(model, None).values()
+        return seq_length * sum(prod(t.shape) for t in tensors if t.part == "blocks")
+
     @abstractmethod
-    def model_flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
+    def model_flops_per_token(
+        self, model: ModelConfig, seq_length: int, samples: Any, *, causal: bool
+    ) -> int:
         """Arithmetic that training on one token needs, for model FLOPs utilisation.
 
         Args:
             model: the shape.
-            seq_length: tokens that attend to each other.
+            seq_length: tokens of a sample, which attend to each other.
+            samples: ``data.options``, as :attr:`data_options` has them.
             causal: count half of the attention square, what a causal kernel computes, instead of
                 the published convention's whole.
         """

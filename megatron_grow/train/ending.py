@@ -89,7 +89,7 @@ class StageEnding(TrainingMethod):
         seen = Observation(
             step=ctx.step,
             tokens=ctx.stage.tokens_at(ctx.step),
-            flops=flops_at_step(ctx.stages, ctx.step, "total"),
+            flops=flops_at_step(ctx.stages, ctx.step, "total", ctx.run.data),
             loss=loss,
         )
         self._history.append(seen)

@@ -44,6 +44,6 @@ def progress(ctx: Context) -> Progress:
         "stage": ctx.stage.index,
         "num_layers": ctx.stage.model.num_layers,
         "consumed_tokens": ctx.stage.tokens_at(ctx.step),
-        "flops_total": flops_at_step(ctx.stages, ctx.step, "total"),
-        "flops_block": flops_at_step(ctx.stages, ctx.step, "blocks"),
+        "flops_total": flops_at_step(ctx.stages, ctx.step, "total", ctx.run.data),
+        "flops_block": flops_at_step(ctx.stages, ctx.step, "blocks", ctx.run.data),
     }

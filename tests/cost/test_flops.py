@@ -11,15 +11,15 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import StageSection, resolve_stages
-from megatron_grow.cost.flops import flops_at_step, flops_per_token, model_flops_per_token
+from megatron_grow.cost.flops import flops_at_step, flops_per_sample, model_flops_per_token
 from tests.cost.gpt2 import gpt2
 
 
 def test_six_times_the_parameters():
     model = gpt2(12, 768, normalization="RMSNorm")
     blocks = 12 * (12 * 768**2 + 2 * 768)
-    assert flops_per_token(model, "total") == 6 * 124_373_760
-    assert flops_per_token(model, "blocks") == 6 * blocks
+    assert flops_per_sample(model, "total", 1) == 6 * 124_373_760
+    assert flops_per_sample(model, "blocks", 1) == 6 * blocks
 
 
 def test_model_flops_equal_torchs_count():
@@ -59,7 +59,7 @@ def test_cost_of_a_run_up_to_a_step():
     ]
     train = TrainSection(train_iters=100, seq_length=128, global_batch_size=8)
     stages = resolve_stages(sections, target, ParallelConfig(), train)
-    one, full = (flops_per_token(gpt2(n, 768), "blocks") for n in (1, 12))
+    one, full = (flops_per_sample(gpt2(n, 768), "blocks", 1) for n in (1, 12))
     for step, steps_at_one, steps_at_full in [(0, 0, 0), (80, 0, 0), (85, 5, 0), (100, 10, 10)]:
         expected = 1024 * (steps_at_one * one + steps_at_full * full)
         assert flops_at_step(stages, step, "blocks") == expected
@@ -86,7 +86,7 @@ def test_cost_counts_the_tokens_of_each_stage():
     consumed = {0: (0, 0, 0), 7: (7168, 0, 0), 10: (10_240, 0, 0), 11: (10_240, 512, 0)}
     consumed |= {30: (10_240, 10_240, 0), 100: (10_240, 10_240, 143_360)}
     for part in ("total", "blocks"):
-        costs = [flops_per_token(gpt2(layers, 768), part) for layers in (0, 1, 12)]
+        costs = [flops_per_sample(gpt2(layers, 768), part, 1) for layers in (0, 1, 12)]
         for step, tokens in consumed.items():
             expected = sum(number * cost for number, cost in zip(tokens, costs, strict=True))
             assert flops_at_step(stages, step, part) == expected

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.data.masked.options import MaskedOptions
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.ranges import Count, CountOrZero
 from megatron_grow.model.architecture import Architecture, Loss
+from megatron_grow.model.bert import flops
+from megatron_grow.model.bert.lengths import pooled_length
 from megatron_grow.model.bert.tensors import bert_tensors
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -44,7 +47,20 @@ class BERT(Architecture):
     first_position: CountOrZero = 0
     """Row of the table of positions that the first token has; RoBERTa's is 2."""
     pool_size: Count = 1
-    """Neighbouring tokens that the network reads as one; 1: none."""
+    """Neighbouring tokens that share a place behind the first layer, all but the first token and
+    the masked ones (CompoundGrow, Gu et al. 2020); 1: each has its own."""
+
+    def changes_since(self, before: Self, where: str) -> dict[str, str]:
+        """A model with fewer tokens in a place computes something else with the same weights."""
+        was, is_ = before.pool_size, self.pool_size
+        if is_ > was:
+            raise UserError(
+                f"{where}: model.options.pool_size={is_} is more than the {was} before; sequences "
+                "between layers only grow"
+            )
+        if is_ == was:
+            return {}
+        return {"pool_size": f"{was} -> {is_} tokens in a place, longer sequences between layers"}
 
     @property
     def post_norm(self) -> bool:
@@ -101,6 +117,20 @@ class BERT(Architecture):
         """All chunks: attention must know of padding."""
         return True
 
+    def hidden_length(
+        self, model: ModelConfig, seq_length: int, samples: Any, multiple: int = 1
+    ) -> int:
+        """Places, where tokens share them; a model without layers has none to pool them."""
+        if not model.num_layers:
+            return seq_length
+        masked = samples.most_masked(seq_length)
+        return pooled_length(seq_length, masked, self.pool_size, multiple)
+
+    def layer_reads(self, model: ModelConfig, seq_length: int, samples: Any) -> int:
+        """As :func:`.flops.layer_reads`."""
+        hidden_length = self.hidden_length(model, seq_length, samples)
+        return flops.layer_reads(self.tensors(model, None), seq_length, hidden_length)
+
     def forward_step(
         self, chunk: torch.nn.Module, batch: Mapping[str, torch.Tensor] | None
     ) -> tuple[Any, Loss]:
@@ -113,6 +143,8 @@ class BERT(Architecture):
 
         return batch.logits(chunk, tokens)
 
-    def model_flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
+    def model_flops_per_token(
+        self, model: ModelConfig, seq_length: int, samples: Any, *, causal: bool
+    ) -> int:
         """To come."""
         raise NotImplementedError

@@ -9,24 +9,6 @@ from __future__ import annotations
 import torch
 
 
-def pooled_length(seq_length: int, masked: int, pool_size: int, multiple: int = 1) -> int:
-    """Places that hold any sample.
-
-    A sample with fewer masked tokens than ``masked``, or with padding, needs no more of them.
-
-    Args:
-        seq_length: tokens of a sample, padding among them.
-        masked: the most masked tokens that a sample has.
-        pool_size: tokens that share a place.
-        multiple: of what the length must be one; places behind the last are padding.
-    """
-    if pool_size == 1:
-        return seq_length
-    kept = min(1 + masked, seq_length)
-    places = kept + -(-(seq_length - kept) // pool_size)
-    return -(-places // multiple) * multiple
-
-
 def places_of(
     padding_mask: torch.Tensor, masked_positions: torch.Tensor, pool_size: int, length: int
 ) -> torch.Tensor:
@@ -38,7 +20,7 @@ def places_of(
         padding_mask: (batch, tokens) bool, True where there is none.
         masked_positions: (batch, most masked tokens), rising; unused ones are 0, and come last.
         pool_size: tokens that share a place.
-        length: places, as :func:`pooled_length` says.
+        length: places, as :func:`.lengths.pooled_length` says.
 
     Returns:
         (batch, places, tokens) bool.

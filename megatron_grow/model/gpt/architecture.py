@@ -109,7 +109,9 @@ class GPT(Architecture):
 
         return mask_points(chunk)
 
-    def model_flops_per_token(self, model: ModelConfig, seq_length: int, *, causal: bool) -> int:
+    def model_flops_per_token(
+        self, model: ModelConfig, seq_length: int, samples: Any, *, causal: bool
+    ) -> int:
         """As :func:`.flops.model_flops_per_token`."""
         tensors = self.tensors(model, None)
         return flops.model_flops_per_token(model, tensors, seq_length, causal=causal)

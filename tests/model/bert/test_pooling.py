@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_grow.model.bert.pooling import places_of, pooled_length
+from megatron_grow.model.bert.lengths import pooled_length
+from megatron_grow.model.bert.pooling import places_of
 from megatron_grow.model.layers.pooling import average
 
 
