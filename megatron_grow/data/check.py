@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from megatron.core.datasets.blended_megatron_dataset_config import (
@@ -45,11 +45,28 @@ class Split:
 def check_data(
     data: DataSection, *, seq_length: int, vocab_size: int, evaluate: bool = True
 ) -> tuple[Split, Split | None]:
+    """As :func:`check_corpora`, of running text in samples of ``seq_length`` tokens."""
+
+    def accepts(split: Split, where: str) -> None:
+        for corpus in split.corpora:
+            _check_running(corpus, where)
+            _check_length(split, corpus, seq_length, where)
+
+    return check_corpora(data, accepts, vocab_size=vocab_size, evaluate=evaluate)
+
+
+def check_corpora(
+    data: DataSection,
+    accepts: Callable[[Split, str], None],
+    *,
+    vocab_size: int,
+    evaluate: bool = True,
+) -> tuple[Split, Split | None]:
     """Check a run's corpora and open them; cheap, so that every rank does it before any model.
 
     Args:
         data: The section of the run file.
-        seq_length: Tokens in one sample.
+        accepts: Raises :class:`UserError` unless samples can be made of a split that a field names.
         vocab_size: Token ids that the model knows.
         evaluate: Whether the run reads validation samples.
 
@@ -57,8 +74,8 @@ def check_data(
         The training split and the validation split; None where the run has no validation.
 
     Raises:
-        UserError: a file that is missing or damaged, a malformed blend or split, a corpus too
-            short for one sample or of another tokenizer, token ids outside the model's vocabulary.
+        UserError: a file that is missing or damaged, a malformed blend or split, a corpus that is
+            not accepted or of another tokenizer, token ids outside the model's vocabulary.
     """
     train_field, valid_field = "data.train_data_path", "data.valid_data_path"
     if not data.train_data_path:
@@ -78,9 +95,10 @@ def check_data(
     if evaluate and valid_share is not None:
         shared = train.corpora if valid_blend is train_blend else _open(valid_blend, valid_field)
         splits[valid_field] = Split(valid_blend, valid_share, shared, vocab_size)
+    for field, split in splits.items():
+        accepts(split, field)
     _check_tokenizers(splits, data)
     for field, split in splits.items():
-        _check_lengths(split, seq_length, field)
         _check_token_ids(split, field)
     return train, splits.get(valid_field)
 
@@ -131,19 +149,27 @@ def _check_tokenizers(splits: Mapping[str, Split], data: DataSection) -> None:
         )
 
 
-def _check_lengths(split: Split, seq_length: int, where: str) -> None:
-    for corpus in split.corpora:
-        first, last = split.documents(corpus)
-        tokens = corpus.begin(last) - corpus.begin(first)
-        if tokens < seq_length + 1:
-            raise UserError(
-                f"{where}: {corpus.prefix} has {tokens} tokens in {last - first} documents for "
-                f"this part; one sample needs train.seq_length + 1 = {seq_length + 1}"
-                + _advice(where, corpus)
-            )
+def _check_running(corpus: Corpus, where: str) -> None:
+    if corpus.longest > 1:
+        raise UserError(
+            f"{where}: {corpus.prefix} is cut into sentences, up to {corpus.longest} in a "
+            "document, which training would shuffle; make it without --split-sentences"
+        )
 
 
-def _advice(where: str, corpus: Corpus) -> str:
+def _check_length(split: Split, corpus: Corpus, seq_length: int, where: str) -> None:
+    first, last = split.documents(corpus)
+    tokens = corpus.begin(last) - corpus.begin(first)
+    if tokens < seq_length + 1:
+        raise UserError(
+            f"{where}: {corpus.prefix} has {tokens} tokens in {last - first} documents for "
+            f"this part; one sample needs train.seq_length + 1 = {seq_length + 1}"
+            + split_advice(where, corpus)
+        )
+
+
+def split_advice(where: str, corpus: Corpus) -> str:
+    """What to do about a part of ``corpus`` that is too small, for the end of a message."""
     if not where.startswith("data.split"):
         return ""
     return (

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from megatron_grow.data.cache import cached
+from megatron_grow.data.cache import Arrays, cached
 from megatron_grow.data.check import Split
-from megatron_grow.data.samples import BlendedSamples, CorpusSamples, order_blend, order_corpus
+from megatron_grow.data.files import FileArray
+from megatron_grow.data.indexed import Corpus
+from megatron_grow.data.samples import BlendedSamples, order_blend
 from megatron_grow.parallel.agreement import place, together
 
 Result = TypeVar("Result")
@@ -28,27 +30,38 @@ class Datasets:
     valid: Dataset | None
 
 
+class Kind(Protocol):
+    """How samples are made of a corpus."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the index depends on besides the corpus and its documents; JSON."""
+
+    def index(self, corpus: Corpus, documents: tuple[int, int]) -> Arrays:
+        """What takes long to find out, of the documents from the first to before the second."""
+
+    def samples(self, corpus: Corpus, index: Mapping[str, FileArray], vocab_size: int) -> Dataset:
+        """Samples by number, any from 0; token ids are below ``vocab_size``."""
+
+
 def build_datasets(
     train: Split,
     valid: Split | None,
+    kind: Kind,
     *,
-    seq_length: int,
-    seed: int,
     train_samples: int,
     valid_samples: int,
     cache_dir: Path,
 ) -> Datasets:
     """Build the datasets of a run, on all ranks together or in a single process.
 
-    Sample number k depends on the corpora, the blend, ``seq_length`` and ``seed`` alone. What
-    ``cache_dir`` lacks is computed by rank 0 and, where others do not see its directory, once more
-    on each node.
+    Sample number k depends on the corpora, the blend and ``kind`` alone. What ``cache_dir`` lacks
+    is computed by rank 0 and, where others do not see its directory, once more on each node.
 
     Args:
-        train: As :func:`~megatron_grow.data.check.check_data` found it.
+        train: As :func:`~megatron_grow.data.check.check_corpora` found it.
         valid: The same; None for no validation.
-        seq_length: Tokens in one sample.
-        seed: Of the order of documents and samples.
+        kind: Of samples.
         train_samples: Training samples that the run will read.
         valid_samples: Validation samples of one evaluation.
         cache_dir: Where indices are kept; made if needed.
@@ -56,7 +69,7 @@ def build_datasets(
     Raises:
         UserError: on all ranks, ``cache_dir`` cannot be written on one of them.
     """
-    build = partial(_build, seq_length=seq_length, seed=seed, cache_dir=cache_dir)
+    build = partial(_build, kind=kind, cache_dir=cache_dir)
     return _in_turn(
         lambda: Datasets(
             train=build(train, train_samples),
@@ -76,23 +89,13 @@ def _in_turn(action: Callable[[], Result]) -> Result:
     return results[turn]  # type: ignore[return-value]
 
 
-def _build(split: Split, samples: int, *, seq_length: int, seed: int, cache_dir: Path) -> Dataset:
+def _build(split: Split, samples: int, *, kind: Kind, cache_dir: Path) -> Dataset:
     datasets = []
     for corpus in split.corpora:
         documents = split.documents(corpus)
-        depends_on = {
-            "index": "corpus, version 1",
-            "lengths": corpus.digest,
-            "documents": documents,
-            "seq_length": seq_length,
-            "seed": seed,
-        }
-        order = partial(order_corpus, corpus, documents, seq_length=seq_length, seed=seed)
-        index = cached(cache_dir, depends_on, order)
-        vocab_size = split.vocab_size
-        datasets.append(
-            CorpusSamples(corpus, index, seq_length=seq_length, seed=seed, vocab_size=vocab_size)
-        )
+        depends_on = {**kind.settings, "lengths": corpus.digest, "documents": documents}
+        index = cached(cache_dir, depends_on, partial(kind.index, corpus, documents))
+        datasets.append(kind.samples(corpus, index, split.vocab_size))
     if len(datasets) == 1:
         return datasets[0]
     weights = np.array(split.blend.weights or [len(corpus.tokens) for corpus in split.corpora])

@@ -28,6 +28,8 @@ class Sidecar:
     tokens: int
     tokenizer_digest: str | None = None
     """:func:`~megatron_grow.data.tokenizers.load.tokenizer_digest`; older corpora have none."""
+    sentences: str | None = None
+    """What cut documents into sentences; None where a sequence is a document."""
     made_from: str | None = None
     """Tells whether it would be made alike again (``data/preprocess/journal.py``)."""
 
@@ -48,23 +50,34 @@ class Corpus:
     tokens: FileArray
     """All token ids, (tokens,)."""
     lengths: FileArray
-    """Tokens of each document, (documents,) int32; one without a sequence is left out."""
+    """Tokens of each sequence, (sequences,) int32."""
     positions: FileArray
-    """Where each document begins in the .bin, in bytes, (documents,) int64."""
+    """Where each sequence begins in the .bin, in bytes, (sequences,) int64."""
+    bounds: FileArray
+    """Sequences before each document and in all, int64; a document may have none."""
+    documents: int
+    """Documents with sequences."""
+    longest: int
+    """Most sequences of a document."""
     digest: str
-    """Changes whenever the lengths of documents do, and with them the samples' indices."""
+    """Changes whenever the lengths of sequences or documents do, and with them the samples'
+    indices."""
     sidecar: Sidecar | None
 
     @property
-    def documents(self) -> int:
-        """Documents with text."""
-        return len(self.lengths)
+    def has_sentences(self) -> bool:
+        """Whether a sequence is a sentence, and not a document."""
+        return self.longest > 1 or bool(self.sidecar and self.sidecar.sentences)
 
-    def begin(self, document: int) -> int:
-        """Tokens before ``document``; of the corpus for the number after the last."""
-        if document == self.documents:
+    def begin(self, sequence: int) -> int:
+        """Tokens before ``sequence``; of the corpus for the number after the last."""
+        if sequence == len(self.lengths):
             return len(self.tokens)
-        return int(self.positions.read(document, document + 1)[0]) // self.tokens.dtype.itemsize
+        return int(self.positions.read(sequence, sequence + 1)[0]) // self.tokens.dtype.itemsize
+
+    def document_bounds(self) -> np.ndarray:
+        """Sequences before each document that has some, and in all, (documents + 1,)."""
+        return np.unique(self.bounds.read(0, len(self.bounds)))
 
     def extreme_tokens(self) -> tuple[int, int]:
         """Smallest and largest token id: exact up to 4 Mi tokens, else of 64 blocks of 64 Ki."""
@@ -85,7 +98,7 @@ def open_corpus(prefix: str, where: str) -> Corpus:
         where: The field that names it, for messages.
 
     Raises:
-        UserError: a file that is missing, damaged or of another kind; a corpus of sentences.
+        UserError: a file that is missing, damaged or of another kind.
     """
     for suffix in (".bin", ".idx"):
         if not os.path.lexists(prefix + suffix):
@@ -98,8 +111,8 @@ def open_corpus(prefix: str, where: str) -> Corpus:
     lengths = FileArray(index, _LENGTH, (sequences,), _HEADER.size)
     positions = FileArray(index, _POSITION, (sequences,), lengths.offset + 4 * sequences)
     documents = FileArray(index, _POSITION, (bounds,), positions.offset + 8 * sequences)
-    digest, size = _check_sequences(lengths, positions, dtype.itemsize)
-    _check_documents(documents, sequences)
+    crc, size = _check_sequences(lengths, positions, dtype.itemsize)
+    texts, longest = _check_documents(documents, sequences)
     if binary.size != size:
         raise UserError(
             f"{where}: {binary.path} has {binary.size} bytes and {index.path} expects {size}; "
@@ -107,13 +120,15 @@ def open_corpus(prefix: str, where: str) -> Corpus:
         )
     tokens = FileArray(binary, dtype, (size // dtype.itemsize,), 0)
     sidecar = _read_sidecar(prefix, where)
-    corpus = Corpus(prefix, tokens, lengths, positions, digest, sidecar)
-    if sidecar and (sidecar.documents, sidecar.tokens) != (sequences, len(tokens)):
+    if sidecar and (sidecar.documents, sidecar.tokens) != (texts, len(tokens)):
         raise UserError(
             f"{where}: {prefix}.json tells of {sidecar.documents} documents and {sidecar.tokens} "
-            f"tokens, {index.path} of {sequences} and {len(tokens)}; it belongs to another corpus"
+            f"tokens, {index.path} of {texts} and {len(tokens)}; it belongs to another corpus"
         )
-    return corpus
+    if longest > 1:  # else lengths say all of documents
+        crc = zlib.crc32(documents.read(0, bounds).data, crc)
+    digest = f"{crc:08x}"
+    return Corpus(prefix, tokens, lengths, positions, documents, texts, longest, digest, sidecar)
 
 
 def _read_header(index: DataFile) -> tuple[np.dtype, int, int]:
@@ -142,8 +157,8 @@ def _read_header(index: DataFile) -> tuple[np.dtype, int, int]:
     return dtype, sequences, bounds
 
 
-def _check_sequences(lengths: FileArray, positions: FileArray, itemsize: int) -> tuple[str, int]:
-    """Compare all positions with the running sum of lengths; a digest and the sum in bytes."""
+def _check_sequences(lengths: FileArray, positions: FileArray, itemsize: int) -> tuple[int, int]:
+    """Compare all positions with the running sum of lengths; a checksum and the sum in bytes."""
     crc = total = 0
     for start in range(0, len(lengths), _BLOCK):
         stop = min(start + _BLOCK, len(lengths))
@@ -157,12 +172,12 @@ def _check_sequences(lengths: FileArray, positions: FileArray, itemsize: int) ->
                 f"sequence {start + int(wrong.argmax())} does not continue those before"
             )
         crc, total = zlib.crc32(found.data, crc), int(ends[-1])
-    return f"{crc:08x}", total
+    return crc, total
 
 
-def _check_documents(documents: FileArray, sequences: int) -> None:
-    """Every document is one sequence, or empty: bounds go from 0 to ``sequences`` by 0 or 1."""
-    where, last, longest = f"{documents.file.where}: {documents.file.path}", 0, 0
+def _check_documents(documents: FileArray, sequences: int) -> tuple[int, int]:
+    """Bounds rise from 0 to ``sequences``; documents with sequences, and the most of one."""
+    where, last, longest, texts = f"{documents.file.where}: {documents.file.path}", 0, 0, 0
     for start in range(0, len(documents), _BLOCK):
         found = documents.read(start, min(start + _BLOCK, len(documents)))
         steps = np.diff(found, prepend=last)
@@ -173,13 +188,10 @@ def _check_documents(documents: FileArray, sequences: int) -> None:
                 f"{where} is damaged: document bound {start + int(wrong.argmax())} is out of order"
             )
         last, longest = int(found[-1]), max(longest, int(steps.max()))
+        texts += int(np.count_nonzero(steps))
     if last != sequences:
         raise UserError(f"{where} is damaged: its documents end at sequence {last} of {sequences}")
-    if longest > 1:
-        raise UserError(
-            f"{where} is cut into sentences, up to {longest} in a document, which training "
-            "would shuffle; make it without --split-sentences"
-        )
+    return texts, longest
 
 
 _SIDECAR_BYTES = 1 << 16

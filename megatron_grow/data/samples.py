@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from megatron.core.datasets import helpers
 from torch.utils.data import Dataset
 
+from megatron_grow.data.cache import Arrays
+from megatron_grow.data.epochs import Epochs
 from megatron_grow.data.files import FileArray
 from megatron_grow.data.indexed import Corpus
-from megatron_grow.inputs.errors import UserError
+from megatron_grow.data.reading import read_text
 
 Index = Mapping[str, FileArray]
 
@@ -20,8 +23,8 @@ Index = Mapping[str, FileArray]
 class CorpusSamples(Dataset):
     """Samples of ``seq_length`` tokens from consecutive documents of a corpus, without end.
 
-    Epoch 0 has Megatron's order (:func:`order_corpus`), and each later epoch a permutation of it
-    that only the seed and its number decide. Megatron shuffles all epochs that a run needs
+    Epoch 0 has Megatron's order (:func:`order_corpus`), and each later epoch another one
+    (:class:`~megatron_grow.data.epochs.Epochs`). Megatron shuffles all epochs that a run needs
     together, so that a longer run sees other samples from the first step on; here sample number k
     is the same however many are asked for.
 
@@ -37,18 +40,16 @@ class CorpusSamples(Dataset):
         self, corpus: Corpus, index: Index, *, seq_length: int, seed: int, vocab_size: int
     ) -> None:
         self._corpus, self._index = corpus, index
-        self._seed, self._vocab_size = seed, vocab_size
+        self._epochs, self._vocab_size = Epochs(len(index["bounds"]) - 1, seed), vocab_size
         self._fields = {
             "loss_mask": torch.ones(seq_length),
             "position_ids": torch.arange(seq_length),
         }
-        self._epoch = 0
-        self._permutation: np.ndarray | None = None
 
     @property
     def samples_per_epoch(self) -> int:
         """Samples after which the corpus begins again; tokens left over are dropped."""
-        return len(self._index["bounds"]) - 1
+        return self._epochs.size
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         """Sample ``number``, any from 0.
@@ -60,37 +61,11 @@ class CorpusSamples(Dataset):
         Raises:
             UserError: a token id outside the vocabulary; a file that was cut since it was opened.
         """
-        epoch, position = divmod(int(number), self.samples_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, self._permute(epoch)
-        if self._permutation is not None:
-            position = int(self._permutation[position])
+        position = self._epochs.place(number)
         bounds, spans = self._index["bounds"], self._index["spans"]
         places = spans.read(*bounds.read(position, position + 2).tolist()).tolist()
-        tokens = self._corpus.tokens
-        text = np.concatenate([tokens.read(*place) for place in places], dtype=np.int64)
-        if text.view(np.uint64).max() >= self._vocab_size:  # unsigned: a negative id is large
-            self._refuse(text, places)
-        sample = torch.from_numpy(text)
+        sample = torch.from_numpy(read_text(self._corpus, places, self._vocab_size))
         return {"tokens": sample[:-1], "labels": sample[1:], **self._fields}
-
-    def _permute(self, epoch: int) -> np.ndarray | None:
-        """The order of ``epoch``, (samples_per_epoch,) uint32; None for that of the index."""
-        if epoch == 0:
-            return None
-        order = np.arange(self.samples_per_epoch, dtype=np.uint32)
-        # RandomState, as in Megatron: numpy promises that its stream never changes.
-        np.random.RandomState([self._seed, epoch]).shuffle(order)
-        return order
-
-    def _refuse(self, text: np.ndarray, places: list[list[int]]) -> NoReturn:
-        wrong = int((text.view(np.uint64) >= self._vocab_size).argmax())
-        place = np.concatenate([np.arange(*place) for place in places])[wrong]
-        raise UserError(
-            f"{self._corpus.prefix}.bin: token {place} of the corpus has the id {text[wrong]}, and "
-            f"the model's vocabulary ends at {self._vocab_size - 1}; the corpus is damaged or of "
-            "another tokenizer"
-        )
 
 
 def order_corpus(
@@ -109,7 +84,7 @@ def order_corpus(
     random = np.random.RandomState(seed)
     shuffled = np.arange(*documents, dtype=np.int32)
     random.shuffle(shuffled)
-    lengths = corpus.lengths.read(0, corpus.documents)
+    lengths = corpus.lengths.read(0, len(corpus.lengths))
     ends = np.cumsum(lengths, dtype=np.int64)
     begins = (ends - lengths)[shuffled]
     ends = ends[shuffled]
@@ -125,6 +100,29 @@ def order_corpus(
     spans[bounds[1:] - 1, 1] = begins[last] + taken + 1  # with the label of the last token
     spans[bounds[:-1], 0] += skipped
     return {"spans": spans, "bounds": bounds}
+
+
+@dataclass(frozen=True)
+class RunningText:
+    """Samples of ``seq_length`` tokens, in an order that ``seed`` decides."""
+
+    seq_length: int
+    seed: int
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """As in :class:`~megatron_grow.data.datasets.Kind`."""
+        return {"index": "corpus, version 1", **asdict(self)}
+
+    def index(self, corpus: Corpus, documents: tuple[int, int]) -> Arrays:
+        """As in :class:`~megatron_grow.data.datasets.Kind`."""
+        return order_corpus(corpus, documents, seq_length=self.seq_length, seed=self.seed)
+
+    def samples(self, corpus: Corpus, index: Index, vocab_size: int) -> Dataset:
+        """As in :class:`~megatron_grow.data.datasets.Kind`."""
+        return CorpusSamples(
+            corpus, index, seq_length=self.seq_length, seed=self.seed, vocab_size=vocab_size
+        )
 
 
 class BlendedSamples(Dataset):

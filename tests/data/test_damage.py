@@ -13,6 +13,7 @@ import pytest
 from megatron_grow.config.sections import DataSection
 from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import build_datasets
+from megatron_grow.data.samples import RunningText
 from megatron_grow.inputs.errors import UserError
 from tests.data.corpora import describe, write_ids
 
@@ -30,8 +31,7 @@ def read(directory: Path, vocab_size: int = VOCAB_SIZE) -> list[list[int]]:
     parts = check_data(data, seq_length=SEQ_LENGTH, vocab_size=vocab_size, evaluate=False)
     train = build_datasets(
         *parts,
-        seq_length=SEQ_LENGTH,
-        seed=1,
+        RunningText(SEQ_LENGTH, 1),
         train_samples=SAMPLES,
         valid_samples=0,
         cache_dir=directory / "cache",

@@ -25,6 +25,7 @@ from megatron_grow.data import datasets
 from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import Datasets, build_datasets
 from megatron_grow.data.loader import micro_batches
+from megatron_grow.data.samples import RunningText
 from megatron_grow.inputs.errors import UserError
 from tests.data.corpora import write_corpus, write_ids
 from tests.distributed import run_ranks
@@ -41,14 +42,15 @@ def corpus(tmp_path) -> str:
 
 def build(cache: Path, *paths: str | float, **arguments: object) -> Datasets:
     fields = {"split": "1"} | {k: arguments.pop(k) for k in ("split",) if k in arguments}
-    arguments = {"seed": 7, "train_samples": 100, "valid_samples": 0} | arguments
+    kind = RunningText(SEQ_LENGTH, arguments.pop("seed", 7))
+    arguments = {"train_samples": 100, "valid_samples": 0} | arguments
     parts = check_data(
         DataSection(train_data_path=list(paths), **fields),
         seq_length=SEQ_LENGTH,
         vocab_size=60_000,
         evaluate=arguments["valid_samples"] > 0,
     )
-    return build_datasets(*parts, seq_length=SEQ_LENGTH, cache_dir=cache, **arguments)
+    return build_datasets(*parts, kind, cache_dir=cache, **arguments)
 
 
 def tokens_of(dataset, numbers: range) -> list[list[int]]:
@@ -232,7 +234,7 @@ def test_a_token_id_that_the_first_look_missed(tmp_path, dtype, bad):
     parts = check_data(data, seq_length=1 << 12, vocab_size=1000, evaluate=False)
     cache = tmp_path / "cache"
     train = build_datasets(
-        *parts, seq_length=1 << 12, seed=1, train_samples=1, valid_samples=0, cache_dir=cache
+        *parts, RunningText(1 << 12, seed=1), train_samples=1, valid_samples=0, cache_dir=cache
     ).train
     seen = []
     message = rf"c\.bin: token {place} of the corpus has the id {bad}, and the model's vocabulary"

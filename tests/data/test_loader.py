@@ -19,6 +19,7 @@ from megatron_grow.config.sections import DataSection
 from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
+from megatron_grow.data.samples import RunningText
 from tests.data.corpora import write_corpus
 
 GLOBAL_BATCH_SIZE = 12
@@ -93,8 +94,7 @@ def test_micro_batches_of_a_blend(tmp_path: Path):
     )
     train = build_datasets(
         *parts,
-        seq_length=16,
-        seed=1,
+        RunningText(16, 1),
         train_samples=12,
         valid_samples=0,
         cache_dir=tmp_path / "cache",

@@ -11,6 +11,7 @@ from megatron_grow.config.sections import DataSection
 from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
+from megatron_grow.data.samples import RunningText
 from megatron_grow.data.subsequences import Subsequences
 from tests.data.corpora import write_corpus
 
@@ -38,8 +39,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory):
     )
     return build_datasets(
         *parts,
-        seq_length=LENGTH,
-        seed=3,
+        RunningText(LENGTH, 3),
         train_samples=SAMPLES,
         valid_samples=0,
         cache_dir=directory / "cache",

@@ -14,6 +14,7 @@ import yaml
 from megatron_grow.config.sections import DataSection
 from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import Datasets, build_datasets
+from megatron_grow.data.samples import RunningText
 from tests.corpus import EOD, write_corpus
 from tests.distributed import run_ranks
 from tests.train.command import losses, rows
@@ -110,8 +111,7 @@ def samples(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Datase
     )
     return build_datasets(
         *parts,
-        seq_length=LENGTH,
-        seed=SEED,
+        RunningText(LENGTH, SEED),
         train_samples=40,
         valid_samples=EVAL_ITERS * BATCH,
         cache_dir=tmp_path_factory.mktemp("cache"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from megatron_grow.data.preprocess.corpora import Position, RawBatch, RawDocumen
 from megatron_grow.data.preprocess.findings import Findings
 from megatron_grow.data.tokenizers.load import Tokenizer, load_tokenizer
 from megatron_grow.inputs.errors import UserError
+
+if TYPE_CHECKING:  # nltk takes a second, which those without sentences need not wait for
+    from megatron_grow.data.preprocess.sentences import SentenceSplitter
 
 # The indexed dataset counts the tokens of a sequence, and Megatron those of a sample, in int32.
 _MAX_DOCUMENT_TOKENS = np.iinfo(np.int32).max
@@ -49,7 +52,7 @@ class Encoder:
     merge_file: str | None
     json_key: str
     append_eod: bool
-    split_sentences: Callable[[str], list[str]] | None
+    split_sentences: SentenceSplitter | None
     """Text to the sentences in it; absent: a document is one sequence."""
 
     def load_tokenizer(self) -> Tokenizer:

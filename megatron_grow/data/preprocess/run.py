@@ -144,7 +144,10 @@ def _prepare_encoder(
 
         splitter = installed_splitter(config.language)
         if splitter is None:
-            console.print(f"Training Punkt on the input: no model for {config.language} is here")
+            console.print(
+                f"Training Punkt on the input: no model for {config.language} is here, as "
+                "python -m nltk.downloader punkt_tab brings"
+            )
             splitter = train_splitter(read_texts(files, config.json_key, config.skips_bad))
     return Encoder(
         tokenizer=tokenizer,
@@ -190,7 +193,13 @@ def _write_splits(
             progress.update(bar, completed=writer.made.disk_bytes, rate=f"{rate:,.0f} tokens/s")
     seconds = time.monotonic() - started
     console.print(f"{(writer.tokens - before) / seconds:,.0f} tokens/s in {seconds:.1f} s")
-    made = writer.finish(config.tokenizer_name, config.append_eod, made_from)
+    splitter = encoder.split_sentences
+    made = writer.finish(
+        config.tokenizer_name,
+        config.append_eod,
+        made_from,
+        sentences=splitter.source if splitter else None,
+    )
     for split, (documents, _) in made.written.items():
         if not documents:
             journal.marked = False  # going on would end here again

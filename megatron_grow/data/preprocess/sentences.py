@@ -17,8 +17,10 @@ class SentenceSplitter:
     White space goes with the sentence after it, as the tokens of GPT-2's BPE do.
     """
 
-    def __init__(self, punkt: PunktSentenceTokenizer) -> None:
+    def __init__(self, punkt: PunktSentenceTokenizer, source: str) -> None:
         self._punkt = punkt
+        self.source = source
+        """What cuts, for people."""
 
     def __call__(self, text: str) -> list[str]:
         """The sentences of ``text`` in order; none for an empty text."""
@@ -32,7 +34,7 @@ class SentenceSplitter:
 def installed_splitter(language: str) -> SentenceSplitter | None:
     """Punkt's published model for ``language``, or None where it is not on this machine."""
     try:
-        return SentenceSplitter(PunktTokenizer(language))
+        return SentenceSplitter(PunktTokenizer(language), f"Punkt, published for {language}")
     except LookupError:
         return None
 
@@ -49,4 +51,4 @@ def train_splitter(texts: Iterable[str]) -> SentenceSplitter:
         remaining -= len(text)
         if remaining <= 0:
             break
-    return SentenceSplitter(PunktSentenceTokenizer(trainer.get_params()))
+    return SentenceSplitter(PunktSentenceTokenizer(trainer.get_params()), "Punkt, of the input")

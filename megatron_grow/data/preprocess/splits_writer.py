@@ -89,13 +89,16 @@ class SplitsWriter:
             with undisturbed():
                 self._mark()
 
-    def finish(self, tokenizer_name: str, append_eod: bool, made_from: str) -> Made:
+    def finish(
+        self, tokenizer_name: str, append_eod: bool, made_from: str, sentences: str | None
+    ) -> Made:
         """Write indices and sidecars.
 
         Args:
             tokenizer_name: The tokenizer as a run file names it.
             append_eod: Whether documents end with the end-of-document token.
             made_from: Out of what, and how (:func:`~megatron_grow.data.preprocess.journal.origin`).
+            sentences: What cut documents into sentences, if they are.
 
         Returns:
             What has been made, the splits written.
@@ -111,6 +114,7 @@ class SplitsWriter:
                     tokens=writer.tokens,
                     tokenizer_digest=tokenizer_digest(self._tokenizer),
                     made_from=made_from,
+                    sentences=sentences,
                 )
             )
         written = {split: [file.documents, file.tokens] for split, file in self._writers.items()}

@@ -13,6 +13,7 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron_grow.config.run import RunConfig
 from megatron_grow.data import check
 from megatron_grow.data.datasets import Datasets, build_datasets
+from megatron_grow.data.samples import RunningText
 from megatron_grow.model.architecture import Loss
 
 
@@ -32,8 +33,7 @@ def datasets(
     """Running text, cut into samples; as :meth:`.architecture.Architecture.datasets`."""
     return build_datasets(
         *data,
-        seq_length=config.train.seq_length,
-        seed=config.run.seed,
+        RunningText(config.train.seq_length, config.run.seed),
         train_samples=train_samples,
         valid_samples=config.train.eval_iters * config.train.global_batch_size,
         cache_dir=config.cache_dir,
