@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
+from megatron_grow.config.layer_sharing import unique_layers
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.ranges import (
     Count,
+    CountOrZero,
     NotNegative,
     Positive,
     Range,
@@ -32,6 +35,9 @@ class ModelConfig:
     """Those of an architecture of one's own, by name."""
     num_layers: Annotated[int, Range(least=0, most=100_000)] = 12
     """Transformer layers; 0 is a model of embeddings, final norm and head."""
+    layer_sharing: str | list[CountOrZero] | None = field(default=None, hash=False)
+    """Layers that share their parameters: ``AxB``, a unit of A layers that is repeated B times, or
+    a list of the unique layer that each layer is, such as ``[0, 0, 1, 1]``; absent: none share."""
     hidden_size: Size = 768
     """Width of the residual stream."""
     num_attention_heads: Size = 12
@@ -80,6 +86,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
+        unique_layers(self.layer_sharing, self.num_layers)
         if self.kv_channels is None and self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"model.num_attention_heads={self.num_attention_heads} does not divide "
@@ -107,9 +114,20 @@ class ModelConfig:
             self,
             num_query_groups=self.query_groups,
             kv_channels=self.head_dim,
+            layer_sharing=None if self.sharing is None else [*self.sharing],
             ffn_hidden_size=self.ffn_size,
             make_vocab_size_divisible_by=1,
         )
+
+    @cached_property
+    def sharing(self) -> tuple[int, ...] | None:
+        """The unique layer that each layer is; None: none share their parameters."""
+        return unique_layers(self.layer_sharing, self.num_layers)
+
+    @property
+    def unique_layers(self) -> int:
+        """How many layers there are of which no two share their parameters."""
+        return self.num_layers if self.sharing is None else max(self.sharing) + 1
 
     @property
     def query_groups(self) -> int:

@@ -113,9 +113,9 @@ def _by_engine(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torc
     architecture = architecture_of(model)
     (chunk,) = architecture.build(model, layout, TrainSection(precision="fp32"))
     check_model([chunk], source.tensors, model.architecture)
-    for parameter, (key, box, _) in placement(chunk, source.tensors):
-        values = source.read(key, MAIN_PARAM, box).to(dtype)
-        without_padding(parameter.data, box).copy_(values)
+    for parameter, where in placement(chunk, source.tensors):
+        values = source.read(where.key, MAIN_PARAM, where.box).to(dtype)
+        without_padding(parameter.data, where.box).copy_(values)
     logits = architecture.logits(chunk.eval(), tokens.to(cpu.device())).cpu()
     process_groups.tear_down()
     return logits

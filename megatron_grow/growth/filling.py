@@ -14,12 +14,22 @@ from megatron_grow.live.stage import LiveStage, filled
 from megatron_grow.state.piece import Piece
 
 
-def fresh(stage: Stage, config: RunConfig, plan: Plan) -> LiveStage:
+def fresh(
+    stage: Stage, config: RunConfig, plan: Plan, *, aligned_layers: bool = False
+) -> LiveStage:
     """A stage with the fresh state of ``plan``; every rank of the job takes part."""
-    return filled(stage, config, plan.tensors, partial(transfer, plan, []), updates=0)
+    fill = partial(transfer, plan, [])
+    return filled(stage, config, plan.tensors, fill, 0, aligned_layers=aligned_layers)
 
 
-def grown(live: LiveStage, stage: Stage, config: RunConfig, plan: Plan) -> tuple[LiveStage, int]:
+def grown(
+    live: LiveStage,
+    stage: Stage,
+    config: RunConfig,
+    plan: Plan,
+    *,
+    aligned_layers: bool = False,
+) -> tuple[LiveStage, int]:
     """Tear ``live`` down, build ``stage``, move the state by ``plan``; every rank takes part.
 
     Returns:
@@ -35,4 +45,5 @@ def grown(live: LiveStage, stage: Stage, config: RunConfig, plan: Plan) -> tuple
         source.clear()
         torch.cuda.empty_cache()  # activations of another shape would not fit the holes
 
-    return filled(stage, config, plan.tensors, fill, updates), received
+    made = filled(stage, config, plan.tensors, fill, updates, aligned_layers=aligned_layers)
+    return made, received

@@ -60,7 +60,7 @@ def _volumes(
                 raise UserError(
                     f"{where}: by its tensors() {said} has {each.key}; in its model {has} has it"
                 )
-            if each.layer is not None and each.layer not in tensor.with_it:
+            if each.layer is not None and not tensor.is_in(each.layer):
                 raise UserError(
                     f"{where}: by its tensors() {each.key} is of layers {[*tensor.with_it]}; its "
                     f"model has it in layer {each.layer}"
@@ -72,6 +72,6 @@ def _volumes(
                     f"{where}: by its tensors() a parameter of {each.key} is {shape} on a rank; "
                     f"in its model it is {tuple(each.data.shape)}"
                 )
-            if each.primary and process_groups.replica(tensor.of_experts)[0] == 0:
+            if each.primary(tensor) and process_groups.replica(tensor.of_experts)[0] == 0:
                 volumes[each.key] += volume(held(tensor.axes, entry, place, mesh))
     return torch.tensor(list(volumes.values()))

@@ -29,6 +29,8 @@ class Shard:
     without layers."""
 
     key: str
+    layer: int | None
+    """Of the model; None: of no layer."""
     box: Box
     """Of the parameter as this rank's model has it."""
     start: int | None
@@ -74,13 +76,13 @@ def live_shards(
     }
     shards = []
     for number, (param, main, start, state) in enumerate(_optimizer_state(optimizer)):
-        key, box, primary = placed[id(param)]
-        if not volume(box):  # padding alone
+        where = placed[id(param)]
+        if not volume(where.box):  # padding alone
             continue
-        rank, replicas = process_groups.replica(tensors[key].of_experts)
+        rank, replicas = process_groups.replica(tensors[where.key].of_experts)
         shared_out = number % replicas == rank  # replicas divide the writing among them
-        owned = primary and (start is not None or shared_out)
-        shards.append(Shard(key, box, start, main, state, owned))
+        owned = where.primary and (start is not None or shared_out)
+        shards.append(Shard(where.key, where.layer, where.box, start, main, state, owned))
     return shards
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
@@ -14,6 +15,19 @@ from megatron_grow.parallel import process_groups
 from megatron_grow.state.boxes import Box, shape_of, volume
 from megatron_grow.state.sharding import held
 from megatron_grow.state.tensors import LogicalTensor, stacked_key
+
+
+class Place(NamedTuple):
+    """Where a parameter lies."""
+
+    key: str
+    """Of the logical tensor."""
+    layer: int | None
+    """Of the model; None: of no layer."""
+    box: Box
+    """That this rank holds."""
+    primary: bool
+    """Whether it is no replica."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +44,16 @@ class Stored:
     """None: of no layer."""
     expert: tuple[int, ...]
     """Which expert of its layer; empty: of none."""
-    primary: bool
-    """Whether no rank before this one, in the model-parallel group, has the same."""
+    first_of_ranks: bool
+    """Whether no rank before this one, in the model-parallel group, has the same layer's."""
 
     def entry(self, tensor: LogicalTensor) -> tuple[int, ...]:
         """Which entry of the first axes of ``tensor`` it is."""
         return self.expert if self.layer is None else (tensor.entry_of(self.layer), *self.expert)
+
+    def primary(self, tensor: LogicalTensor) -> bool:
+        """Whether it is no replica: of ``tensor``, no rank and no layer before has the same."""
+        return self.first_of_ranks and (self.layer is None or tensor.is_first(self.layer))
 
 
 def stored_parameters(module: MegatronModule) -> Iterator[Stored]:
@@ -55,13 +73,13 @@ def stored_parameters(module: MegatronModule) -> Iterator[Stored]:
 
 def placement(
     module: MegatronModule, tensors: dict[str, LogicalTensor]
-) -> Iterator[tuple[torch.nn.Parameter, tuple[str, Box, bool]]]:
-    """Each parameter with its key, the box that this rank holds, and whether it is no replica."""
+) -> Iterator[tuple[torch.nn.Parameter, Place]]:
+    """Each parameter, and where it lies."""
     mesh, place = process_groups.mesh(), process_groups.place()
     for stored in stored_parameters(module):
         tensor = tensors[stored.key]
         box = held(tensor.axes, stored.entry(tensor), place, mesh)
-        yield stored.data, (stored.key, box, stored.primary)
+        yield stored.data, Place(stored.key, stored.layer, box, stored.primary(tensor))
 
 
 def tensors_of(
@@ -69,9 +87,9 @@ def tensors_of(
 ) -> dict[torch.nn.Parameter, tuple[LogicalTensor, Box]]:
     """Of each parameter of this rank, the logical tensor and the box of it that it holds."""
     return {
-        param: (tensors[key], box)
+        param: (tensors[where.key], where.box)
         for chunk in chunks
-        for param, (key, box, _) in placement(chunk.module, tensors)
+        for param, where in placement(chunk.module, tensors)
     }
 
 

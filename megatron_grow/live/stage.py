@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import tee
+from itertools import chain, groupby, tee
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from megatron_grow.live.pieces import (
     write_back,
 )
 from megatron_grow.live.placement import tensors_of
+from megatron_grow.live.sharing import SharedLayers, align
 from megatron_grow.model.architecture import Architecture, Loss
 from megatron_grow.model.architectures import architecture_of, sample_options
 from megatron_grow.optim import update
@@ -45,8 +48,19 @@ class LiveStage:
     It starts without values: :func:`filled` makes one that has them.
     """
 
-    def __init__(self, stage: Stage, config: RunConfig, tensors: dict[str, LogicalTensor]) -> None:
-        """Set up the layout of ``stage`` and build its model, of which ``tensors`` tells all."""
+    def __init__(
+        self,
+        stage: Stage,
+        config: RunConfig,
+        tensors: dict[str, LogicalTensor],
+        *,
+        aligned_layers: bool = False,
+    ) -> None:
+        """Set up the layout of ``stage`` and build its model, of which ``tensors`` tells all.
+
+        With ``aligned_layers`` a data-parallel rank updates the same part of every layer, as it
+        does anyway of layers that share their parameters.
+        """
         self.stage = stage
         self.tensors = tensors
         self.updates = 0
@@ -63,6 +77,9 @@ class LiveStage:
         self._architecture = architecture_of(stage.model)
         chunks = self._architecture.build(stage.model, stage.parallel, config.train)
         check_model(chunks, tensors, stage.model.architecture)
+        groups = _shared(stage.model.sharing or ())
+        every = range(stage.model.num_layers)
+        align(chunks, every if aligned_layers else [*chain.from_iterable(groups)])
         self.chunks = wrap_data_parallel(chunks, stage.parallel, sharded)
         self.optimizer = build_optimizer(
             self.chunks,
@@ -87,6 +104,9 @@ class LiveStage:
             sample_options(stage.model, config.data),
             engine.tensor_model_parallel_size if engine.sequence_parallel else 1,
         )
+        self._shared_layers = self.shared_layers(groups)
+        rules = {optimizer_of(config.optimizer).rule(tensor) for tensor in tensors.values()}
+        self._elementwise = all(rule.shards for rule in rules)
         batch, peers = stage.batch, parallel_state.get_data_parallel_world_size()
         self._micro_batches = batch.global_batch_size // (batch.micro_batch_size * peers)
 
@@ -100,6 +120,15 @@ class LiveStage:
             self._shards = live_shards(self.chunks, self.optimizer, self.tensors)
         return self._shards
 
+    def shared_layers(self, groups: Sequence[Sequence[int]]) -> SharedLayers:
+        """Layers that are to be trained as one, as :class:`.SharedLayers`; every rank takes part.
+
+        Args:
+            groups: of layers, by number, in order. In a stage of more than one data-parallel rank
+                they need ``aligned_layers``, or a shape that shares them.
+        """
+        return SharedLayers(self.shards(), groups, self.stage.parallel, self.stage.model.num_layers)
+
     def write_back(self) -> None:
         """Make the model's weights those of the main parameters."""
         write_back(self.chunks, self.optimizer)
@@ -110,7 +139,10 @@ class LiveStage:
         set_step(self.optimizer, updates)
 
     def forward_backward(self, step: int, batches: Batches | None) -> torch.Tensor:
-        """The gradients of one step, reduced over ranks and ready for an update.
+        """The gradients of one step, reduced over data-parallel ranks.
+
+        Those of layers that share their parameters are each layer's own before
+        :meth:`share_gradients`.
 
         Args:
             step: global step, from 1.
@@ -128,6 +160,10 @@ class LiveStage:
         self.optimizer.prepare_grads()
         return losses
 
+    def share_gradients(self) -> None:
+        """Make the gradients ready for an update, where layers share their parameters."""
+        self._shared_layers.sum_gradients()
+
     def gradient_norm(self) -> float:
         """Over all parameters, the same on every rank."""
         return float(self.optimizer.get_grad_norm())
@@ -143,6 +179,8 @@ class LiveStage:
         """
         update.clip(self.optimizer, grad_norm)
         update.step(self.optimizer)
+        if not self._elementwise:  # a matrix's update may depend on which others go with it
+            self._shared_layers.copy_first(state=False)
         self.updates += 1
         edit()
         write_back(self.chunks, self.optimizer, overlapped=True)
@@ -186,6 +224,7 @@ class LiveStage:
     def release(self) -> None:
         """Let go of model, gradients and groups; pieces that were taken keep their memory."""
         self._shards = None
+        del self._shared_layers
         _cut_cycles(self.chunks)
         self.chunks.clear()
         del self.optimizer
@@ -237,6 +276,8 @@ def filled(
     tensors: dict[str, LogicalTensor],
     fill: Callable[[list[Piece]], object],
     updates: int,
+    *,
+    aligned_layers: bool = False,
 ) -> LiveStage:
     """A live stage with values; every rank takes part.
 
@@ -246,12 +287,25 @@ def filled(
         tensors: of its model.
         fill: writes to all pieces of this rank.
         updates: that the moments it writes have seen.
+        aligned_layers: as :class:`LiveStage`.
     """
-    live = LiveStage(stage, config, tensors)
-    fill(live.pieces())
+    live = LiveStage(stage, config, tensors, aligned_layers=aligned_layers)
+    of_layers = [[*same] for _, same in groupby(live.pieces(), attrgetter("key", "kind", "box"))]
+    fill([first for first, *_ in of_layers])
+    for first, *others in of_layers:
+        for other in others:
+            other.data.copy_(first.data)
     live.write_back()
     live.count_from(updates)
     return live
+
+
+def _shared(sharing: Sequence[int]) -> list[list[int]]:
+    """Layers that are one, of the unique layer that each is."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for layer, unique in enumerate(sharing):
+        groups[unique].append(layer)
+    return [layers for layers in groups.values() if len(layers) > 1]
 
 
 def _cut_cycles(chunks: list[DistributedDataParallel]) -> None:

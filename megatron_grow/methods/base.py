@@ -139,7 +139,9 @@ class TrainingMethod:
     All hooks are called on every rank. A step is::
 
         before_step
-            forward and backward pass, gradients reduced over ranks
+            forward and backward pass, gradients reduced over data-parallel ranks
+        before_sharing
+            sum of the gradients of layers that share their parameters
         after_backward
             norm of the gradients
         sees, before_update
@@ -153,6 +155,10 @@ class TrainingMethod:
 
     masks_new_units: ClassVar[bool] = False
     """Whether the units of ``Plan.new_units`` have no share in the function at first."""
+    aligns_layers: ClassVar[bool] = False
+    """Whether a data-parallel rank must update the same part of every layer, so that what it has of
+    one can be compared with, or written to, what it has of another. Each parameter of a layer is
+    then reduced over data-parallel ranks by itself."""
 
     def check(self, stage: Stage, run: RunConfig, plan: Plan, where: str) -> None:
         """Raise :class:`~megatron_grow.inputs.errors.UserError`, beginning with ``where``.
@@ -165,6 +171,13 @@ class TrainingMethod:
 
     def before_step(self, ctx: Context) -> None:
         """``ctx.step`` begins."""
+
+    def before_sharing(self, ctx: Context) -> None:
+        """Gradients are reduced over data-parallel ranks, and each layer has its own.
+
+        Those of layers that share their parameters are summed after this; without such layers it
+        is the same as :meth:`after_backward`.
+        """
 
     def after_backward(self, ctx: Context) -> None:
         """Gradients are ready: ``Shard.main.grad`` of :meth:`.LiveStage.shards`, to be changed.

@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import DataSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.registry import Registry, configured
 from megatron_grow.model.architecture import Architecture
 from megatron_grow.model.huggingface import Family
@@ -53,5 +54,20 @@ def all_families() -> dict[str, Family]:
 def logical_tensors(
     model: ModelConfig, target_depth: int | None = None
 ) -> dict[str, LogicalTensor]:
-    """All tensors of ``model``, by key; as :meth:`.architecture.Architecture.tensors`."""
-    return architecture_of(model).tensors(model, target_depth)
+    """All tensors of ``model``, by key; as :meth:`.architecture.Architecture.tensors`.
+
+    Layers that share their parameters are one entry: an architecture need not know of them.
+
+    Raises:
+        UserError: layers that would be one differ.
+    """
+    tensors = architecture_of(model).tensors(model, target_depth)
+    if (sharing := model.sharing) is None:
+        return tensors
+    try:
+        return {key: tensor.shared(sharing) for key, tensor in tensors.items()}
+    except ValueError as error:
+        raise UserError(
+            f"model.layer_sharing={model.layer_sharing}: layers of model.architecture="
+            f"{model.architecture} that share their parameters must be alike; {error}"
+        ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -77,7 +77,7 @@ def stop() -> None:
 def set_up(layout: ParallelConfig, seed: int) -> None:
     """Build megatron-core's process groups for ``layout``."""
     tear_down()
-    with _on_one_backend("nccl" if torch.cuda.is_available() else "gloo"):
+    with _on_one_backend(_backend()):
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor_model_parallel_size,
             pipeline_model_parallel_size=layout.pipeline_model_parallel_size,
@@ -102,6 +102,37 @@ def tear_down() -> None:
     parallel_state.destroy_model_parallel()
     for group in groups:
         dist.destroy_process_group(group)
+
+
+def among_stages(stages: Sequence[int]) -> dist.ProcessGroup | None:
+    """The ranks of some pipeline stages that have this rank's place in their stage.
+
+    Every rank of the job takes part; it is torn down with the layout.
+
+    Args:
+        stages: numbers of pipeline ranks, in order.
+
+    Returns:
+        None where this rank is of none of them, or of one alone.
+    """
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    if len(stages) < 2:
+        return None
+    if len(stages) == pipeline.size():
+        return pipeline
+    # Stages are megatron-core's outermost dimension: each is a run of ranks.
+    size = dist.get_world_size() // pipeline.size()
+    backend, found = _backend(), None
+    for place in range(size):
+        ranks = [stage * size + place for stage in stages]
+        group = parallel_state.create_group(ranks, backend=backend)
+        found = group if dist.get_rank() in ranks else found
+    return found
+
+
+def _backend() -> str:
+    """Of what is on the device."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
 
 
 @contextmanager

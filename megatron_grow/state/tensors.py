@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from math import prod
@@ -60,6 +60,9 @@ class LogicalTensor:
     layers: tuple[int, ...] | None = None
     """Which of the model's layers have it: entry i of its axis 0 is that of layer ``layers[i]``.
     None: all of them, where axis 0 is the layer."""
+    sharing: tuple[int, ...] | None = None
+    """The unique layer that each of the model's layers is, where some share their parameters; what
+    axis 0 and ``layers`` count are then unique layers."""
 
     def __post_init__(self) -> None:
         names = [axis.name for axis in self.axes]
@@ -119,12 +122,47 @@ class LogicalTensor:
 
     @property
     def with_it(self) -> Sequence[int]:
-        """The model's layers that have it, in the order of its entries."""
+        """The model's unique layers that have it, in the order of its entries."""
         return range(self.shape[0]) if self.layers is None else self.layers
+
+    def unique(self, layer: int) -> int:
+        """Which unique layer a layer of the model is."""
+        return layer if self.sharing is None else self.sharing[layer]
+
+    def is_in(self, layer: int) -> bool:
+        """Whether a layer of the model has it."""
+        return self.unique(layer) in self.with_it
 
     def entry_of(self, layer: int) -> int:
         """Which entry of axis 0 a layer of the model is, of those that have the tensor."""
-        return self.with_it.index(layer)
+        return self.with_it.index(self.unique(layer))
+
+    def is_first(self, layer: int) -> bool:
+        """Whether no layer of the model before this one has the same parameters."""
+        return self.sharing is None or self.sharing.index(self.sharing[layer]) == layer
+
+    def shared(self, sharing: tuple[int, ...]) -> LogicalTensor:
+        """The same of a model whose layers share their parameters.
+
+        Args:
+            sharing: the unique layer that each layer is.
+
+        Raises:
+            ValueError: of layers that are one, some have it and some do not.
+        """
+        if not self.stacked:
+            return self
+        for layer, number in enumerate(sharing):
+            first = sharing.index(number)
+            if (layer in self.with_it) != (first in self.with_it):
+                raise ValueError(f"of layers {first} and {layer} only one has {self.key}")
+        unique = sorted({sharing[layer] for layer in self.with_it})
+        return replace(
+            self,
+            axes=(replace(self.axes[0], size=len(unique)), *self.axes[1:]),
+            layers=None if self.layers is None else tuple(unique),
+            sharing=sharing,
+        )
 
     def axis(self, name: str) -> int:
         """Position of the axis called ``name``."""

@@ -121,8 +121,8 @@ def _find_in_state(live: LiveStage) -> str | None:
 
 def _gradients(live: LiveStage) -> Iterator[tuple[str, torch.Tensor]]:
     for chunk in live.chunks:
-        for param, (key, _, _) in placement(chunk.module, live.tensors):
-            yield f"the gradient of {key}", param.main_grad  # type: ignore[attr-defined]
+        for param, where in placement(chunk.module, live.tensors):
+            yield f"the gradient of {where.key}", param.main_grad  # type: ignore[attr-defined]
 
 
 def _told(values: Iterable[tuple[str, torch.Tensor]]) -> str | None:

@@ -45,6 +45,9 @@ class Loop:
             method.before_step(ctx)
         ctx.losses = live.forward_backward(ctx.step, batches)
         for method in acting:
+            method.before_sharing(ctx)
+        live.share_gradients()
+        for method in acting:
             method.after_backward(ctx)
         ctx.grad_norm = live.gradient_norm()
         seen = any_rank(*(method.sees(ctx) for method in acting)) if acting else []

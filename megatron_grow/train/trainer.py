@@ -82,7 +82,13 @@ class Trainer:
     # How a stage begins
 
     def _begin(self) -> Loop:
-        return self._enter(fresh(self.stages[0], self.config, self.prepared.plans[0]), 0)
+        live = fresh(
+            self.stages[0],
+            self.config,
+            self.prepared.plans[0],
+            aligned_layers=self._aligned_layers(0),
+        )
+        return self._enter(live, 0)
 
     def _resume(self) -> Loop:
         start, console = self.prepared.start, self.output.console
@@ -93,6 +99,7 @@ class Trainer:
             start.plan.tensors,
             lambda pieces: together(lambda: start.load(pieces)),
             start.optimizer_step,
+            aligned_layers=self._aligned_layers(start.stage),
         )
         if start.resumes:
             loop = self._enter(live, start.step, start.methods)
@@ -116,7 +123,12 @@ class Trainer:
         step, index = loop.ctx.step, loop.ctx.stage.index + 1
         self.stages = ended(self.stages, index - 1, step)
         live, growth = grow(
-            loop.ctx.live, self.stages[index], self.config, self.prepared.plans[index], step
+            loop.ctx.live,
+            self.stages[index],
+            self.config,
+            self.prepared.plans[index],
+            step,
+            aligned_layers=self._aligned_layers(index),
         )
         self.saving.growths.append(growth.event)
         grown = self._enter(live, step)
@@ -125,6 +137,10 @@ class Trainer:
         self.output.console.growth(row)
         self.output.write(row)
         return grown
+
+    def _aligned_layers(self, index: int) -> bool:
+        """Whether a method of stage ``index`` asks for them."""
+        return any(method.aligns_layers for method in self.prepared.methods[index].values())
 
     def _enter(self, live: LiveStage, step: int, states: dict[str, dict] | None = None) -> Loop:
         """The loop over a stage of which ``step`` steps of the run are done."""

@@ -1,0 +1,149 @@
+"""Layers that hold the same parameters: they are trained as one, on whatever ranks they are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.pipeline import chunk_layers
+from megatron_grow.live.pieces import Shard
+from megatron_grow.live.placement import stored_parameters
+from megatron_grow.parallel import process_groups
+
+
+def align(chunks: Sequence[torch.nn.Module], layers: Collection[int]) -> None:
+    """Have each data-parallel rank update the same part of all ``layers``; before gradient buffers.
+
+    Under the distributed optimizer a rank updates an equal part of each bucket. A parameter that
+    megatron-core takes for a shared embedding has a bucket to itself.
+    """
+    for chunk in chunks:
+        for stored in stored_parameters(chunk):
+            if stored.layer in layers:
+                stored.data.shared_embedding = True  # type: ignore[attr-defined]
+
+
+Memory = Callable[[Shard], list[torch.Tensor]]
+"""What is meant of a shard."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Layers that are one."""
+
+    source: int
+    """Who of its ranks has the model's first of them."""
+    layers: list[list[Shard]]
+    """What this rank updates of each that it has; the same parts in one order, on every rank."""
+
+    def memory(self, of: Memory) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+        """That of the first layer here, and that of each other one."""
+        first, *others = [[each for shard in layer for each in of(shard)] for layer in self.layers]
+        return first, others
+
+
+class SharedLayers:
+    """Groups of layers of which each is trained as one layer.
+
+    Its layers hold the same values and optimizer state, and a data-parallel rank updates the same
+    part of each (:func:`align`). They stay the same, to the bit, as long as an elementwise rule
+    updates each by the sum of all their gradients.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        groups: Sequence[Sequence[int]],
+        parallel: ParallelConfig,
+        num_layers: int,
+    ) -> None:
+        """Every rank takes part.
+
+        From here on, only the first layer of a group counts in the norm of all gradients.
+
+        Args:
+            shards: of this rank.
+            groups: of layers, by number, in order; a layer that is alone may be a group.
+            parallel: the layout.
+            num_layers: of the model.
+        """
+        ranks = chunk_layers(parallel, num_layers, "parallel")
+        rank_of = {
+            layer: rank for rank, chunks in enumerate(ranks) for chunk in chunks for layer in chunk
+        }
+        mine: dict[int | None, list[Shard]] = defaultdict(list)
+        for shard in sorted(shards, key=lambda shard: (shard.key, shard.box[1:])):
+            mine[shard.layer].append(shard)
+        by_ranks: dict[tuple[int, ...], list[_Group]] = defaultdict(list)
+        for first, *others in groups:
+            for layer in (first, *others):
+                for shard in mine[layer]:
+                    # What megatron-core leaves out of the norm.
+                    shard.main.shared = layer != first  # type: ignore[attr-defined]
+            holders = tuple(sorted({rank_of[layer] for layer in (first, *others)}))
+            here = [mine[layer] for layer in (first, *others) if mine[layer]]
+            by_ranks[holders].append(_Group(holders.index(rank_of[first]), here))
+        self._groups = [
+            (process_groups.among_stages(holders), [group for group in found if group.layers])
+            for holders, found in sorted(by_ranks.items())
+        ]
+
+    @torch.no_grad()
+    def sum_gradients(self) -> None:
+        """Give each layer the sum of its group's gradients; every rank takes part.
+
+        They are in fp32, and reduced over data-parallel ranks already.
+        """
+        for ranks, groups in self._groups:
+            gradients = [group.memory(_gradient) for group in groups]
+            for first, others in gradients:
+                for other in others:
+                    torch._foreach_add_(first, other)
+            sums = [each for first, _ in gradients for each in first]
+            if ranks is not None and sums:
+                _exchange(sums, partial(dist.all_reduce, group=ranks))
+            for first, others in gradients:
+                for other in others:
+                    torch._foreach_copy_(other, first)
+
+    @torch.no_grad()
+    def copy_first(self, *, state: bool) -> None:
+        """Give each layer what its group's first has; every rank takes part.
+
+        Args:
+            state: that of the optimizer too, beside the main parameters.
+        """
+        for ranks, groups in self._groups:
+            for group in groups:
+                first, others = group.memory(_main_and_state if state else _main)
+                if ranks is not None:
+                    _exchange(first, partial(dist.broadcast, group=ranks, group_src=group.source))
+                for other in others:
+                    torch._foreach_copy_(other, first)
+
+
+def _gradient(shard: Shard) -> list[torch.Tensor]:
+    assert shard.main.grad is not None, "gradients are ready"
+    return [shard.main.grad]
+
+
+def _main(shard: Shard) -> list[torch.Tensor]:
+    return [shard.main]
+
+
+def _main_and_state(shard: Shard) -> list[torch.Tensor]:
+    return [shard.main, *(shard.state[kind] for kind in sorted(shard.state))]
+
+
+def _exchange(values: list[torch.Tensor], collective: Callable[[torch.Tensor], object]) -> None:
+    """One message for all of them."""
+    message = torch.cat([each.view(-1) for each in values])
+    collective(message)
+    parts = message.split([each.numel() for each in values])
+    torch._foreach_copy_([each.view(-1) for each in values], list(parts))
