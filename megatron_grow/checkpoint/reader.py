@@ -34,6 +34,8 @@ class Reader(ABC):
     """Whether a run wrote it; else the record is that of a run which begins with these weights."""
     left_behind: tuple[str, ...] = ()
     """Files of optimizer state that cannot be read."""
+    notes: tuple[str, ...] = ()
+    """What people are told of it who look at it or convert it."""
 
     @abstractmethod
     def dtype(self, key: str, kind: str) -> torch.dtype:

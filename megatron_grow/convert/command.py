@@ -178,7 +178,7 @@ def _write(
     check_layout(source.record.model_config, layout)
     check_held(source, made, precision)
     record = replace(source.record, precision=precision, parallel=asdict(layout))
-    for note in (*notes, *together(lambda: list(made.notes(source)))):
+    for note in (*source.notes, *notes, *together(lambda: list(made.notes(source)))):
         _tell(f"note: {note}")
     # A link to an empty directory stays.
     final = step_dir(args.dst, record.step) if made.numbered else args.dst.resolve()

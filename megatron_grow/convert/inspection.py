@@ -34,6 +34,8 @@ def inspect(source: Reader) -> Iterator[str]:
         yield f"optimizer state: {', '.join(kinds)}, after {record.optimizer_step:,} updates"
     else:
         yield "no optimizer state"
+    for note in source.notes:
+        yield f"note: {note}"
     for event in record.growths:
         yield (
             f"grew at step {event.step:,}: {event.summary} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -38,12 +38,13 @@ def family_of(values: Mapping[str, Any], path: Path) -> Family:
     return families[name]
 
 
-def to_model(values: Mapping[str, Any], path: Path) -> ModelConfig:
+def to_model(values: Mapping[str, Any], path: Path, stored: Collection[str] = ()) -> ModelConfig:
     """The model that ``config.json``, read from ``path``, describes.
 
     Args:
         values: what is in it.
         path: for messages.
+        stored: the names of all tensors; some heads show in these alone.
 
     Raises:
         UserError: a field that is missing, malformed, or says what cannot be computed here.
@@ -66,7 +67,7 @@ def to_model(values: Mapping[str, Any], path: Path) -> ModelConfig:
                 f"{', '.join(family.activations)} can"
             )
         fields["activation"] = family.activations[activation]
-        fields |= family.own_model(said)
+        fields |= family.own_model(said, stored)
         model = ModelConfig(**fields)
         if reason := _obstacle(model, family):
             raise UserError(f"{reason} does not fit a model of type {family.model_type}")
@@ -138,10 +139,10 @@ def to_config(
     values[family.activation_field] = _spelling(model, family, original)
     return (
         values
-        | family.own_config(model)
+        | family.own_config(model, original)
         | {
             "model_type": family.model_type,
-            "architectures": [family.transformers_class],
+            "architectures": [family.class_of(model)],
             # Newer versions call it dtype and read this as well.
             "torch_dtype": str(dtype).removeprefix("torch."),
         }

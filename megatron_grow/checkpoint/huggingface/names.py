@@ -19,7 +19,7 @@ def regions(family: Family, model: ModelConfig) -> Iterator[Region]:
     Rows of tensors that the model does not have (the head of a tied one) give nothing.
     """
     tensors, parts = logical_tensors(model), family.parts(model)
-    rows = {name: row for name, row in family.rows.items() if row[0] in tensors}
+    rows = {name: row for name, row in family.written(model).items() if row[0] in tensors}
     for name, (key, pattern) in rows.items():
         if not tensors[key].stacked:
             yield _region(name, tensors[key], pattern, parts)
@@ -29,14 +29,30 @@ def regions(family: Family, model: ModelConfig) -> Iterator[Region]:
                 yield _region(name.format(layer=layer), tensors[key], pattern, parts, layer)
 
 
+def copies(family: Family, model: ModelConfig) -> dict[str, str]:
+    """Names under which files may hold again what they hold under another, which is given.
+
+    A tied head is one; and of rows with the same part of a tensor all but the first.
+    """
+    ties = {tensor.tied_as: key for key, tensor in logical_tensors(model).items()}
+    first: dict[tuple[str, str], str] = {}
+    for name, (key, pattern) in family.rows.items():
+        first.setdefault((ties.get(key, key), pattern), name)
+    originals = {name: first[ties.get(key, key), p] for name, (key, p) in family.rows.items()}
+    return {name: original for name, original in originals.items() if name != original}
+
+
 def _region(
     name: str, tensor: LogicalTensor, pattern: str, parts: Parts, layer: int | None = None
 ) -> Region:
-    box, order, groups = list(full(tensor.shape)), [], []
+    box = list(full(tensor.shape))
+    order: list[int] = []
+    groups: list[int] = []
     for dimension in re.findall(r"\([^)]*\)|\w+", pattern):
         labels = re.findall(r"\w+", dimension)
         for label in labels:
-            axis = tensor.axis(parts[label][0] if label in parts else label)
+            called = parts[label][0] if label in parts else label
+            axis = next(i for i, a in enumerate(tensor.axes) if a.name == called and i not in order)
             if label in parts:
                 box[axis] = parts[label][1]
             order.append(axis)

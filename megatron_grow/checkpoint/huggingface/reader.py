@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, replace
 from functools import reduce
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from megatron_grow.checkpoint.huggingface import files
 from megatron_grow.checkpoint.huggingface.config import family_of, to_model
-from megatron_grow.checkpoint.huggingface.names import regions
+from megatron_grow.checkpoint.huggingface.names import copies, regions
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
 from megatron_grow.checkpoint.regions import Region, Regions
@@ -42,16 +43,16 @@ class HuggingFaceReader(Reader):
         """
         self.path = path
         values = files.read_object(path / CONFIG)
-        family = family_of(values, path / CONFIG)
-        model = to_model(values, path / CONFIG)
+        self._family = family = family_of(values, path / CONFIG)
         self._file_of: dict[str, Path] = {}
         stored = files.weight_files(path)
         for file, names in stored.items():
             self._file_of |= {name: path / file for name in names}
         self.layout = f"{len(stored)} files" if len(stored) > 1 else "1 file"
+        stored_as = self._stored_as(family)
+        model = to_model(values, path / CONFIG, stored_as)
         self.tensors = logical_tensors(model)
-        self._regions = self._find(family, model)
-        self._copies = self._find_copies(family)
+        self._regions, self._copies = self._find(family, model, stored_as)
         self._dtypes = self._check_tensors()
         self.record = self._starting_record(model)
 
@@ -71,8 +72,8 @@ class HuggingFaceReader(Reader):
                 stored = file.get_slice(region.name)
                 for part, where in region.parts(box):
                     values = stored[slices(where)]
-                    if key in self._copies:
-                        self._check_copy(self._copies[key].name, region.name, values, where)
+                    if copy := self._copies.get(region.name):
+                        self._check_copy(copy.name, region.name, values, where)
                     # Copied, so that nothing stays mapped.
                     out[slices(part, box)] = region.to_logical(values, part)
         return out
@@ -81,7 +82,7 @@ class HuggingFaceReader(Reader):
     def logits(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Those of ``transformers``."""
         try:
-            from transformers import AutoModelForCausalLM
+            import transformers
             from transformers.utils.logging import disable_progress_bar
         except ImportError:
             raise UserError(
@@ -89,46 +90,64 @@ class HuggingFaceReader(Reader):
                 "'megatron_grow[hf]'"
             ) from None
         disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32).eval()
+        kind = getattr(transformers, self._family.class_of(self.record.model_config))
+        model = kind.from_pretrained(self.path, dtype=torch.float32).eval()
         for parameter in model.parameters():
             parameter.copy_(parameter.to(dtype))
-        return model(tokens).logits
+        return model(tokens)[0]  # what comes behind is of other heads
 
-    def _find(self, family: Family, model: ModelConfig) -> Regions:
-        """Where all is stored; every stored tensor is accounted for."""
+    def _stored_as(self, family: Family) -> dict[str, str]:
+        """By the names that ``transformers`` writes today, those of the stored tensors."""
+        found: dict[str, str] = {}
+        for name in sorted(self._file_of):
+            ends = (end for end in family.old_names if name.endswith(end))
+            old = next(ends, "")
+            today = name.removesuffix(old) + family.old_names.get(old, "")
+            if found.setdefault(today, name) != name:
+                raise UserError(f"{self.path}: {found[today]} and {name} are one tensor")
+        return found
+
+    def _find(
+        self, family: Family, model: ModelConfig, stored_as: dict[str, str]
+    ) -> tuple[Regions, dict[str, Region]]:
+        """Where all is stored, and, by stored name, where it is once more.
+
+        Every stored tensor is accounted for.
+        """
         if model.num_layers > len(self._file_of):  # before they are listed
             raise UserError(
                 f"{self.path / CONFIG} says {model.num_layers} layers, but there are "
                 f"{len(self._file_of)} tensors"
             )
-        prefix = family.prefix
-        bare = not any(name.startswith(prefix) for name in self._file_of)
+        prefix, again = family.prefix, copies(family, model)
+        bare = not any(name.startswith(prefix) for name in stored_as)
+
+        def here(name: str) -> str:
+            name = name.removeprefix(prefix) if bare else name
+            return stored_as.get(name, name)
+
         found = Regions(
-            replace(region, name=region.name.removeprefix(prefix)) if bare else region
+            replace(region, name=here(region.name))
             for region in regions(family, model)
+            if region.name not in again
         )
-        buffer = re.compile(f"({re.escape(prefix)})?({family.buffers})")
-        extra = {name for name in self._file_of if not buffer.fullmatch(name)}
-        # A tied head may be stored once more.
-        extra -= {*found.by_name, *self._ties(family)}
+        twice = {here(first): here(name) for name, first in again.items()}
+        twice = {first: name for first, name in twice.items() if name in self._file_of}
+        extra = self._file_of.keys() - {*found.by_name, *twice.values()}
+        extra -= _matching(extra, prefix, family.buffers)
+        if unused := _matching(extra, prefix, family.unused):
+            extra -= unused
+            told = f"tensor {_first(unused, 'left out')}: {family.class_of(model)} has none"
+            self.notes = (told,)
         missing = found.by_name.keys() - self._file_of.keys()
         for names, what in ((missing, "missing"), (extra, f"not known in {family.model_type}")):
             if names:
-                first, count = min(names), len(names)
-                more = f", and {count - 1} more" if count > 1 else ""
-                raise UserError(f"{self.path}: tensor {first} is {what}{more}")
-        return found
-
-    def _find_copies(self, family: Family) -> dict[str, Region]:
-        """By logical tensor, where it is stored once more: a tied head beside the embedding."""
-        keys = {key: name for name, key in self._ties(family).items() if name in self._file_of}
-        regions = [region for region in self._regions.by_name.values() if region.key in keys]
-        return {region.key: replace(region, name=keys[region.key]) for region in regions}
-
-    def _ties(self, family: Family) -> dict[str, str]:
-        """By the name of a tied head, the key of what it is tied to."""
-        tied = {tensor.tied_as: key for key, tensor in self.tensors.items() if tensor.tied_as}
-        return {name: tied[key] for name, (key, _) in family.rows.items() if key in tied}
+                raise UserError(f"{self.path}: tensor {_first(names, what)}")
+        return found, {
+            first: replace(found.by_name[first], name=name)
+            for first, name in twice.items()
+            if first in found.by_name
+        }
 
     def _check_tensors(self) -> dict[str, torch.dtype]:
         """Shapes and data types of all that is stored; the data type of each logical tensor."""
@@ -160,8 +179,8 @@ class HuggingFaceReader(Reader):
             copy = file.get_slice(name)[slices(where)]
             if copy.dtype != values.dtype or not torch.equal(copy, values):
                 raise UserError(
-                    f"{self._file_of[name]}: {name} differs from {original}, although "
-                    f"{CONFIG} says tie_word_embeddings"
+                    f"{self._file_of[name]}: {name} differs from {original}, of which a model "
+                    f"with this {CONFIG} makes a copy"
                 )
 
     def _starting_record(self, model: ModelConfig) -> Record:
@@ -195,3 +214,15 @@ class HuggingFaceReader(Reader):
                 "merge_file": str(merges),
             }
         return {}
+
+
+def _matching(names: Iterable[str], prefix: str, pattern: str) -> set[str]:
+    """Those of ``names`` that are of a pattern, with the family's prefix or without."""
+    whole = re.compile(f"({re.escape(prefix)})?({pattern})")
+    return {name for name in names if whole.fullmatch(name)}
+
+
+def _first(names: Collection[str], what: str) -> str:
+    """The first of ``names``, what it is, and how many others are that."""
+    more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{min(names)} is {what}{more}"

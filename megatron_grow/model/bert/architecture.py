@@ -14,8 +14,10 @@ from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.ranges import Count, CountOrZero
 from megatron_grow.model.architecture import Architecture, Loss
 from megatron_grow.model.bert import flops
+from megatron_grow.model.bert.huggingface.families import FAMILIES
 from megatron_grow.model.bert.lengths import pooled_length
 from megatron_grow.model.bert.tensors import bert_tensors
+from megatron_grow.model.huggingface import Family
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:
@@ -148,3 +150,7 @@ class BERT(Architecture):
     ) -> int:
         """To come."""
         raise NotImplementedError
+
+    def families(self) -> Mapping[str, Family]:
+        """BERT, Megatron-LM's BERT and RoBERTa."""
+        return FAMILIES

@@ -36,39 +36,73 @@ _LLAMA3 = {
     "rope_theta": 500000.0,
 }
 _LINEAR = {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("GPT2", _GPT2),
-    "gpt2 untied": ("GPT2", {**_GPT2, "tie_word_embeddings": False, "n_inner": 48}),
+GPTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2LMHeadModel", _GPT2),
+    "gpt2 untied": ("GPT2LMHeadModel", {**_GPT2, "tie_word_embeddings": False, "n_inner": 48}),
     "gpt2 exact": (
-        "GPT2",
+        "GPT2LMHeadModel",
         {**_GPT2, "activation_function": "gelu", "layer_norm_epsilon": 1e-3},
     ),
-    "llama 2": ("Llama", {**_ROTARY, "num_key_value_heads": 4}),
+    "llama 2": ("LlamaForCausalLM", {**_ROTARY, "num_key_value_heads": 4}),
     "llama 3": (
-        "Llama",
+        "LlamaForCausalLM",
         {**_ROTARY, "tie_word_embeddings": True, "head_dim": 16, "rope_parameters": _LLAMA3},
     ),
-    "llama linear": ("Llama", {**_ROTARY, "rope_parameters": _LINEAR, "rms_norm_eps": 1e-3}),
-    "mistral": ("Mistral", {**_ROTARY, "head_dim": 12, "sliding_window": 64}),
-    "qwen2": ("Qwen2", {**_ROTARY, "tie_word_embeddings": True}),
-    "qwen2 untied": ("Qwen2", {**_ROTARY, "num_key_value_heads": 4}),
-    "qwen3": ("Qwen3", {**_ROTARY, "head_dim": 12}),
-    "qwen3 tied": ("Qwen3", {**_ROTARY, "head_dim": 8, "tie_word_embeddings": True}),
+    "llama linear": (
+        "LlamaForCausalLM",
+        {**_ROTARY, "rope_parameters": _LINEAR, "rms_norm_eps": 1e-3},
+    ),
+    "mistral": ("MistralForCausalLM", {**_ROTARY, "head_dim": 12, "sliding_window": 64}),
+    "qwen2": ("Qwen2ForCausalLM", {**_ROTARY, "tie_word_embeddings": True}),
+    "qwen2 untied": ("Qwen2ForCausalLM", {**_ROTARY, "num_key_value_heads": 4}),
+    "qwen3": ("Qwen3ForCausalLM", {**_ROTARY, "head_dim": 12}),
+    "qwen3 tied": ("Qwen3ForCausalLM", {**_ROTARY, "head_dim": 8, "tie_word_embeddings": True}),
 }
+_BERT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 90,
+    "max_position_embeddings": 64,
+}
+_ROBERTA = {**_BERT, "max_position_embeddings": 66, "type_vocab_size": 1}
+BERTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertForPreTraining", _BERT),
+    "bert alone": ("BertForMaskedLM", {**_BERT, "type_vocab_size": 3, "layer_norm_eps": 1e-3}),
+    "bert untied": ("BertForPreTraining", {**_BERT, "tie_word_embeddings": False}),
+    "megatron-bert": ("MegatronBertForPreTraining", _BERT),
+    "megatron-bert alone": ("MegatronBertForMaskedLM", {**_BERT, "tie_word_embeddings": False}),
+    "roberta": ("RobertaForMaskedLM", _ROBERTA),
+    "roberta untied": (
+        "RobertaForMaskedLM",
+        {**_ROBERTA, "tie_word_embeddings": False, "type_vocab_size": 2, "pad_token_id": 4},
+    ),
+}
+MODELS = GPTS | BERTS
+
+
+def config_of(name: str, **changes: Any) -> dict[str, Any]:
+    """What ``config.json`` must say of a model, and no more."""
+    class_name, fields = MODELS[name]
+    model_type = getattr(transformers, class_name).config_class.model_type
+    return {"model_type": model_type, "torch_dtype": "float32", **fields, **changes}
 
 
 def build(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A model of random weights: no bias is zero, no gain one, and no two tensors are alike."""
-    family, fields = MODELS[name]
-    config = getattr(transformers, f"{family}Config")(**{**fields, **changes})
-    architecture = f"{family}{'LMHeadModel' if family == 'GPT2' else 'ForCausalLM'}"
-    model = getattr(transformers, architecture)(config)
+    class_name, fields = MODELS[name]
+    kind = getattr(transformers, class_name)
+    model = kind(kind.config_class(**{**fields, **changes}))
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for key, weight in model.named_parameters():
             weight.copy_(0.25 * torch.randn(weight.shape, generator=generator))
-            if "norm" in key or ".ln_" in key:
+            if "norm" in key.lower() or ".ln" in key:
                 weight.add_(1.0 if key.endswith("weight") else 0.0)
+        for name, bias in model.named_parameters():
+            if name.endswith("decoder.bias"):  # of which the bias beside the decoder is a copy
+                model.get_parameter(name.replace("decoder.", "")).copy_(bias)
     return model.to(dtype).eval()
 
 
@@ -78,13 +112,37 @@ def save(model: Any, path: Path, max_shard_size: str = "1GB") -> Path:
     return path
 
 
+def load(path: Path) -> Any:
+    """As the class that ``config.json`` names."""
+    (class_name,) = transformers.AutoConfig.from_pretrained(path).architectures
+    return getattr(transformers, class_name).from_pretrained(path)
+
+
 def tokens(model: Any) -> torch.Tensor:
     """Some text; (3, LENGTH)."""
     generator = torch.Generator().manual_seed(3)
     return torch.randint(model.config.vocab_size, (3, LENGTH), generator=generator)
 
 
+def inputs(model: Any) -> dict[str, torch.Tensor]:
+    """That text; of a BERT some of it padded, and of two types."""
+    text = tokens(model)
+    if "Bert" not in type(model).__name__ and "Roberta" not in type(model).__name__:
+        return {"input_ids": text}
+    place, ends = torch.arange(LENGTH)[None], torch.tensor([LENGTH, LENGTH - 5, 7])[:, None]
+    pad = model.config.pad_token_id
+    text = torch.where(place < ends, text.where(text != pad, pad + 1), pad)
+    types = (place >= ends // 2).long() * (model.config.type_vocab_size > 1)
+    return {"input_ids": text, "attention_mask": (place < ends).long(), "token_type_ids": types}
+
+
 @torch.no_grad()
+def outputs(model: Any) -> list[torch.Tensor]:
+    """Logits of that text, of each head."""
+    said = model(**inputs(model))
+    return [value for name, value in said.items() if name.endswith("logits")]
+
+
 def logits(model: Any) -> torch.Tensor:
-    """Of that text; (3, LENGTH, vocabulary)."""
-    return model(tokens(model)).logits
+    """Those of tokens, (3, LENGTH, vocabulary)."""
+    return outputs(model)[0]

@@ -22,7 +22,7 @@ def stored(
     """By model: its directory, a text, and the logits of the text by ``transformers``."""
     root = tmp_path_factory.mktemp("models")
     found = {}
-    for name in models.MODELS:
+    for name in models.GPTS:
         model = models.build(name)
         path = models.save(model, root / name.replace(" ", "_"))
         found[name] = (path, models.tokens(model), models.logits(model).numpy())

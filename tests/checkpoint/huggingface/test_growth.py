@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 
 from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.convert.growths import grow
@@ -42,7 +41,7 @@ def test_a_grown_gpt2_can_be_exported(name: str, tmp_path: Path) -> None:
     grown = grow(source, file, 1, told.append)
     assert "keeps the function" in told[0] and "exported to Hugging Face as gpt2" in told[0]
     export(grown, tmp_path / "large")
-    large = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "large")
+    large = models.load(tmp_path / "large")
     assert large.config.n_head == 8 and large.config.n_embd == 64
     logits = models.logits(model)
     assert (models.logits(large) - logits).abs().max() < 1e-5 * logits.abs().max()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.gpt.huggingface import rope
-from megatron_grow.model.huggingface import Family, Parts
+from megatron_grow.model.huggingface import Family
 
 _HARMLESS = """
     is_llama_config n_special predict_special_tokens pretraining_tp reorder_and_upcast_attn
@@ -25,8 +25,6 @@ class GPTFamily(Family):
     harmless: frozenset[str] = frozenset(_HARMLESS.split())
     whole_heads: bool = False
     """Whether hidden_size must be a multiple of the number of heads."""
-    plain_heads: bool = False
-    """Whether heads together are as wide as hidden_size, each with its own key and value."""
 
     @property
     def rotary(self) -> bool:
@@ -61,11 +59,11 @@ class GPTFamily(Family):
                 )
         return {**said, "sliding_window": None, "use_sliding_window": False}
 
-    def own_model(self, said: Mapping[str, Any]) -> dict[str, Any]:
+    def own_model(self, said: Mapping[str, Any], stored: Collection[str]) -> dict[str, Any]:
         """Rotary positions."""
         return rope.from_config(said) if self.rotary else {}
 
-    def own_config(self, model: ModelConfig) -> dict[str, Any]:
+    def own_config(self, model: ModelConfig, original: Mapping[str, Any]) -> dict[str, Any]:
         """Rotary positions."""
         return rope.to_config(model) if self.rotary else {}
 
@@ -82,20 +80,4 @@ class GPTFamily(Family):
                 f"model.hidden_size={model.hidden_size} with "
                 f"model.num_attention_heads={model.num_attention_heads}"
             )
-        if self.plain_heads:
-            if model.query_groups != model.num_attention_heads:
-                return f"model.num_query_groups={model.query_groups}"
-            if model.head_dim * model.num_attention_heads != model.hidden_size:
-                return f"model.kv_channels={model.head_dim}"
-        return None
-
-    def parts(self, model: ModelConfig) -> Parts:
-        """Queries, key and value of a group, and the halves of a gated unit."""
-        queries = model.num_attention_heads // model.query_groups
-        return {
-            "query": ("qkv_head", (0, queries)),
-            "key": ("qkv_head", (queries, queries + 1)),
-            "value": ("qkv_head", (queries + 1, queries + 2)),
-            "gate": ("gate_up", (0, 1)),
-            "up": ("gate_up", (1, 2)),
-        }
+        return super().obstacle(model)

@@ -1,17 +1,9 @@
-"""Which part of which logical tensor each stored tensor of a family holds.
-
-``query``, ``key`` and ``value`` are parts of the axis ``qkv_head``; ``gate`` and ``up`` of
-``gate_up``.
-"""
+"""Which part of which logical tensor each stored tensor of a family holds."""
 
 from __future__ import annotations
 
 from megatron_grow.model.gpt.tensors import ATTENTION, EMBEDDING, FINAL_NORM, HEAD, MLP, POSITIONS
-from megatron_grow.model.huggingface import Rows
-
-_QUERIES = "(kv_group query head_dim)"
-_KEYS = "(kv_group key head_dim)"
-_VALUES = "(kv_group value head_dim)"
+from megatron_grow.model.huggingface import KEYS, QUERIES, VALUES, Rows
 
 GPT2: Rows = {
     "transformer.wte.weight": (EMBEDDING, "vocab hidden"),
@@ -51,15 +43,15 @@ LLAMA: Rows = {
     ),
     "model.layers.{layer}.self_attn.q_proj.weight": (
         f"{ATTENTION}linear_qkv.weight",
-        f"{_QUERIES} hidden",
+        f"{QUERIES} hidden",
     ),
     "model.layers.{layer}.self_attn.k_proj.weight": (
         f"{ATTENTION}linear_qkv.weight",
-        f"{_KEYS} hidden",
+        f"{KEYS} hidden",
     ),
     "model.layers.{layer}.self_attn.v_proj.weight": (
         f"{ATTENTION}linear_qkv.weight",
-        f"{_VALUES} hidden",
+        f"{VALUES} hidden",
     ),
     "model.layers.{layer}.self_attn.o_proj.weight": (
         f"{ATTENTION}linear_proj.weight",
@@ -77,9 +69,9 @@ LLAMA: Rows = {
 }
 QWEN2: Rows = {
     **LLAMA,
-    "model.layers.{layer}.self_attn.q_proj.bias": (f"{ATTENTION}linear_qkv.bias", _QUERIES),
-    "model.layers.{layer}.self_attn.k_proj.bias": (f"{ATTENTION}linear_qkv.bias", _KEYS),
-    "model.layers.{layer}.self_attn.v_proj.bias": (f"{ATTENTION}linear_qkv.bias", _VALUES),
+    "model.layers.{layer}.self_attn.q_proj.bias": (f"{ATTENTION}linear_qkv.bias", QUERIES),
+    "model.layers.{layer}.self_attn.k_proj.bias": (f"{ATTENTION}linear_qkv.bias", KEYS),
+    "model.layers.{layer}.self_attn.v_proj.bias": (f"{ATTENTION}linear_qkv.bias", VALUES),
 }
 QWEN3: Rows = {
     **LLAMA,

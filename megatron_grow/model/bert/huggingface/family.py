@@ -1,0 +1,96 @@
+"""What families of BERTs say that no table holds: heads, token types, the first position."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.model.architectures import architecture_of
+from megatron_grow.model.bert.huggingface.names import DECODER_BIAS
+from megatron_grow.model.huggingface import Family, Rows
+
+_TYPES, _PAD, _ORDER = "type_vocab_size", "pad_token_id", "sentence_head"
+_SENTENCE_HEAD = "cls.seq_relationship.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BERTFamily(Family):
+    """A family of BERTs."""
+
+    norm_position: Literal["post", "pre"] = "post"
+    with_sentence_head: str | None = None
+    """The class in ``transformers`` of models with a sentence head; None: the family has none."""
+    positions_follow_pad: bool = False
+    """Whether the first position is the one behind the id of the token that pads."""
+
+    @property
+    def own_fields(self) -> frozenset[str]:
+        """Those of token types, the first position, and what a sentence head was trained for."""
+        return frozenset({_TYPES, _PAD, _ORDER})
+
+    def own_model(self, said: Mapping[str, Any], stored: Collection[str]) -> dict[str, Any]:
+        """The options of the architecture."""
+        head = self.with_sentence_head is not None and _SENTENCE_HEAD in stored
+        first = _whole(said, _PAD, least=0) + 1 if self.positions_follow_pad else 0
+        return {
+            "options": {
+                "norm_position": self.norm_position,
+                "token_types": _whole(said, _TYPES, least=1),
+                "sentence_head": said.get(_ORDER, "next_sentence") if head else "none",
+                "first_position": first,
+            }
+        }
+
+    def own_config(self, model: ModelConfig, original: Mapping[str, Any]) -> dict[str, Any]:
+        """Token types, the padding token where positions follow it, and sentence order."""
+        options = asdict(architecture_of(model))
+        own: dict[str, Any] = {_TYPES: options["token_types"]}
+        if options["sentence_head"] == "sentence_order":
+            own[_ORDER] = "sentence_order"
+        if self.positions_follow_pad:
+            own[_PAD] = options["first_position"] - 1
+            if original.get(_PAD, own[_PAD]) != own[_PAD]:
+                raise UserError(
+                    f"model.options.first_position={options['first_position']} with a tokenizer "
+                    f"that pads with token {original[_PAD]} cannot be written as "
+                    f"{self.model_type}, whose first position is that token's id + 1"
+                )
+        return own
+
+    def class_of(self, model: ModelConfig) -> str:
+        """Another with a sentence head than without."""
+        return (self._sentence_head(model) and self.with_sentence_head) or self.transformers_class
+
+    def written(self, model: ModelConfig) -> Rows:
+        """Without the second name of the head's bias, which an untied head alone needs."""
+        if not model.share_embeddings_and_output_weights:
+            return self.rows
+        return {name: row for name, row in self.rows.items() if not name.endswith(DECODER_BIAS)}
+
+    def obstacle(self, model: ModelConfig) -> str | None:
+        """Options that the family does not have."""
+        options = asdict(architecture_of(model))
+        impossible = {
+            "norm_position": options["norm_position"] != self.norm_position,
+            "sentence_head": self._sentence_head(model) and self.with_sentence_head is None,
+            "first_position": (options["first_position"] > 0) != self.positions_follow_pad,
+            "token_types": options["token_types"] == 0,
+            "pool_size": options["pool_size"] != 1,
+        }
+        for name, is_so in impossible.items():
+            if is_so:
+                return f"model.options.{name}={options[name]}"
+        return super().obstacle(model)
+
+    def _sentence_head(self, model: ModelConfig) -> bool:
+        return asdict(architecture_of(model))["sentence_head"] != "none"
+
+
+def _whole(said: Mapping[str, Any], name: str, least: int) -> int:
+    value = said[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name}={value!r} must be a whole number of at least {least}")
+    return value
