@@ -31,6 +31,8 @@ class UntilSection:
     losses: Literal["training", "validation"] = "training"
     """What it sees each time: the mean training loss since the time before, or the validation
     loss."""
+    loss_name: str = "loss"
+    """Which: ``loss``, all that is trained on, or one of its parts, such as ``masked_lm_loss``."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -48,6 +50,8 @@ class StageRule:
     """It is not asked before."""
     validation: bool = False
     """Whether it sees validation losses; else training losses."""
+    loss_name: str = "loss"
+    """Which of them."""
 
     @property
     def name(self) -> str:
@@ -125,4 +129,4 @@ def resolve_rule(
             f"{where}.losses=validation needs evaluations; train.eval_iters=0 makes none"
         )
     spec = {name: value for name, value in until.items() if name not in names}
-    return last_step, StageRule(spec, every, first_step, validation)
+    return last_step, StageRule(spec, every, first_step, validation, section.loss_name)

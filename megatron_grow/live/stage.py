@@ -7,12 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, groupby, tee
+from itertools import chain, groupby, islice, tee
 from operator import attrgetter
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -21,6 +19,7 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.live.check import check_model
 from megatron_grow.live.data_parallel import wrap_data_parallel
+from megatron_grow.live.objective import Objective
 from megatron_grow.live.pieces import (
     Piece,
     Shard,
@@ -30,13 +29,12 @@ from megatron_grow.live.pieces import (
 )
 from megatron_grow.live.placement import tensors_of
 from megatron_grow.live.sharing import SharedLayers, align
-from megatron_grow.model.architecture import Architecture, Loss
 from megatron_grow.model.architectures import architecture_of, sample_options
 from megatron_grow.optim import update
 from megatron_grow.optim.builder import build_optimizer
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.optim.state import set_step
-from megatron_grow.parallel import cpu, process_groups
+from megatron_grow.parallel import process_groups
 from megatron_grow.state.tensors import LogicalTensor
 
 Batches = Iterator[dict[str, torch.Tensor]]
@@ -92,11 +90,11 @@ class LiveStage:
         engine = self.chunks[0].config
         engine.finalize_model_grads_func = finalize_model_grads
         engine.grad_scale_func = self.optimizer.scale_loss
+        heads = [process_groups.is_last_chunk(i) for i in range(len(self.chunks))]
+        self._has_head = any(heads)
         self._chunk_reads = [
-            self._architecture.reads(
-                first=process_groups.is_first_chunk(i), last=process_groups.is_last_chunk(i)
-            )
-            for i in range(len(self.chunks))
+            self._architecture.reads(first=process_groups.is_first_chunk(i), last=last)
+            for i, last in enumerate(heads)
         ]
         self._hidden_length = self._architecture.hidden_length(
             stage.model,
@@ -109,6 +107,7 @@ class LiveStage:
         self._elementwise = all(rule.shards for rule in rules)
         batch, peers = stage.batch, parallel_state.get_data_parallel_world_size()
         self._micro_batches = batch.global_batch_size // (batch.micro_batch_size * peers)
+        self.objective = Objective(self._architecture, self._micro_batches)
 
     def pieces(self) -> list[Piece]:
         """All state that this rank holds; writing to it changes the live state."""
@@ -149,16 +148,16 @@ class LiveStage:
             batches: this rank's micro-batches; None where the rank needs none.
 
         Returns:
-            The sum of this rank's micro-batch losses (see :meth:`mean_loss`).
+            What this rank's micro-batches add up to (:meth:`.Objective.means`).
         """
         self._seed_dropout(step)
         for chunk in self.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        losses = self._run(batches, forward_only=False)
+        totals = self._run(batches, forward_only=False)
         self.optimizer.prepare_grads()
-        return losses
+        return totals
 
     def share_gradients(self) -> None:
         """Make the gradients ready for an update, where layers share their parameters."""
@@ -191,31 +190,21 @@ class LiveStage:
         batches: Batches | None,
         iterations: int,
         interrupted: Callable[[], bool] = lambda: False,
-    ) -> float | None:
-        """Mean loss over ``iterations`` global batches; the same on every rank.
+    ) -> dict[str, float] | None:
+        """Means over ``iterations`` global batches, as :meth:`.Objective.means`.
 
         None where it was ``interrupted``, which is asked on every rank between the batches; its
         answer is the same on all.
         """
-        total = torch.zeros((), device=cpu.device())
+        totals = self.objective.zeros()
         with self._parameters_gathered():
             for chunk in self.chunks:
                 chunk.eval()
             for _ in range(iterations):
                 if interrupted():
                     return None
-                total += self._run(batches, forward_only=True)
-        return self.mean_loss(total, iterations)
-
-    def mean_loss(self, losses: torch.Tensor, steps: int) -> float:
-        """Mean over all ranks of what ``steps`` steps returned; the same on every rank."""
-        # Only the last pipeline stage has losses: its tensor-parallel ranks the same ones, its
-        # context-parallel ranks those of their tokens.
-        total = losses.detach().to("cpu", torch.float64)
-        dist.all_reduce(total)
-        copies = self.stage.parallel.tensor_model_parallel_size
-        peers = parallel_state.get_data_parallel_world_size()
-        return total.item() / (copies * peers * self._micro_batches * steps)
+                totals += self._run(batches, forward_only=True)
+        return self.objective.means(totals)
 
     def needs_data(self) -> bool:
         """Whether this rank reads tokens; the architecture says which pipeline stages do."""
@@ -233,10 +222,15 @@ class LiveStage:
         process_groups.tear_down()
 
     def _run(self, batches: Batches | None, forward_only: bool) -> torch.Tensor:
+        weights = None
+        if self._architecture.has_counts and not forward_only and self._has_head:
+            assert batches is not None, "what has the head reads"
+            step = list(islice(batches, self._micro_batches))
+            weights, batches = self.objective.weights(step), iter(step)
         # Each chunk goes through all micro-batches of the step by itself.
         readers = iter(tee(batches or (), sum(self._chunk_reads)))
         results = get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, self._architecture),
+            forward_step_func=partial(self.objective.forward_step, weights),
             data_iterator=[next(readers) if reads else None for reads in self._chunk_reads],
             model=self.chunks,
             num_microbatches=self._micro_batches,
@@ -244,8 +238,7 @@ class LiveStage:
             micro_batch_size=self.stage.batch.micro_batch_size,
             forward_only=forward_only,
         )
-        losses = [result["loss"] for result in results]
-        return torch.stack(losses).sum() if losses else torch.zeros((), device=cpu.device())
+        return self.objective.total(results)
 
     def _seed_dropout(self, step: int) -> None:
         """Make dropout a function of the step, so that a resumed run needs no generator state."""
@@ -317,19 +310,3 @@ def _cut_cycles(chunks: list[DistributedDataParallel]) -> None:
     for chunk in chunks:
         chunk.config.grad_scale_func = None
         chunk.grad_accs.clear()
-
-
-def _forward_step(
-    architecture: Architecture, batches: Batches | None, chunk: torch.nn.Module
-) -> tuple[Any, Callable[[Any], tuple]]:
-    """megatron-core's forward step: the output, and what turns it into a loss."""
-    batch = None
-    if batches is not None:
-        batch = {name: x.to(cpu.device(), non_blocking=True) for name, x in next(batches).items()}
-    output, loss = architecture.forward_step(chunk, batch)
-    return output, partial(_reported, loss)
-
-
-def _reported(loss: Loss, output: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    value = loss(output)
-    return value, {"loss": value.detach().clone()}  # megatron-core scales the first in place

@@ -46,8 +46,9 @@ class Context:
     """Global steps done; within a step, its number (the first is 1)."""
     methods: Mapping[str, TrainingMethod] = field(default_factory=dict)
     """Of the stage, by the place in its section of the run file that asks for each."""
-    losses: torch.Tensor | None = None
-    """The sum of the losses of this rank's micro-batches in this step."""
+    totals: torch.Tensor | None = None
+    """What the losses and metrics of this rank's micro-batches in this step add up to, as
+    :class:`~megatron_grow.live.objective.Objective` has it."""
     lr: float = math.nan
     """The rate of this step; that of parameters without one of their own."""
     grad_norm: float = math.nan
@@ -86,10 +87,14 @@ class Context:
         """What its methods keep of tensors, on this rank."""
         return [piece for method in self.methods.values() for piece in method.pieces(self)]
 
+    def means(self) -> dict[str, float]:
+        """Losses and metrics of this step over all ranks, ``loss`` first; every rank takes part."""
+        assert self.totals is not None, "no step has been taken"
+        return self.live.objective.means(self.totals)
+
     def mean_loss(self) -> float:
-        """Of this step, over all ranks; every rank takes part."""
-        assert self.losses is not None, "no step has been taken"
-        return self.live.mean_loss(self.losses, 1)
+        """The loss among :meth:`means`; every rank takes part."""
+        return self.means()["loss"]
 
     def skip_update(self) -> None:
         """Leave the state as it is in this step; for ``before_update``."""
@@ -129,7 +134,7 @@ class Context:
     def next_step(self) -> None:
         """Begin a step."""
         self.step += 1
-        self.losses, self.grad_norm, self.updated, self._skips = None, math.nan, False, False
+        self.totals, self.grad_norm, self.updated, self._skips = None, math.nan, False, False
         self.reports = []
 
 

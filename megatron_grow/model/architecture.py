@@ -25,10 +25,11 @@ if TYPE_CHECKING:  # the converter starts without megatron-core, which takes sec
     from megatron_grow.data.check import Split
     from megatron_grow.data.datasets import Datasets
 
-Loss = Callable[[Any], "torch.Tensor"]
-"""From what the last chunk of a model makes of a micro-batch to its mean loss, a scalar.
+Loss = Callable[[Any], Mapping[str, "torch.Tensor"]]
+"""From what the last chunk of a model makes of a micro-batch to its losses and metrics, by name.
 
-Where context-parallel ranks share the tokens of a sequence, the losses of these add up to it.
+Each is a pair, (2,) in fp32: a sum, and how many it sums, such as tokens. Where context-parallel
+ranks share the tokens of a sequence, their sums add up, and each has the count of all tokens.
 """
 
 
@@ -145,11 +146,37 @@ class Architecture(ABC):
         """
         return first or last
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What it trains on, by name: the sum of their means."""
+        return ("loss",)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What it reports beside them, such as accuracies, by name."""
+        return ()
+
+    def counts(self, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """How much of each loss is in a micro-batch, such as its masked tokens; scalars.
+
+        A mean is then over the global batch, however it is cut into micro-batches. Without this,
+        it is the mean of their means: they are alike.
+
+        Args:
+            batch: the fields of samples, stacked, on the CPU.
+        """
+        raise NotImplementedError
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether it says them."""
+        return type(self).counts is not Architecture.counts
+
     @abstractmethod
     def forward_step(
         self, chunk: torch.nn.Module, batch: Mapping[str, torch.Tensor] | None
     ) -> tuple[Any, Loss]:
-        """What a chunk makes of a micro-batch, and what makes a loss of that.
+        """What a chunk makes of a micro-batch, and what makes losses of that.
 
         The second is called with the first on the last pipeline stage alone.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import rich.console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
@@ -45,10 +47,13 @@ class Console:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def train_row(self, row: TrainRow) -> None:
-        """Move the bar to a training row, or print its line."""
+    def train_row(self, row: TrainRow, others: Mapping[str, float]) -> None:
+        """Move the bar to a training row, or print its line; ``others`` are its further numbers."""
         step = row["step"]
-        where = f"stage {row['stage']}, {_layers(row['num_layers'])} | loss {row['loss']:.4f}"
+        where = (
+            f"stage {row['stage']}, {_layers(row['num_layers'])} | "
+            f"loss {row['loss']:.4f}{_parts(others)}"
+        )
         speed = (
             f"{row['tokens_per_second']:,.0f} tokens/s | "
             f"ETA {_duration((self._total_steps - step) * row['step_time'])}"
@@ -61,11 +66,11 @@ class Console:
             rates = f"lr {row['lr']:.2e} | grad norm {row['grad_norm']:.3f}"
             self.message(f"{self._position(step)} | {where} | {rates} | {speed}")
 
-    def evaluation(self, row: EvaluationRow) -> None:
-        """Print a validation loss."""
+    def evaluation(self, row: EvaluationRow, others: Mapping[str, float]) -> None:
+        """Print a validation loss; ``others`` are the row's further numbers."""
         self.message(
             f"{self._position(row['step'])} | stage {row['stage']}, {_layers(row['num_layers'])} | "
-            f"validation loss {row['val_loss']:.4f}"
+            f"validation loss {row['val_loss']:.4f}{_parts(others)}"
         )
 
     def stage_end(self, row: StageEndRow) -> None:
@@ -120,6 +125,12 @@ class Console:
     def _position(self, step: int) -> str:
         width = len(str(self._total_steps))
         return f"step {step:>{width}}/{self._total_steps}"
+
+
+def _parts(others: Mapping[str, float]) -> str:
+    """`` (masked_lm_loss 6.1304, masked_lm_accuracy 0.0712)``; nothing where there are none."""
+    parts = (f"{name.removeprefix('val_')} {value:.4f}" for name, value in others.items())
+    return f" ({', '.join(parts)})" if others else ""
 
 
 def _layers(number: int) -> str:

@@ -9,8 +9,9 @@ from megatron_grow.checkpoint.record import StageEnd
 from megatron_grow.config.stages import Stage
 from megatron_grow.config.timing import next_end
 from megatron_grow.cost.flops import flops_at_step
-from megatron_grow.inputs.errors import AgreedError
+from megatron_grow.inputs.errors import AgreedError, UserError
 from megatron_grow.methods.base import Context, TrainingMethod
+from megatron_grow.model.architectures import architecture_of
 from megatron_grow.parallel.agreement import gather, leads
 from megatron_grow.rules.base import Observation, Rule
 from megatron_grow.rules.table import RULES
@@ -23,11 +24,15 @@ def rule_of(stage: Stage) -> Rule | None:
     """The rule that may end ``stage``, if it has one.
 
     Raises:
-        UserError: an unknown name, or options that it cannot have.
+        UserError: an unknown name, options that it cannot have, or a loss that is not trained on.
     """
     if stage.rule is None or not stage.rule.spec:
         return None
-    return RULES.make(stage.rule.spec, f"stages[{stage.index}].until")
+    where, name = f"stages[{stage.index}].until", stage.rule.loss_name
+    known = dict.fromkeys(("loss", *architecture_of(stage.model).losses))
+    if name not in known:
+        raise UserError(f"{where}.loss_name={name} must be one of {', '.join(known)}")
+    return RULES.make(stage.rule.spec, where)
 
 
 class StageEnding(TrainingMethod):
@@ -55,7 +60,7 @@ class StageEnding(TrainingMethod):
     def after_step(self, ctx: Context) -> None:
         """Ask the rule if it is due; decide where the stage ends, once."""
         if self._rule is not None and ctx.updated:
-            self._loss += ctx.mean_loss()
+            self._loss += ctx.means()[self._when.loss_name]
             self._updates += 1
         if ctx.last_step is None:
             self._decide(ctx)
@@ -81,11 +86,13 @@ class StageEnding(TrainingMethod):
         """What the rule finds after this step; None: nothing, or it is not asked now."""
         if self._rule is None or ctx.step % self._when.every or not self._updates:
             return None
-        mean = self._loss / self._updates
-        loss = self._evaluation.report(ctx) if self._when.validation else mean
-        if loss is None:  # the run was asked to stop; the resumed run asks the rule
-            ctx.stop()
-            return None
+        loss = self._loss / self._updates
+        if self._when.validation:
+            means = self._evaluation.report(ctx)
+            if means is None:  # the run was asked to stop; the resumed run asks the rule
+                ctx.stop()
+                return None
+            loss = means[self._when.loss_name]
         seen = Observation(
             step=ctx.step,
             tokens=ctx.stage.tokens_at(ctx.step),

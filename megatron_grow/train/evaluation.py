@@ -1,4 +1,4 @@
-"""The validation loss, at its intervals and on both sides of a growth."""
+"""The validation losses, at their intervals and on both sides of a growth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Evaluation(TrainingMethod):
     def __init__(self, output: Output, dataset: Dataset | None, stop: StopRequest) -> None:
         """Take the validation data; None where the run has none."""
         self._output, self._dataset, self._stop = output, dataset, stop
-        self._last: tuple[int | None, float | None] = (None, None)
+        self._last: tuple[int | None, dict[str, float] | None] = (None, None)
 
     def after_step(self, ctx: Context) -> None:
         """Evaluate if it is due, unless the run stops."""
@@ -31,20 +31,21 @@ class Evaluation(TrainingMethod):
         grown = ctx.stage.index > 0 and ctx.step == ctx.stage.first_step
         return grown or ctx.ends or ctx.step % ctx.run.train.eval_interval == 0
 
-    def report(self, ctx: Context) -> float | None:
+    def report(self, ctx: Context) -> dict[str, float] | None:
         """Measure and report, once for each step; None where that was interrupted."""
         if self._last[0] == ctx.step:
             return self._last[1]
-        loss = self.measure(ctx)
-        if loss is not None:
-            self._last = ctx.step, loss
-            row: EvaluationRow = {**progress(ctx), "val_loss": loss}
-            self._output.console.evaluation(row)
-            self._output.write(row)
-        return loss
+        found = self.measure(ctx)
+        if found is not None:
+            self._last = ctx.step, found
+            others = {f"val_{name}": mean for name, mean in found.items() if name != "loss"}
+            row: EvaluationRow = {**progress(ctx), "val_loss": found["loss"]}
+            self._output.console.evaluation(row, others)
+            self._output.write({**row, **others})
+        return found
 
-    def measure(self, ctx: Context) -> float | None:
-        """Validation loss, always over the same tokens.
+    def measure(self, ctx: Context) -> dict[str, float] | None:
+        """Means of losses and metrics, always over the same tokens (:meth:`.Objective.means`).
 
         None where the run does not evaluate, or was asked to stop.
         """

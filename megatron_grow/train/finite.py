@@ -53,8 +53,8 @@ class FiniteGuard(TrainingMethod):
 
     def sees(self, ctx: Context) -> bool:
         """Whether this rank sees a number that is not finite; ranks may differ."""
-        assert ctx.losses is not None
-        return not (math.isfinite(ctx.grad_norm) and math.isfinite(ctx.losses))
+        losses = [data for _, data in _losses(ctx)]
+        return not (math.isfinite(ctx.grad_norm) and all(map(is_finite, losses)))
 
     def before_update(self, ctx: Context, seen: bool) -> None:
         """Skip the update.
@@ -81,8 +81,7 @@ class FiniteGuard(TrainingMethod):
         state = _find_in_state(ctx.live)
         if state is not None:
             return Finding(state, ends=True)
-        assert ctx.losses is not None
-        found = _told([("the loss", ctx.losses)]) or _told(_gradients(ctx.live))
+        found = _told(_losses(ctx)) or _told(_gradients(ctx.live))
         found = found or "the gradient norm is not finite"
         self.skipped += 1
         if not self._allowed:
@@ -117,6 +116,13 @@ class FiniteGuard(TrainingMethod):
 def _find_in_state(live: LiveStage) -> str | None:
     """The first tensor of the state that is not finite, and where; every rank takes part."""
     return _told((describe(piece.key, piece.kind), piece.data) for piece in live.pieces())
+
+
+def _losses(ctx: Context) -> list[tuple[str, torch.Tensor]]:
+    """This rank's sums of each loss that is trained on."""
+    assert ctx.totals is not None
+    named = zip(ctx.live.objective.losses, ctx.totals[:, 0], strict=False)
+    return [("the loss" if name == "loss" else name, total) for name, total in named]
 
 
 def _gradients(live: LiveStage) -> Iterator[tuple[str, torch.Tensor]]:

@@ -43,7 +43,7 @@ class Loop:
         self._schedule.apply(live.optimizer, ctx.step, live.stage)
         for method in acting:
             method.before_step(ctx)
-        ctx.losses = live.forward_backward(ctx.step, batches)
+        ctx.totals = live.forward_backward(ctx.step, batches)
         for method in acting:
             method.before_sharing(ctx)
         live.share_gradients()

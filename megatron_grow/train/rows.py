@@ -28,7 +28,11 @@ class Progress(TypedDict):
 
 
 class TrainRow(Progress):
-    """One log interval; ``loss`` and the speeds are means over it."""
+    """One log interval; losses and speeds are means over it.
+
+    It has further fields for the parts of a loss that is the sum of several, and for metrics such
+    as ``masked_lm_accuracy`` (:meth:`.Objective.means`).
+    """
 
     loss: float
     """Over the steps that made an update; NaN if none did."""
@@ -40,7 +44,7 @@ class TrainRow(Progress):
 
 
 class EvaluationRow(Progress):
-    """One evaluation, after ``step`` steps."""
+    """One evaluation, after ``step`` steps; further fields as in a training row, with ``val_``."""
 
     val_loss: float
 
@@ -92,7 +96,8 @@ class GrowthRow(TypedDict):
     val_loss_before: float | None
     """None where the run does not evaluate."""
     val_loss_after: float | None
-    """None also where a stop request came before; then the resumed run has an evaluation row."""
+    """None also where a stop request came before; then the resumed run has an evaluation row.
+    Further fields, such as ``val_masked_lm_loss_after``, as in an evaluation row."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

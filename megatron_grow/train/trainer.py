@@ -61,10 +61,10 @@ class Trainer:
                 loop.end()
                 return True
             # The loss is known already unless the run resumed right here.
-            loss = self.evaluation.report(loop.ctx)
+            found = self.evaluation.report(loop.ctx)
             if self.stop.poll():  # a growth is not left half-way
                 break
-            loop = self._grow(loop, loss)
+            loop = self._grow(loop, found)
         self.saving.save(loop.ctx)
         return False
 
@@ -116,8 +116,8 @@ class Trainer:
             )
         return loop
 
-    def _grow(self, loop: Loop, loss_before: float | None) -> Loop:
-        """Leave one stage for the next."""
+    def _grow(self, loop: Loop, before: dict[str, float] | None) -> Loop:
+        """Leave one stage for the next; ``before`` is what the last evaluation found."""
         self.guard.check_state(loop.ctx)
         loop.end()
         step, index = loop.ctx.step, loop.ctx.stage.index + 1
@@ -132,10 +132,17 @@ class Trainer:
         )
         self.saving.growths.append(growth.event)
         grown = self._enter(live, step)
-        row, loss = growth.row, self.evaluation.measure(grown.ctx)
-        row["val_loss_before"], row["val_loss_after"] = loss_before, loss
+        row, after = growth.row, self.evaluation.measure(grown.ctx)
+        row["val_loss_before"] = before["loss"] if before else None
+        row["val_loss_after"] = after["loss"] if after else None
+        others = {
+            f"val_{name}_{when}": mean
+            for when, found in (("before", before), ("after", after))
+            for name, mean in (found or {}).items()
+            if name != "loss"
+        }
         self.output.console.growth(row)
-        self.output.write(row)
+        self.output.write({**row, **others})
         return grown
 
     def _aligned_layers(self, index: int) -> bool:

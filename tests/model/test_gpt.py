@@ -71,7 +71,7 @@ def _step(config: RunConfig, world_size: int) -> tuple[list[Part], float, float,
             piece.data.add_(0.1 * noise[slices(piece.box)])
     live.write_back()
     weights = snapshot(live.pieces())
-    measured = live.evaluate(micro_batches(config, 0), 1)
+    measured = live.evaluate(micro_batches(config, 0), 1)["loss"]
     loop = loop_over(live, config)
     loop.step(micro_batches(config, 0))
     return weights, measured, loop.ctx.mean_loss(), snapshot(live.pieces())

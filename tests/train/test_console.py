@@ -33,11 +33,24 @@ GROWTH = {
 
 def test_without_a_terminal_a_row_is_one_line(capsys):
     with Console(total_steps=250) as console:
-        console.train_row(ROW)
+        console.train_row(ROW, {})
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "\x1b" not in out
     for part in ("10/250", "stage 1", "12 layers", "4.2500", "12,346 tokens/s", "ETA 2m00s"):
         assert part in out
+
+
+def test_the_parts_of_a_loss_stand_behind_it(capsys):
+    others = {"masked_lm_loss": 3.5, "masked_lm_accuracy": 0.125}
+    with Console(total_steps=250) as console:
+        console.train_row(ROW, others)
+        console.evaluation(
+            {**ROW, "val_loss": 4.5}, {f"val_{name}": value for name, value in others.items()}
+        )
+    told = "(masked_lm_loss 3.5000, masked_lm_accuracy 0.1250)"
+    trained, evaluated = capsys.readouterr().out.splitlines()
+    assert f"| loss 4.2500 {told} | lr" in trained
+    assert evaluated.endswith(f"| validation loss 4.5000 {told}")
 
 
 def test_growth_says_what_grew_and_what_it_took(capsys):
@@ -68,7 +81,7 @@ def test_a_stage_that_changes_the_batch_alone(capsys):
 
 def test_other_ranks_are_silent(capsys):
     with Console(total_steps=250, enabled=False) as console:
-        console.train_row(ROW)
+        console.train_row(ROW, {})
         console.growth(GROWTH)
         console.message("text")
         console.warning("text")

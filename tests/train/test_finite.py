@@ -40,7 +40,7 @@ def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[i
     from megatron_grow.train.entry import main
 
     step = 0
-    live, reported = live_stage.LiveStage, live_stage._reported
+    live, reported = live_stage.LiveStage, live_stage.Objective.reported
     forward_backward, update = live.forward_backward, live.update
     finalize = live_stage.finalize_model_grads
 
@@ -61,7 +61,7 @@ def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[i
     def loss(*args: Any) -> Any:
         result, shown = reported(*args)
         # the loss alone: it leaves its gradient finite, as an overflow would
-        return result, ({"loss": shown["loss"] * math.nan} if strikes("loss") else shown)
+        return result, ({"totals": shown["totals"] * math.nan} if strikes("loss") else shown)
 
     def gradients(chunks: list, *args: Any, **more: Any) -> None:
         if strikes("gradient before reduction"):
@@ -71,7 +71,7 @@ def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[i
             next(chunks[0].parameters()).main_grad.view(-1)[0] = math.inf
 
     live.forward_backward, live.update = stepping, updating  # type: ignore[method-assign]
-    live_stage._reported = loss
+    live_stage.Objective.reported = loss  # type: ignore[method-assign]
     live_stage.finalize_model_grads = gradients
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
@@ -101,6 +101,11 @@ PIPELINE = ["--stages", json.dumps([{"parallel": {"pipeline_model_parallel_size"
 STOPS = {
     "loss, data parallel": ("loss", STILL, "the loss is not finite on rank 1"),
     "loss, pipeline": ("loss", PIPELINE, "the loss is not finite on rank 1"),
+    "one of several losses": (
+        "loss",
+        [*STILL, "--model.architecture", "tests.architectures.two_losses:TwoLosses"],
+        "marked_loss is not finite on rank 1",
+    ),
     "gradient, tensor parallel": (
         "gradient",
         TENSOR_PARALLEL,

@@ -250,7 +250,7 @@ def after(step: int, loss: float | None, rule: StageRule) -> Context:
     stage = ruled(rule)
     ctx = Context(RunConfig(), [stage], SimpleNamespace(stage=stage), None, step)
     ctx.updated = loss is not None
-    ctx.mean_loss = lambda: loss
+    ctx.means = lambda: {"loss": loss}
     return ctx
 
 
@@ -268,7 +268,7 @@ def test_an_evaluation_that_was_interrupted_is_asked_for_again() -> None:
     ctx = after(2, 1.5, rule)
     ending.after_step(ctx)
     assert ctx.stopping and not ctx.ends and known == []
-    ending = resumed(ending, asked(rule, known, SimpleNamespace(report=lambda ctx: 1.25)))
+    ending = resumed(ending, asked(rule, known, SimpleNamespace(report=lambda ctx: {"loss": 1.25})))
     ctx = after(2, None, rule)
     ending.on_stage_start(ctx)
     assert ctx.ends and known == [StageEnd(0, 2, "loss_below: loss 1.25 is below 2")]

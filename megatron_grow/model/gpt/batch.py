@@ -50,10 +50,10 @@ def forward_step(
         batch: as :class:`~megatron_grow.data.samples.CorpusSamples` has it, (batch, sequence) each.
     """
     if batch is None:
-        return chunk(None, None, None), partial(_mean_loss, None)
+        return chunk(None, None, None), partial(_loss, None)
     batch = get_batch_on_this_cp_rank(dict(batch))
     output = chunk(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
-    return output, partial(_mean_loss, batch["loss_mask"])
+    return output, partial(_loss, batch["loss_mask"])
 
 
 def logits(chunk: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -62,13 +62,10 @@ def logits(chunk: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return chunk(tokens, positions, None)
 
 
-def _mean_loss(mask: torch.Tensor | None, losses: torch.Tensor) -> torch.Tensor:
-    """Mean over the tokens of a micro-batch, each (batch, tokens of this rank).
-
-    The tokens of a sequence may be shared among context-parallel ranks; then so is their mean.
-    """
+def _loss(mask: torch.Tensor | None, losses: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Over the tokens of a micro-batch, each (batch, tokens of this rank)."""
     assert mask is not None, "only the last pipeline stage has losses"
     count = mask.sum()
     if parallel_state.get_context_parallel_world_size() > 1:
         dist.all_reduce(count, group=parallel_state.get_context_parallel_group())
-    return (losses.float() * mask).sum() / count
+    return {"loss": torch.stack([(losses.float() * mask).sum(), count])}
