@@ -66,7 +66,7 @@ def model_flops_per_token(
     *,
     causal: bool = False,
     data: DataSection | None = None,
-) -> int:
+) -> float:
     """Arithmetic that training on one token needs, for model FLOPs utilisation (MFU).
 
     Recomputation does not count.

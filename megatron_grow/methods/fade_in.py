@@ -133,6 +133,9 @@ class Masks:
                 self._replace_norm(module)
         for module, layer in points.branches:
             self._after(module, partial(self._mask_branch, layer=layer))
+        if "layer" in self._new:
+            for module, layer in points.sums:
+                self._after(module, partial(self._mask_sum, layer=layer))
         for module in points.contexts:
             self._before(module, self._mask_heads)
         for module in points.inner:
@@ -175,6 +178,15 @@ class Masks:
         if isinstance(output, tuple):
             return tuple(None if part is None else part * factor.to(part.dtype) for part in output)
         return output * factor.to(output.dtype)
+
+    def _mask_sum(self, add: Callable[..., torch.Tensor], layer: int) -> Callable[..., Any]:
+        """What a layer makes of the residual stream, as far as it is there; then it stays."""
+
+        def mixed(branch: Any, residual: torch.Tensor, drop: float) -> torch.Tensor:
+            there = self._masks["layer"][layer].to(residual.dtype)
+            return residual.lerp(add(branch, residual, drop), there)
+
+        return mixed
 
     def _mask_heads(self, context: torch.Tensor) -> torch.Tensor:
         """(..., heads of this rank x head size), group by group."""

@@ -76,6 +76,19 @@ class Architecture(ABC):
                 depends; the model's own if absent.
         """
 
+    def check(self, stage: Stage, train: TrainSection, where: str) -> None:
+        """Refuse what a stage asks for and such a model cannot do, before any is built.
+
+        Args:
+            stage: its shape, layout and batch.
+            train: the precision, the implementation of layers, what is recomputed.
+            where: begins the message of an error, for example ``stages[1]``.
+
+        Raises:
+            UserError: the field, its value, and what would do.
+        """
+        return
+
     @abstractmethod
     def build(
         self, model: ModelConfig, parallel: ParallelConfig, train: TrainSection
@@ -231,7 +244,7 @@ class Architecture(ABC):
     @abstractmethod
     def model_flops_per_token(
         self, model: ModelConfig, seq_length: int, samples: Any, *, causal: bool
-    ) -> int:
+    ) -> float:
         """Arithmetic that training on one token needs, for model FLOPs utilisation.
 
         Args:

@@ -92,6 +92,7 @@ def check(config: RunConfig) -> Checked:
     for stage in stages:
         axes = (axis for tensor in logical_tensors(stage.model).values() for axis in tensor.axes)
         stage.parallel.check_axes(axes, f"stages[{stage.index}]")
+        architecture_of(stage.model).check(stage, config.train, f"stages[{stage.index}]")
     check_fits(config, stages, dist.get_world_size())
     growths = _growths(config, stages)
     check_wandb(config.logging.wandb_project)

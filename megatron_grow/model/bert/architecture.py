@@ -18,6 +18,7 @@ from megatron_grow.model.bert.huggingface.families import FAMILIES
 from megatron_grow.model.bert.lengths import pooled_length
 from megatron_grow.model.bert.tensors import bert_tensors
 from megatron_grow.model.huggingface import Family
+from megatron_grow.model.masks import MaskPoints
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class BERT(Architecture):
 
     def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
         """As :func:`.tensors.bert_tensors`."""
+        if model.position_embedding_type != "learned_absolute":
+            raise UserError(
+                f"model.position_embedding_type={model.position_embedding_type}: the positions of "
+                "this architecture are learned; must be learned_absolute"
+            )
         return bert_tensors(
             model,
             target_depth,
@@ -83,6 +89,28 @@ class BERT(Architecture):
             token_types=self.token_types,
             sentence_head=self.has_sentence_head,
         )
+
+    def check(self, stage: Stage, train: TrainSection, where: str) -> None:
+        """Besides: what attention to both sides rules out, and rows of the table of positions."""
+        model, parallel = stage.model, stage.parallel
+        if parallel.context_parallel_size > 1:
+            raise UserError(
+                f"{where}: parallel.context_parallel_size={parallel.context_parallel_size}: ranks "
+                "share the tokens of a sequence under causal attention alone; must be 1"
+            )
+        if train.transformer_impl != "local":
+            raise UserError(
+                f"train.transformer_impl={train.transformer_impl}: model.architecture="
+                f"{model.architecture} has local layers alone; must be local"
+            )
+        length = stage.batch.seq_length
+        longest = model.max_position_embeddings - self.first_position
+        if length > longest:
+            raise UserError(
+                f"{where}: train.seq_length={length} is longer than {longest}, "
+                f"model.max_position_embeddings={model.max_position_embeddings} less "
+                f"model.options.first_position={self.first_position}"
+            )
 
     def build(
         self, model: ModelConfig, parallel: ParallelConfig, train: TrainSection
@@ -145,11 +173,24 @@ class BERT(Architecture):
 
         return batch.logits(chunk, tokens)
 
+    def mask_points(self, chunk: torch.nn.Module) -> MaskPoints:
+        """As :func:`.masks.mask_points`."""
+        from megatron_grow.model.bert.masks import mask_points
+
+        return mask_points(chunk, post_norm=self.post_norm)
+
     def model_flops_per_token(
         self, model: ModelConfig, seq_length: int, samples: Any, *, causal: bool
-    ) -> int:
-        """To come."""
-        raise NotImplementedError
+    ) -> float:
+        """As :func:`.flops.model_flops_per_sample`; all attention is whole."""
+        per_sample = flops.model_flops_per_sample(
+            model,
+            self.tensors(model, None),
+            seq_length,
+            hidden_length=self.hidden_length(model, seq_length, samples),
+            masked=samples.most_masked(seq_length),
+        )
+        return per_sample / seq_length
 
     def families(self) -> Mapping[str, Family]:
         """BERT, Megatron-LM's BERT and RoBERTa."""

@@ -14,10 +14,7 @@ def mask_points(chunk: torch.nn.Module) -> MaskPoints:
     if gpt.pre_process:
         points.streams.append(gpt.embedding)
     for layer in gpt.decoder.layers:
-        attention, mlp = layer.self_attention.linear_proj, layer.mlp.linear_fc2
-        points.branches += [(end, layer.layer_number - 1) for end in (attention, mlp)]
-        points.contexts.append(attention)
-        points.inner.append(mlp)
+        points.add_branches(layer)
         points.norms += [layer.input_layernorm, layer.pre_mlp_layernorm]
     if gpt.post_process:
         points.norms.append(gpt.decoder.final_layernorm)
