@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.sections import TrainSection
+from megatron_grow.config.sections import DataSection, TrainSection
 from megatron_grow.config.stages import StageSection, resolve_stages
 from megatron_grow.cost.flops import flops_at_step, flops_per_sample, model_flops_per_token
 from tests.cost.gpt2 import gpt2
@@ -41,6 +41,39 @@ def test_model_flops_equal_torchs_count():
         make_vocab_size_divisible_by=1,
     )
     assert model_flops_per_token(ours, length) * length == counter.get_total_flops()
+
+
+def test_model_flops_of_a_bert_equal_torchs_count():
+    """Where all tokens are masked, as in transformers' head; with 3 of 20 the others are saved."""
+    layers, hidden, heads, vocab, length = 2, 32, 4, 96, 20
+    config = transformers.BertConfig(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        vocab_size=vocab,
+    )
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        model = transformers.BertForPreTraining(config)
+        tokens = torch.zeros(1, length, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            output = model(tokens)
+            (output.prediction_logits.sum() + output.seq_relationship_logits.sum()).backward()
+    ours = ModelConfig(
+        architecture="bert",
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        vocab_size=vocab,
+    )
+    whole, usual = (
+        length * model_flops_per_token(ours, length, data=DataSection(options=options))
+        for options in ({"masked_lm_prob": 0.99}, {})
+    )
+    assert whole == counter.get_total_flops()
+    assert whole - usual == 17 * 6 * hidden * (hidden + vocab)
+    assert usual == length * model_flops_per_token(ours, length, causal=True)
 
 
 def test_causal_halves_attention_alone():

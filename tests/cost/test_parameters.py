@@ -74,6 +74,41 @@ def test_equals_transformers(name):
     assert count_parameters(ours) == model.num_parameters()
 
 
+@pytest.mark.parametrize(
+    ("size", "published", "encoder"),
+    [((12, 768, 12), 110e6, 109_482_240), ((24, 1024, 16), 335e6, 335_141_888)],
+)
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_berts_equal_transformers_and_what_was_published(norm_position, size, published, encoder):
+    """110M and 335M are the encoder; the whole has the heads of pretraining besides."""
+    layers, hidden, heads = size
+    model = ModelConfig(
+        architecture="bert",
+        options={"norm_position": norm_position},
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        vocab_size=30_522,
+        max_position_embeddings=512,
+    )
+    kind = {
+        "post": transformers.BertForPreTraining,
+        "pre": transformers.MegatronBertForPreTraining,
+    }[norm_position]
+    config = kind.config_class(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        vocab_size=30_522,
+    )
+    with torch.device("meta"):
+        theirs = kind(config)
+    assert count_parameters(model) == theirs.num_parameters()
+    assert theirs.bert.num_parameters() == encoder
+    assert abs(encoder / published - 1) < 0.005
+
+
 def test_parts_add_up():
     model = ARCHITECTURES["qwen2, QKV biases alone"][1]
     parts = ("blocks", "embedding", "positions", "final_norm", "head")
