@@ -127,6 +127,7 @@ class BERT(Architecture):
             first_position=self.first_position,
             token_types=self.token_types,
             sentence_head=self.has_sentence_head,
+            pool_size=self.pool_size,
         )
 
     def check_data(self, config: RunConfig, stages: list[Stage]) -> tuple[Split, Split | None]:

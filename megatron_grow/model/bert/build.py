@@ -17,6 +17,7 @@ from megatron_grow.model.bert.module import BertModule
 from megatron_grow.model.chunks import build_chunks
 from megatron_grow.model.layers.local import local_layer
 from megatron_grow.model.layers.norms import Norm
+from megatron_grow.model.layers.pooling import pooling
 from megatron_grow.model.layers.post_norm import normalise_sums
 from megatron_grow.parallel.process_groups import is_first_chunk, is_last_chunk
 
@@ -27,6 +28,7 @@ def build_bert(
     train: TrainSection,
     *,
     post_norm: bool,
+    pool_size: int,
     **options: Any,
 ) -> list[torch.nn.Module]:
     """This rank's chunks of the model, as :meth:`.architecture.Architecture.build`.
@@ -36,13 +38,18 @@ def build_bert(
         config: what megatron-core knows of it.
         train: the precision.
         post_norm: whether norms follow the sums of the residual stream.
+        pool_size: tokens that share a place behind the first layer.
         options: others of :class:`.module.BertModule`.
     """
     layer = local_layer(config, AttnMaskType.padding)
     if post_norm:
         normalise_sums(layer, config)
-    chunk = partial(_build_chunk, model, config, {"post_norm": post_norm, **options})
-    return build_chunks(config, train, [layer] * model.num_layers, Norm, chunk)
+    layers = [layer] * model.num_layers
+    if layers and pool_size > 1:
+        layers[0] = pooling(layer)
+    options |= {"post_norm": post_norm, "pool_size": pool_size if layers else 1}
+    chunk = partial(_build_chunk, model, config, options)
+    return build_chunks(config, train, layers, Norm, chunk)
 
 
 def _build_chunk(

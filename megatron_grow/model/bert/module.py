@@ -18,6 +18,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from megatron.core.transformer.utils import get_linear_layer
 
+from megatron_grow.model.bert.lengths import pooled_length
+from megatron_grow.model.bert.pooling import places_of
 from megatron_grow.model.layers.norms import Norm
 from megatron_grow.model.layers.post_norm import normalise_embeddings
 from megatron_grow.model.layers.vocabulary import PaddedVocabulary
@@ -46,6 +48,7 @@ class BertModule(LanguageModule):
         token_types: int,
         post_norm: bool,
         sentence_head: bool,
+        pool_size: int,
         pre_process: bool,
         post_process: bool,
         share_embeddings_and_output_weights: bool,
@@ -63,6 +66,7 @@ class BertModule(LanguageModule):
             token_types: kinds of tokens; 0: they are not told apart.
             post_norm: whether norms follow the sums of the residual stream.
             sentence_head: whether there is a head over pairs of sentences.
+            pool_size: tokens that share a place behind the model's first layer; 1: none do.
             pre_process: whether it begins with the embeddings.
             post_process: whether it ends with the heads.
             share_embeddings_and_output_weights: whether the head is tied.
@@ -73,7 +77,7 @@ class BertModule(LanguageModule):
         self.share_embeddings_and_output_weights = share_embeddings_and_output_weights
         self.vp_stage = vp_stage
         self.model_type = ModelType.encoder_or_decoder
-        self.first_position = first_position
+        self.first_position, self.pool_size = first_position, pool_size
         if pre_process:
             self.embedding = LanguageModelEmbedding(
                 config, padded_vocab_size, max_sequence_length, num_tokentypes=token_types
@@ -138,7 +142,19 @@ class BertModule(LanguageModule):
             classes, (batch, 2), where there is such a head. Of any other chunk, the hidden states.
         """
         hidden = self._embedded(tokens, token_types) if self.pre_process else None
-        hidden = self.encoder(hidden_states=hidden, attention_mask=padding_mask[:, None, None])
+        places = None
+        if self.pool_size > 1:
+            places = self._places(padding_mask, masked_positions)
+            padding_mask = ~places.any(2)
+            if masked_positions is not None:  # have the places that follow the first token's
+                masked_positions = torch.arange(
+                    1, 1 + masked_positions.shape[1], device=tokens.device
+                ).expand_as(masked_positions)
+        hidden = self.encoder(
+            hidden_states=hidden,
+            attention_mask=padding_mask[:, None, None],
+            context_mask=places,
+        )
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
@@ -153,6 +169,19 @@ class BertModule(LanguageModule):
         if masked_labels is None:
             return self._vocabulary.without_padding(logits), None, sentence
         return *self._vocabulary.losses(logits, masked_labels.t()), sentence
+
+    def _places(
+        self, padding_mask: torch.Tensor, masked_positions: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Which tokens each place holds; where the head reads all tokens, each has its own."""
+        if masked_positions is None:
+            masked_positions = torch.zeros_like(padding_mask[:, :0], dtype=torch.long)
+            return places_of(padding_mask, masked_positions, 1, padding_mask.shape[1])
+        ranks = self.tp_group.size() if self.config.sequence_parallel else 1
+        length = pooled_length(
+            padding_mask.shape[1], masked_positions.shape[1], self.pool_size, ranks
+        )
+        return places_of(padding_mask, masked_positions, self.pool_size, length)
 
     def _embedded(self, tokens: torch.Tensor, token_types: torch.Tensor) -> torch.Tensor:
         first, types = self.first_position, self.embedding.num_tokentypes

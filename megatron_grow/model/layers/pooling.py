@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import reduce_scatter_to_sequence_parallel_region
+from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megatron_grow.model.layers.attention import ScaledDotProductAttention
@@ -82,3 +84,11 @@ class PoolingLayer(TransformerLayer):
         here = places.narrow(2, self.tp_group.rank() * tokens, tokens)
         shares = _shares(hidden_states, here, places.sum(2, keepdim=True))
         return reduce_scatter_to_sequence_parallel_region(shares, self.tp_group)
+
+
+def pooling(layer: ModuleSpec) -> ModuleSpec:
+    """A layer's specification, as that of a :class:`PoolingLayer`."""
+    attention = layer.submodules.self_attention
+    parts = replace(attention.submodules, core_attention=PooledQueryAttention)
+    submodules = replace(layer.submodules, self_attention=replace(attention, submodules=parts))
+    return replace(layer, module=PoolingLayer, submodules=submodules)
