@@ -162,11 +162,30 @@ class BERT(Architecture):
         hidden_length = self.hidden_length(model, seq_length, samples)
         return flops.layer_reads(self.tensors(model, None), seq_length, hidden_length)
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """One for each head."""
+        return ("masked_lm_loss", *(("sentence_loss",) if self.has_sentence_head else ()))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """How often each head is right."""
+        return ("masked_lm_accuracy", *(("sentence_accuracy",) if self.has_sentence_head else ()))
+
+    def counts(self, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Masked tokens, and samples."""
+        from megatron_grow.model.bert import batch as samples
+
+        return samples.counts(batch, sentence_head=self.has_sentence_head)
+
     def forward_step(
         self, chunk: torch.nn.Module, batch: Mapping[str, torch.Tensor] | None
     ) -> tuple[Any, Loss]:
-        """To come."""
-        raise NotImplementedError
+        """As :func:`.batch.forward_step`."""
+        from megatron_grow.model.bert.batch import forward_step
+
+        assert batch is not None, "all chunks read"
+        return forward_step(chunk, batch)
 
     def logits(self, chunk: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         """As :func:`.batch.logits`."""
