@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import fields, make_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -28,5 +30,10 @@ def typed(
 def _parser(kind: type, without: frozenset[str]) -> ArgumentParser:
     """Kept: a stage needs several, and one takes over ten milliseconds to make."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, as_group=False, skip=set(without))
+    hints = get_type_hints(kind)
+    # The library would import all that the module of ``kind`` does under TYPE_CHECKING, to resolve
+    # what is annotated there; of a class whose annotations are types it asks for no module.
+    entries = [(option.name, hints[option.name], copy(option)) for option in fields(kind)]
+    plain = make_dataclass(kind.__name__, entries, kw_only=True)
+    parser.add_class_arguments(plain, as_group=False, skip=set(without))
     return parser

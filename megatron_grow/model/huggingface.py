@@ -12,8 +12,8 @@ Rows = Mapping[str, tuple[str, str]]
 """By stored tensor: the logical tensor's key, and the axes that make each stored dimension.
 
 ``{layer}`` stands for each layer in turn. Axes are those of the logical tensor, outermost first,
-and brackets put several into one dimension. Of two of one name the first stands first.
-:meth:`Family.parts` may name a part of an axis.
+and brackets put several into one dimension. :meth:`Family.parts` may name a
+part of an axis.
 """
 
 QUERIES = "(kv_group query head_dim)"

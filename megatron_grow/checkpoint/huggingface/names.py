@@ -45,14 +45,11 @@ def copies(family: Family, model: ModelConfig) -> dict[str, str]:
 def _region(
     name: str, tensor: LogicalTensor, pattern: str, parts: Parts, layer: int | None = None
 ) -> Region:
-    box = list(full(tensor.shape))
-    order: list[int] = []
-    groups: list[int] = []
+    box, order, groups = list(full(tensor.shape)), [], []
     for dimension in re.findall(r"\([^)]*\)|\w+", pattern):
         labels = re.findall(r"\w+", dimension)
         for label in labels:
-            called = parts[label][0] if label in parts else label
-            axis = next(i for i, a in enumerate(tensor.axes) if a.name == called and i not in order)
+            axis = tensor.axis(parts[label][0] if label in parts else label)
             if label in parts:
                 box[axis] = parts[label][1]
             order.append(axis)

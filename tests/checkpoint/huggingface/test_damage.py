@@ -228,10 +228,14 @@ def corruptible(
 
 
 def test_no_heavy_imports() -> None:
-    """The converter starts without megatron-core, transformers or CUDA."""
+    """The converter starts without megatron-core, transformers or CUDA, and so do architectures."""
     code = (
         "import sys, megatron_grow.checkpoint.huggingface.reader, "
         "megatron_grow.checkpoint.huggingface.writer, torch; "
+        "from megatron_grow.config.model import ModelConfig; "
+        "from megatron_grow.model.architectures import ARCHITECTURES, logical_tensors; "
+        "[logical_tensors(ModelConfig(architecture=name, vocab_size=9)) "
+        "for name in ARCHITECTURES.builtin]; "
         "assert not torch.cuda.is_initialized(); "
         "print([m for m in ('megatron.core', 'transformers', 'transformer_engine') "
         "if m in sys.modules])"

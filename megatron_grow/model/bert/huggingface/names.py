@@ -66,7 +66,7 @@ def _post_norms(prefix: str) -> Rows:
 
 def _head(prefix: str, dense: str, norm: str) -> Rows:
     return {
-        **_with_bias(f"{prefix}.{dense}", LM_DENSE, "hidden", "hidden"),
+        **_with_bias(f"{prefix}.{dense}", LM_DENSE, "transformed", "hidden"),
         **_with_bias(f"{prefix}.{norm}", LM_NORM, "hidden"),
         f"{prefix}.decoder.weight": (HEAD, "vocab hidden"),
         f"{prefix}.bias": (HEAD_BIAS, "vocab"),
@@ -76,7 +76,7 @@ def _head(prefix: str, dense: str, norm: str) -> Rows:
 
 _HEADS: Rows = {
     **_head("cls.predictions", "transform.dense", "transform.LayerNorm"),
-    **_with_bias("bert.pooler.dense", POOLER, "hidden", "hidden"),
+    **_with_bias("bert.pooler.dense", POOLER, "transformed", "hidden"),
     **_with_bias("cls.seq_relationship", SENTENCE_HEAD, "sentence_class", "hidden"),
 }
 BERT: Rows = {**_encoder("bert"), **_post_norms("bert"), **_HEADS}
