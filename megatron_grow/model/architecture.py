@@ -48,6 +48,8 @@ class Architecture(ABC):
 
     changing: ClassVar[frozenset[str]] = frozenset()
     """Options in which a model may differ from the one that it grows from."""
+    cannot: ClassVar[Mapping[str, str]] = {}
+    """Options of other architectures that it cannot have, and why."""
     data_options: ClassVar[type] = NoOptions
     """A dataclass, whose fields are what ``data.options`` of a run file can say."""
 

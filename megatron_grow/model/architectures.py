@@ -30,6 +30,9 @@ def architecture_of(model: ModelConfig) -> Architecture:
         UserError: ``model.architecture`` names none, or it has no such options.
     """
     kind = ARCHITECTURES.find(model.architecture, "model.architecture")
+    for option in kind.cannot.keys() & model.options.keys():
+        why = kind.cannot[option]
+        raise UserError(f"model.options.{option} is not an option of {model.architecture}: {why}")
     return configured(kind, model.architecture, model.options, "model.options")
 
 

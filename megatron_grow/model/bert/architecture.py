@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.pipeline import chunk_layers
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.data.masked.options import MaskedOptions
 from megatron_grow.inputs.errors import UserError
@@ -103,6 +104,14 @@ class BERT(Architecture):
                 f"train.transformer_impl={train.transformer_impl}: model.architecture="
                 f"{model.architecture} has local layers alone; must be local"
             )
+        if self.pool_size > 1 and model.num_layers:
+            first, *_ = chunk_layers(parallel, model.num_layers, where)[0]
+            if not first:
+                raise UserError(
+                    f"{where}: model.options.pool_size={self.pool_size}: tokens share places in "
+                    "the first layer, which must be in the first pipeline stage, and that has no "
+                    "layer; give it one, or make pool_size 1"
+                )
         length = stage.batch.seq_length
         longest = model.max_position_embeddings - self.first_position
         if length > longest:

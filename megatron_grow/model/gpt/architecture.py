@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
@@ -36,6 +36,11 @@ class GPT(Architecture):
     :meth:`layer_spec` and :meth:`mask_points` of its own; where layers are not all alike,
     :meth:`layer_specs`.
     """
+
+    cannot: ClassVar[Mapping[str, str]] = {
+        "pool_size": "a causal model predicts each token, and tokens that share a place would see "
+        "each other; stages[i].train.seq_length makes sequences shorter"
+    }
 
     def tensors(self, model: ModelConfig, target_depth: int | None) -> dict[str, LogicalTensor]:
         """As :func:`.tensors.gpt_tensors`."""
