@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 
 from megatron_grow.inputs.errors import UserError
 
 
-def unique_layers(written: str | list[int] | None, num_layers: int) -> tuple[int, ...] | None:
+def unique_layers(
+    written: str | list[int] | None, num_layers: int, where: str = "model.layer_sharing"
+) -> tuple[int, ...] | None:
     """The unique layer that each of ``num_layers`` layers is; None: each is one of its own.
 
     Args:
         written: ``AxB``, a unit of A layers that is repeated B times (units of Yang et al. 2021,
             arXiv 2110.03848), or the unique layer of each layer.
         num_layers: of the model.
+        where: begins the message of an error.
 
     Raises:
         UserError: neither of them, or not of so many layers.
     """
     if written is None:
         return None
-    shown = f"model.layer_sharing={written}"
+    shown = f"{where}={written}"
     if isinstance(written, list):
         _check(written, num_layers, shown)
         found = tuple(written)
@@ -54,3 +59,11 @@ def _check(written: list[int], num_layers: int, shown: str) -> None:
                 f"0 in order of first use, so it can be at most {known}"
             )
         known = max(known, unique + 1)
+
+
+def groups_of(unique: Sequence[int]) -> list[list[int]]:
+    """The layers that are one, of the unique layer that each is; without those that are alone."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for layer, number in enumerate(unique):
+        groups[number].append(layer)
+    return [layers for layers in groups.values() if len(layers) > 1]

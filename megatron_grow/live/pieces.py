@@ -40,8 +40,11 @@ class Shard:
     """The main parameter; its ``grad`` is the gradient that is ready for an update."""
     state: dict[str, torch.Tensor]
     """Moments, by kind; of the form of ``main``."""
+    counts: bool
+    """Over all ranks, those that count of a layer tile it, or of a tensor without layers: others
+    are replicas."""
     owned: bool
-    """As for a piece."""
+    """As for a piece: of layers that share their parameters, only one's are."""
 
     def views(self, storage: torch.Tensor) -> list[tuple[Box, torch.Tensor]]:
         """Boxes of the logical tensor, and where they lie in memory of the form of ``main``."""
@@ -81,8 +84,9 @@ def live_shards(
             continue
         rank, replicas = process_groups.replica(tensors[where.key].of_experts)
         shared_out = number % replicas == rank  # replicas divide the writing among them
-        owned = where.primary and (start is not None or shared_out)
-        shards.append(Shard(where.key, where.layer, where.box, start, main, state, owned))
+        counts = where.first_of_ranks and (start is not None or shared_out)
+        owned = counts and where.primary
+        shards.append(Shard(where.key, where.layer, where.box, start, main, state, counts, owned))
     return shards
 
 

@@ -26,8 +26,10 @@ class Place(NamedTuple):
     """Of the model; None: of no layer."""
     box: Box
     """That this rank holds."""
+    first_of_ranks: bool
+    """Whether no rank before this one, in the model-parallel group, has the same layer's."""
     primary: bool
-    """Whether it is no replica."""
+    """Whether it is no replica: no layer before has the same parameters either."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def placement(
     for stored in stored_parameters(module):
         tensor = tensors[stored.key]
         box = held(tensor.axes, stored.entry(tensor), place, mesh)
-        yield stored.data, Place(stored.key, stored.layer, box, stored.primary(tensor))
+        ranks, primary = stored.first_of_ranks, stored.primary(tensor)
+        yield stored.data, Place(stored.key, stored.layer, box, ranks, primary)
 
 
 def tensors_of(

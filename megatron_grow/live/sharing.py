@@ -10,8 +10,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from megatron_grow.config.parallel import ParallelConfig
-from megatron_grow.config.pipeline import chunk_layers
+from megatron_grow.live.layers import Layers
 from megatron_grow.live.pieces import Shard
 from megatron_grow.live.placement import stored_parameters
 from megatron_grow.parallel import process_groups
@@ -56,38 +55,25 @@ class SharedLayers:
     updates each by the sum of all their gradients.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[Shard],
-        groups: Sequence[Sequence[int]],
-        parallel: ParallelConfig,
-        num_layers: int,
-    ) -> None:
+    def __init__(self, layers: Layers, groups: Sequence[Sequence[int]]) -> None:
         """Every rank takes part.
 
         From here on, only the first layer of a group counts in the norm of all gradients.
 
         Args:
-            shards: of this rank.
-            groups: of layers, by number, in order; a layer that is alone may be a group.
-            parallel: the layout.
-            num_layers: of the model.
+            layers: of the stage.
+            groups: of layers, by number, in order.
         """
-        ranks = chunk_layers(parallel, num_layers, "parallel")
-        rank_of = {
-            layer: rank for rank, chunks in enumerate(ranks) for chunk in chunks for layer in chunk
-        }
-        mine: dict[int | None, list[Shard]] = defaultdict(list)
-        for shard in sorted(shards, key=lambda shard: (shard.key, shard.box[1:])):
-            mine[shard.layer].append(shard)
+        rank_of = layers.rank_of
+        counted_already = {layer for _, *others in groups for layer in others}
+        for layer in rank_of:
+            for shard in layers[layer]:
+                # What megatron-core leaves out of the norm.
+                shard.main.shared = layer in counted_already  # type: ignore[attr-defined]
         by_ranks: dict[tuple[int, ...], list[_Group]] = defaultdict(list)
         for first, *others in groups:
-            for layer in (first, *others):
-                for shard in mine[layer]:
-                    # What megatron-core leaves out of the norm.
-                    shard.main.shared = layer != first  # type: ignore[attr-defined]
             holders = tuple(sorted({rank_of[layer] for layer in (first, *others)}))
-            here = [mine[layer] for layer in (first, *others) if mine[layer]]
+            here = [layers[layer] for layer in (first, *others) if layers[layer]]
             by_ranks[holders].append(_Group(holders.index(rank_of[first]), here))
         self._groups = [
             (process_groups.among_stages(holders), [group for group in found if group.layers])

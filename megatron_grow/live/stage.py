@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, groupby, islice, tee
@@ -15,10 +14,13 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_grow.config.layer_sharing import groups_of
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.live.check import check_model
+from megatron_grow.live.correlation import gradient_correlations
 from megatron_grow.live.data_parallel import wrap_data_parallel
+from megatron_grow.live.layers import Layers
 from megatron_grow.live.objective import Objective
 from megatron_grow.live.pieces import (
     Piece,
@@ -64,18 +66,19 @@ class LiveStage:
         self.updates = 0
         """Updates that the moments have seen; the same on every rank."""
         self._seed = config.run.seed
+        self._optimizer = optimizer_of(config.optimizer)
         self._shards: list[Shard] | None = None
         process_groups.set_up(stage.parallel, config.run.seed)
         replicas = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
         sharded = (
             stage.parallel.use_distributed_optimizer
             and replicas > 1  # alone, it would only copy all gradients once more
-            and optimizer_of(config.optimizer).may_be_sharded(tensors.values())
+            and self._optimizer.may_be_sharded(tensors.values())
         )
         self._architecture = architecture_of(stage.model)
         chunks = self._architecture.build(stage.model, stage.parallel, config.train)
         check_model(chunks, tensors, stage.model.architecture)
-        groups = _shared(stage.model.sharing or ())
+        groups = groups_of(stage.model.sharing or ())
         every = range(stage.model.num_layers)
         align(chunks, every if aligned_layers else [*chain.from_iterable(groups)])
         self.chunks = wrap_data_parallel(chunks, stage.parallel, sharded)
@@ -102,9 +105,9 @@ class LiveStage:
             sample_options(stage.model, config.data),
             engine.tensor_model_parallel_size if engine.sequence_parallel else 1,
         )
-        self._shared_layers = self.shared_layers(groups)
-        rules = {optimizer_of(config.optimizer).rule(tensor) for tensor in tensors.values()}
-        self._elementwise = all(rule.shards for rule in rules)
+        self._layers = Layers(self.shards(), stage.parallel, stage.model.num_layers)
+        self.share_layers(groups)
+        self._elementwise = all(self._optimizer.rule(each).shards for each in tensors.values())
         batch, peers = stage.batch, parallel_state.get_data_parallel_world_size()
         self._micro_batches = batch.global_batch_size // (batch.micro_batch_size * peers)
         self.objective = Objective(self._architecture, self._micro_batches)
@@ -119,14 +122,37 @@ class LiveStage:
             self._shards = live_shards(self.chunks, self.optimizer, self.tensors)
         return self._shards
 
-    def shared_layers(self, groups: Sequence[Sequence[int]]) -> SharedLayers:
-        """Layers that are to be trained as one, as :class:`.SharedLayers`; every rank takes part.
+    def share_layers(self, groups: Sequence[Sequence[int]], *, copy_first: bool = False) -> None:
+        """Train the layers of each group as one from now on, and no others; every rank takes part.
 
         Args:
-            groups: of layers, by number, in order. In a stage of more than one data-parallel rank
-                they need ``aligned_layers``, or a shape that shares them.
+            groups: of layers, by number, in order, as :class:`.SharedLayers`. In a stage of more
+                than one data-parallel rank they need ``aligned_layers``, or a shape that shares
+                them.
+            copy_first: whether to give each layer what its group's first has; else they are the
+                same already.
         """
-        return SharedLayers(self.shards(), groups, self.stage.parallel, self.stage.model.num_layers)
+        self._shared_layers = SharedLayers(self._layers, groups)
+        if copy_first:
+            self._shared_layers.copy_first(state=True)
+            self.write_back()
+
+    @torch.no_grad()
+    def scale_moments(self, layers: Collection[int], factor: float) -> None:
+        """Make the optimizer's state of some layers that of a gradient ``factor`` times as large.
+
+        As a growth does (:func:`~megatron_grow.growth.optimizer_state.moment_map`).
+        """
+        for shard in self.shards():
+            if shard.layer in layers:
+                powers = self._optimizer.rule(self.tensors[shard.key]).states
+                for kind, values in shard.state.items():
+                    values.mul_(factor ** powers[kind])
+
+    def gradient_correlations(self, pairs: Sequence[tuple[int, int]]) -> list[float]:
+        """Of two layers each, as :func:`.correlation.gradient_correlations`; before they are
+        summed, and of layers as :meth:`share_layers` needs them."""
+        return gradient_correlations(self._layers, pairs)
 
     def write_back(self) -> None:
         """Make the model's weights those of the main parameters."""
@@ -213,7 +239,7 @@ class LiveStage:
     def release(self) -> None:
         """Let go of model, gradients and groups; pieces that were taken keep their memory."""
         self._shards = None
-        del self._shared_layers
+        del self._shared_layers, self._layers
         _cut_cycles(self.chunks)
         self.chunks.clear()
         del self.optimizer
@@ -291,14 +317,6 @@ def filled(
     live.write_back()
     live.count_from(updates)
     return live
-
-
-def _shared(sharing: Sequence[int]) -> list[list[int]]:
-    """Layers that are one, of the unique layer that each is."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for layer, unique in enumerate(sharing):
-        groups[unique].append(layer)
-    return [layers for layers in groups.values() if len(layers) > 1]
 
 
 def _cut_cycles(chunks: list[DistributedDataParallel]) -> None:
