@@ -1,6 +1,7 @@
 """Compare a progressive run with its fixed-size twin.
 
-Writes summary.json, loss.png and loss_vs_flops.png to --output and prints a table:
+Writes summary.json and pictures to --output, of the loss (loss.png, loss_vs_flops.png) and of each
+other number that both runs have (masked_lm_accuracy.png), and prints a table:
 
     python tools/compare_runs.py runs/progressive runs/fixed --output runs/report
 """
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from rich.console import Console
 
 from megatron_grow.inputs.errors import UserError
-from megatron_grow.report.summary import FIGURES, summary_table, write_report
+from megatron_grow.report.summary import figures_of, summary_table, write_report
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
         sys.exit(2)
     console = Console(highlight=False)
     console.print(summary_table(summary))
-    for name in FIGURES:
+    for name in figures_of(summary):
         console.print(args.output / name, soft_wrap=True)
 
 

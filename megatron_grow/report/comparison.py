@@ -26,11 +26,13 @@ COSTS: tuple[Cost, ...] = ("flops_total", "flops_block")
 
 @dataclass(frozen=True)
 class Growth:
-    """A change of depth after ``step`` steps."""
+    """A change of the model after ``step`` steps."""
 
     step: int
     from_layers: int
     to_layers: int
+    what: str
+    """``0 -> 4 layers``, ``128 -> 192 ffn_hidden_size``."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Run:
     output_dir: Path
     steps: NDArray[np.int64]
     """(evaluations,); a growth has two, before and after."""
-    val_loss: NDArray[np.float64]
-    """(evaluations,); NaN where it was not finite, and last of all where the run diverged."""
+    numbers: dict[str, NDArray[np.float64]]
+    """(evaluations,) each: ``loss``, parts of it, and metrics such as ``masked_lm_accuracy``. NaN
+    where a number was not finite or not there, and last of all where the run diverged."""
     flops: dict[Cost, NDArray[np.float64]]
     """(evaluations,) each; since the start of the run."""
     tokens: int
@@ -53,6 +56,11 @@ class Run:
     """The step from which on its numbers were not finite; None for a sound run."""
     skipped_iters: int
     """Steps without an update, because loss or gradients were not finite."""
+
+    @property
+    def val_loss(self) -> NDArray[np.float64]:
+        """All that is trained on; (evaluations,)."""
+        return self.numbers["loss"]
 
 
 def load_run(output_dir: Path) -> Run:
@@ -75,14 +83,14 @@ def load_run(output_dir: Path) -> Run:
             "" if diverged_at is None else f": it diverged at step {diverged_at}, before the first"
         )
         raise UserError(f"{path} has no training rows{how}")
-    steps, losses = _evaluations(rows, growth, diverged_at)
+    steps, numbers = _evaluations(rows, growth, diverged_at)
     if not len(steps):
         raise UserError(f"{path} has no evaluation rows; train with train.eval_iters above 0")
     try:
         return Run(
             output_dir=output_dir,
             steps=steps,
-            val_loss=losses,
+            numbers=numbers,
             flops={cost: _spent_at(steps, rows, cost) for cost in COSTS},
             tokens=round(_spent_at(steps, rows, "consumed_tokens")[-1]),
             growths=_growths(train, growth),
@@ -119,6 +127,13 @@ def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[
         "fixed_size": _final(fixed_size),
         "final_step": max(last_steps),
         "final_gap_percent": _percent_above(progressive.val_loss[-1], fixed_size.val_loss[-1]),
+        "others": {
+            name: {
+                "progressive": _number(progressive.numbers[name][-1]),
+                "fixed_size": _number(fixed_size.numbers[name][-1]),
+            }
+            for name in others(progressive, fixed_size)
+        },
         "savings_percent": {
             cost: _percent_below(progressive.flops[cost][-1], fixed_size.flops[cost][-1])
             if sound
@@ -131,6 +146,11 @@ def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[
         "mixing_time_steps": mixing_time(progressive, fixed_size, tolerance),
         "equal_flops": {cost: equal_flops(progressive, fixed_size, cost) for cost in COSTS},
     }
+
+
+def others(progressive: Run, fixed_size: Run) -> list[str]:
+    """What both runs measured besides their loss, in the order of their rows."""
+    return [name for name in progressive.numbers if name in fixed_size.numbers and name != "loss"]
 
 
 def mixing_time(progressive: Run, fixed_size: Run, tolerance: float) -> int | None:
@@ -175,25 +195,41 @@ def equal_flops(progressive: Run, fixed_size: Run, cost: Cost) -> dict[str, floa
 
 def _evaluations(
     rows: list[dict[str, Any]], growth: list[dict[str, Any]], diverged_at: int | None
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Steps and losses of all evaluations; at a growth, those of its own row if it has both."""
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+    """Steps and numbers of all evaluations; at a growth, those of its own row if it has both."""
     measured = {
-        row["step"]: (row["val_loss_before"], row["val_loss_after"])
+        row["step"]: row
         for row in growth
         if row.get("val_loss_before") is not None and row.get("val_loss_after") is not None
     }
     points = [
-        (row["step"], math.nan if row["val_loss"] is None else row["val_loss"])
+        (row["step"], _measured(row))
         for row in rows
         if "val_loss" in row and row["step"] not in measured
     ]
-    points += [(step, loss) for step, pair in measured.items() for loss in pair]
+    points += [
+        (step, _measured(row, when))
+        for step, row in measured.items()
+        for when in ("_before", "_after")
+    ]
     if diverged_at is not None:
         points = [point for point in points if point[0] <= diverged_at]
-        points.append((diverged_at, math.nan))
+        points.append((diverged_at, {}))
     points.sort(key=lambda point: point[0])  # stable: before stays before after
     steps = np.array([step for step, _ in points], dtype=np.int64)
-    return steps, np.array([loss for _, loss in points], dtype=np.float64)
+    names = dict.fromkeys(["loss", *(name for _, found in points for name in found)])
+    return steps, {
+        name: np.array([found.get(name, math.nan) for _, found in points]) for name in names
+    }
+
+
+def _measured(row: dict[str, Any], when: str = "") -> dict[str, float]:
+    """An evaluation's finite numbers, by name; ``when``: those of a growth before or after it."""
+    return {
+        name.removeprefix("val_").removesuffix(when): value
+        for name, value in row.items()
+        if name.startswith("val_") and name.endswith(when) and value is not None
+    }
 
 
 def _skipped(rows: list[dict[str, Any]]) -> set[int]:
@@ -227,12 +263,26 @@ def _spent_at(
 
 
 def _growths(train: list[dict[str, Any]], growth: list[dict[str, Any]]) -> list[Growth]:
-    """From the growth rows; in a log without them, from the depths of the training rows."""
-    changes = [Growth(row["step"], row["from_layers"], row["to_layers"]) for row in growth] or [
-        Growth(before["step"], before["num_layers"], after["num_layers"])
+    """From the growth rows; in a log without them, from the depths of the training rows.
+
+    A stage that changed the layout or the batch alone is none.
+    """
+    changes = growth or [
+        {**before, "from_layers": before["num_layers"], "to_layers": after["num_layers"]}
         for before, after in pairwise(train)
     ]
-    return [change for change in changes if change.from_layers != change.to_layers]
+    found = (
+        Growth(row["step"], row["from_layers"], row["to_layers"], _what(row)) for row in changes
+    )
+    return [growth for growth in found if growth.what]
+
+
+def _what(row: dict[str, Any]) -> str:
+    """What grew, without the operators; empty if nothing did."""
+    if row["from_layers"] != row["to_layers"]:
+        return f"{row['from_layers']} -> {row['to_layers']} layers"
+    parts = (part for part in row.get("summary", "").split("; ") if part != "the same model")
+    return ", ".join(each.split(" by ")[0] for each in next(parts, "").split(", "))
 
 
 def _wall_seconds(train: list[dict[str, Any]], growth: list[dict[str, Any]]) -> float:

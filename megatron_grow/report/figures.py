@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from megatron_grow.report.comparison import Cost, Run
+from megatron_grow.report.words import gap
 
 Against = Literal["step"] | Cost
 LABELS: dict[Against, str] = {
@@ -21,8 +22,10 @@ LABELS: dict[Against, str] = {
 PROGRESSIVE, FIXED_SIZE, GROWTH = "tab:blue", "0.35", "tab:orange"
 
 
-def loss_figure(progressive: Run, fixed_size: Run, panels: list[Against]) -> bytes:
-    """A PNG of validation losses, one panel for each quantity on the horizontal axis.
+def figure_of(
+    progressive: Run, fixed_size: Run, panels: list[Against], name: str = "loss"
+) -> bytes:
+    """A PNG of a validation loss or metric, one panel for each quantity on the horizontal axis.
 
     Growths are vertical lines; panels of FLOPs mark what the progressive run saves. The curve of a
     run that diverged ends in a cross, and the legend says so.
@@ -30,31 +33,31 @@ def loss_figure(progressive: Run, fixed_size: Run, panels: list[Against]) -> byt
     figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for panel, against in zip(axes, panels, strict=True):
-        _draw(panel, progressive, fixed_size, against)
-    axes[0].set_ylabel("Validation loss")
-    axes[0].set_ylim(*_loss_range(progressive, fixed_size))
-    axes[-1].legend(frameon=False, loc="upper right")
+        _draw(panel, progressive, fixed_size, against, name)
+    axes[0].set_ylabel(f"Validation {name.replace('_', ' ')}")
+    axes[0].set_ylim(*_range(progressive, fixed_size, name))
+    axes[-1].legend(frameon=False)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=150)
     return png.getvalue()
 
 
-def _draw(panel: Axes, progressive: Run, fixed_size: Run, against: Against) -> None:
-    for run, name, color in (
+def _draw(panel: Axes, progressive: Run, fixed_size: Run, against: Against, name: str) -> None:
+    for run, label, color in (
         (fixed_size, "fixed size", FIXED_SIZE),
         (progressive, "progressive", PROGRESSIVE),
     ):
-        where, sound = _positions(run, against), np.isfinite(run.val_loss)
-        marker = "o"
+        values = run.numbers[name]
+        where, sound, marker = _positions(run, against), np.isfinite(values), "o"
         if run.diverged_at is not None:
-            name, marker = f"{name}, diverged at step {run.diverged_at}", "x"
-        panel.plot(where, run.val_loss, color=color, label=name, linewidth=1.8)
-        panel.plot(where[sound][-1:], run.val_loss[sound][-1:], marker, color=color, markersize=5)
+            label, marker = f"{label}, diverged at step {run.diverged_at}", "x"
+        panel.plot(where, values, color=color, label=label, linewidth=1.8)
+        panel.plot(where[sound][-1:], values[sound][-1:], marker, color=color, markersize=5)
     for growth in progressive.growths:
         position = np.interp(growth.step, progressive.steps, _positions(progressive, against))
         panel.axvline(position, color=GROWTH, linestyle=":", linewidth=1.4)
         panel.annotate(
-            f"{growth.from_layers} → {growth.to_layers} layers",
+            growth.what.replace("->", "→"),
             (position, 0.98),
             xycoords=("data", "axes fraction"),
             xytext=(4, 0),
@@ -68,19 +71,21 @@ def _draw(panel: Axes, progressive: Run, fixed_size: Run, against: Against) -> N
     panel.set_xlim(left=0)
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
-    if not np.isfinite(progressive.val_loss[-1] + fixed_size.val_loss[-1]):
+    ours, twin = progressive.numbers[name][-1], fixed_size.numbers[name][-1]
+    if not np.isfinite(ours + twin):
         return
     if against == "step":
-        _mark_gap(panel, progressive, fixed_size)
+        _mark_gap(panel, progressive.steps[-1], min(ours, twin), gap(name, ours, twin, digits=1))
     else:
-        _mark_saving(panel, progressive, fixed_size, against)
+        spent, reference = progressive.flops[against][-1], fixed_size.flops[against][-1]
+        _mark_saving(panel, spent, reference, min(ours, twin))
 
 
-def _mark_gap(panel: Axes, progressive: Run, fixed_size: Run) -> None:
+def _mark_gap(panel: Axes, step: int, value: float, gap: str) -> None:
     """The final gap, under the points where both runs end."""
     panel.annotate(
-        f"{progressive.val_loss[-1] / fixed_size.val_loss[-1] - 1:+.1%}",
-        (progressive.steps[-1], min(progressive.val_loss[-1], fixed_size.val_loss[-1])),
+        gap,
+        (step, value),
         xytext=(0, -7),
         textcoords="offset points",
         ha="center",
@@ -90,17 +95,15 @@ def _mark_gap(panel: Axes, progressive: Run, fixed_size: Run) -> None:
     )
 
 
-def _mark_saving(panel: Axes, progressive: Run, fixed_size: Run, cost: Cost) -> None:
-    """An arrow from the twin's end to the progressive run's, with what lies between."""
-    spent, reference = progressive.flops[cost][-1], fixed_size.flops[cost][-1]
+def _mark_saving(panel: Axes, spent: float, reference: float, value: float) -> None:
+    """An arrow from what the twin cost in the end to what the progressive run did."""
     if spent >= reference:
         return
-    loss = min(progressive.val_loss[-1], fixed_size.val_loss[-1])
     arrow = {"arrowstyle": "<->", "color": PROGRESSIVE, "shrinkA": 0, "shrinkB": 0}
-    panel.annotate("", (spent, loss), (reference, loss), arrowprops=arrow)
+    panel.annotate("", (spent, value), (reference, value), arrowprops=arrow)
     panel.annotate(
         f"{1 - spent / reference:.0%} saved",
-        ((spent + reference) / 2, loss),
+        ((spent + reference) / 2, value),
         xytext=(0, -5),
         textcoords="offset points",
         ha="center",
@@ -114,16 +117,21 @@ def _positions(run: Run, against: Against) -> NDArray:
     return run.steps if against == "step" else run.flops[against]
 
 
-def _loss_range(progressive: Run, fixed_size: Run) -> tuple[float, float]:
-    """From below the lowest loss to where the twin is after a twentieth of its steps.
+def _range(progressive: Run, fixed_size: Run, name: str) -> tuple[float, float]:
+    """From below the lowest value to where the twin is after a twentieth of its steps.
 
-    The first steps fall so far that the rest would be a flat line under them.
+    The first steps fall so far that the rest would be a flat line under them. Of what rises, from
+    there to the highest value.
     """
-    losses = np.concatenate([progressive.val_loss, fixed_size.val_loss])
-    if not np.isfinite(losses).any():
+    ours, twin = progressive.numbers[name], fixed_size.numbers[name]
+    values = np.concatenate([ours, twin])
+    if not np.isfinite(values).any():
         return 0.0, 1.0
-    early = np.interp(fixed_size.steps[-1] / 20, fixed_size.steps, fixed_size.val_loss)
-    bottom, ends = np.nanmin(losses), np.array([early, progressive.val_loss[-1]])
-    top = np.nanmax(ends if np.isfinite(ends).any() else losses)
+    early = np.interp(fixed_size.steps[-1] / 20, fixed_size.steps, twin)
+    ends = np.array([early, ours[-1]])
+    ends = ends if np.isfinite(ends).any() else values
+    bottom, top = np.nanmin(values), np.nanmax(ends)
+    if twin[-1] > early:
+        bottom, top = np.nanmin(ends), np.nanmax(values)
     height = top - bottom or 1.0
     return bottom - 0.15 * height, bottom + 1.1 * height

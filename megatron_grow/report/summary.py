@@ -10,13 +10,15 @@ from rich.table import Table
 
 from megatron_grow.files.durable import write_whole
 from megatron_grow.inputs.errors import UserError
-from megatron_grow.report.comparison import compare, load_run
-from megatron_grow.report.figures import Against, loss_figure
+from megatron_grow.report.comparison import compare, load_run, others
+from megatron_grow.report.figures import Against, figure_of
+from megatron_grow.report.words import gap, value
 
 FIGURES: dict[str, list[Against]] = {
     "loss.png": ["step", "flops_total"],
     "loss_vs_flops.png": ["flops_total", "flops_block"],
 }
+"""Of the loss; of each other number that both runs have there is one like the first."""
 
 
 def write_report(
@@ -39,7 +41,11 @@ def write_report(
     if fixed_size.growths and not progressive.growths:
         progressive, fixed_size = fixed_size, progressive
     summary = compare(progressive, fixed_size, tolerance)
-    files = {name: loss_figure(progressive, fixed_size, panels) for name, panels in FIGURES.items()}
+    files = {file: figure_of(progressive, fixed_size, panels) for file, panels in FIGURES.items()}
+    files |= {
+        f"{name}.png": figure_of(progressive, fixed_size, FIGURES["loss.png"], name)
+        for name in others(progressive, fixed_size)
+    }
     files["summary.json"] = json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n"
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -50,13 +56,15 @@ def write_report(
     return summary
 
 
+def figures_of(summary: dict[str, Any]) -> list[str]:
+    """The names of the pictures that belong to a summary."""
+    return [*FIGURES, *(f"{name}.png" for name in summary["others"])]
+
+
 def summary_table(summary: dict[str, Any]) -> Table:
     """The summary for a reader."""
     ours, twin = summary["progressive"], summary["fixed_size"]
-    grown = ", ".join(
-        f"{g['from_layers']} -> {g['to_layers']} layers at step {g['step']}"
-        for g in summary["growths"]
-    )
+    grown = ", ".join(f"{g['what']} at step {g['step']}" for g in summary["growths"])
     table = Table(title=f"{summary['final_step']} steps; grown {grown or 'never'}")
     for heading in ("", "progressive", "fixed size", "difference"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -66,6 +74,13 @@ def summary_table(summary: dict[str, Any]) -> Table:
         _final_loss(twin),
         _gap(summary["final_gap_percent"]),
     )
+    for name, found in summary["others"].items():
+        both = found["progressive"], found["fixed_size"]
+        table.add_row(
+            f"final {name.replace('_', ' ')}",
+            *(value(name, number) for number in both),
+            gap(name, *both),
+        )
     tokens = 100 * (ours["consumed_tokens"] / twin["consumed_tokens"] - 1)
     table.add_row(
         "training tokens",

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.report.comparison import compare, load_run
-from megatron_grow.report.figures import loss_figure
+from megatron_grow.report.figures import figure_of
 from megatron_grow.report.summary import summary_table, write_report
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +33,13 @@ def write_run(
     growth_rows: bool = True,
     log_interval: int = 10,
     tokens: int = 64,
+    accuracy: dict[int, float] | None = None,
+    **growth: object,
 ) -> Path:
-    """100 steps of ``tokens`` that log and evaluate; the model is small until ``grow_at``."""
+    """100 steps of ``tokens`` that log and evaluate; the model is small until ``grow_at``.
+
+    ``accuracy`` is that of masked tokens; ``growth`` is in the growth's row.
+    """
     rows, total, block = [], 0, 0
     for step in range(1, 101):
         model = SMALL if step <= grow_at else LARGE
@@ -54,6 +59,8 @@ def write_run(
             )
         if step in val_loss:
             rows.append({"step": step, "val_loss": val_loss[step]})
+            if accuracy:
+                rows[-1]["val_masked_lm_accuracy"] = accuracy[step]
         if step == grow_at and growth_rows:
             rows.append(
                 {
@@ -65,6 +72,7 @@ def write_run(
                     "pause_seconds": 10.0,
                     "val_loss_before": val_loss[step],
                     "val_loss_after": val_loss[step] + 1,
+                    **growth,
                 }
             )
     directory.mkdir()
@@ -72,6 +80,7 @@ def write_run(
     return directory
 
 
+GROWN = {"step": 40, "from_layers": 0, "to_layers": 4, "what": "0 -> 4 layers"}
 FIXED_SIZE = {20: 5.0, 40: 4.0, 60: 3.0, 80: 2.5, 100: 2.0}
 PROGRESSIVE = {20: 5.5, 40: 5.0, 60: 3.6, 80: 2.52, 100: 2.01}
 
@@ -93,7 +102,7 @@ def test_numbers(runs):
     assert summary["savings_percent"] == pytest.approx({"flops_total": 32, "flops_block": 40})
     # 40 x 1 s + 60 x 3 s + 10 s pause, of 300 s
     assert summary["wall_time_ratio"] == pytest.approx(230 / 300)
-    assert summary["growths"] == [{"step": 40, "from_layers": 0, "to_layers": 4}]
+    assert summary["growths"] == [GROWN]
     # step 60: 20 % above; step 80: 0.8 % above
     assert summary["mixing_time_steps"] == 40
 
@@ -155,7 +164,7 @@ def test_growth_is_seen_without_its_row(runs, tmp_path):
     bare = write_run(tmp_path / "bare", PROGRESSIVE, grow_at=40, growth_rows=False)
     summary = write_report(runs[1], bare, tmp_path / "report")
     assert summary["progressive"]["output_dir"] == str(bare)
-    assert summary["growths"] == [{"step": 40, "from_layers": 0, "to_layers": 4}]
+    assert summary["growths"] == [GROWN]
     assert summary["mixing_time_steps"] == 40
 
 
@@ -174,6 +183,71 @@ def test_files_are_whole(runs, tmp_path):
     for name in names[:2]:
         assert (output / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert summary_table(summary).row_count == 8
+
+
+RISING = {20: 0.1, 40: 0.2, 60: 0.3, 80: 0.375, 100: 0.4}
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Two runs that measured an accuracy, one of them also what the other did not."""
+    before_and_after = {"val_masked_lm_accuracy_before": 0.15, "val_masked_lm_accuracy_after": 0.05}
+    rising = {step: 0.95 * value for step, value in RISING.items()}
+    ours = write_run(tmp_path / "a", PROGRESSIVE, grow_at=40, accuracy=rising, **before_and_after)
+    twin = write_run(tmp_path / "b", FIXED_SIZE, accuracy=RISING)
+    path = twin / "metrics.jsonl"
+    found = [json.loads(line) for line in path.open()]
+    more = [row | ({"val_sentence_accuracy": 0.7} if "val_loss" in row else {}) for row in found]
+    path.write_text("".join(json.dumps(row) + "\n" for row in more))
+    return ours, twin
+
+
+def test_other_numbers_that_both_runs_have(measured, tmp_path):
+    summary = write_report(*measured, tmp_path / "report")
+    assert summary["final_gap_percent"] == pytest.approx(0.5), "as without them"
+    assert list(summary["others"]) == ["masked_lm_accuracy"]
+    ours = load_run(measured[0])
+    assert ours.numbers["masked_lm_accuracy"].tolist() == pytest.approx(
+        [0.095, 0.15, 0.05, 0.285, 0.35625, 0.38]
+    ), "at the growth, before and after it"
+    names = sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert names == ["loss.png", "loss_vs_flops.png", "masked_lm_accuracy.png", "summary.json"]
+
+
+def test_an_accuracy_is_compared_in_points(runs, tmp_path):
+    ours = write_run(tmp_path / "a", PROGRESSIVE, grow_at=40, accuracy={**RISING, 100: 0.38})
+    twin = write_run(tmp_path / "b", FIXED_SIZE, accuracy=RISING)
+    columns = [
+        list(each.cells) for each in summary_table(compare(*map(load_run, (ours, twin)))).columns
+    ]
+    row = columns[0].index("final masked lm accuracy")
+    assert [column[row] for column in columns[1:]] == ["38.00 %", "40.00 %", "-2.00 points"]
+
+
+def test_growths_of_other_things_than_depth(runs, tmp_path):
+    def grown(name: str, summary: str) -> list[str]:
+        layers = {"from_layers": 4, "to_layers": 4, "summary": summary}
+        run = write_run(tmp_path / name, PROGRESSIVE, grow_at=40, **layers)
+        return [growth.what for growth in load_run(run).growths]
+
+    assert grown(
+        "width", "64 -> 128 hidden_size by lemon, 2 -> 4 num_attention_heads by lemon"
+    ) == ["64 -> 128 hidden_size, 2 -> 4 num_attention_heads"]
+    assert grown("options", "the same model; pool_size: 2 -> 1") == ["pool_size: 2 -> 1"]
+    assert grown("layout", "the same model") == []
+
+
+def test_pictures_show_what_rises_and_where_it_grew(measured, monkeypatch):
+    said, limits = [], []
+    annotate, set_ylim = Axes.annotate, Axes.set_ylim
+    monkeypatch.setattr(Axes, "annotate", lambda *a, **k: said.append(a[1]) or annotate(*a, **k))
+    monkeypatch.setattr(Axes, "set_ylim", lambda *a, **k: limits.append(a[1:]) or set_ylim(*a, **k))
+    png = figure_of(*map(load_run, measured), ["step", "flops_total"], "masked_lm_accuracy")
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert said.count("0 → 4 layers") == 2
+    assert "-2.0 points" in said and "32% saved" in said
+    bottom, top = limits[0]
+    assert bottom < 0.1 and top > 0.4
 
 
 def test_bad_input_is_named_and_nothing_written(runs, tmp_path):
@@ -284,12 +358,12 @@ def test_the_picture_says_that_a_run_diverged(runs, tmp_path, monkeypatch):
         Axes, "plot", lambda *a, **k: labels.append(k.get("label")) or plot(*a, **k)
     )
     diverged = load_run(stopped(tmp_path / "diverged"))
-    png = loss_figure(diverged, load_run(runs[1]), ["step", "flops_total"])
+    png = figure_of(diverged, load_run(runs[1]), ["step", "flops_total"])
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert "progressive, diverged at step 67" in labels and "fixed size" in labels
-    assert loss_figure(load_run(runs[0]), diverged, ["step"])
+    assert figure_of(load_run(runs[0]), diverged, ["step"])
     early = append(cut(write_run(tmp_path / "early", FIXED_SIZE), 10), not_finite(12, "stop"))
-    assert loss_figure(load_run(early), load_run(early), ["step", "flops_block"])
+    assert figure_of(load_run(early), load_run(early), ["step", "flops_block"])
 
 
 def test_skipped_steps_are_no_divergence(runs, tmp_path):
