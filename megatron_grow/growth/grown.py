@@ -24,9 +24,23 @@ def grown_axes(
 
 
 def working_operators(
-    grow: GrowSection, grown: Sizes, source: ModelConfig, target: ModelConfig, where: str
+    grow: GrowSection,
+    grown: Sizes,
+    source: ModelConfig,
+    target: ModelConfig,
+    where: str,
+    *,
+    post_norm: bool,
 ) -> dict[str, Operator]:
     """The operators of ``grow`` that have something to do, by key.
+
+    Args:
+        grow: what a run file says.
+        grown: size before and after of each axis that grows.
+        source: the shape before.
+        target: the shape after.
+        where: begins the message of an error, for example ``stages[1].grow``.
+        post_norm: whether layers of the target normalise the residual stream itself.
 
     Raises:
         UserError: an unknown operator or option; one that has nothing to do; or what grows is not
@@ -34,7 +48,7 @@ def working_operators(
     """
     working = {}
     for key, spec in grow.operators.items():
-        chosen = operator(key, spec, f"{where}.{key}", _of_key(key, grown))
+        chosen = operator(key, spec, f"{where}.{key}", _of_key(key, grown), post_norm)
         if chosen.axes(source, target) & {rule.name for rule in grown}:
             chosen.check(source, target, f"{where}.{key}")
             working[key] = chosen

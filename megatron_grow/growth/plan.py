@@ -143,7 +143,8 @@ def growth(
     grown = grown_axes(before, tensors)
     if source.num_layers != target.num_layers:
         grown[LAYER] = (source.num_layers, target.num_layers)
-    operators = working_operators(grow, grown, source, target, where)
+    post_norm = any(tensor.stream_norm for tensor in tensors.values())
+    operators = working_operators(grow, grown, source, target, where, post_norm=post_norm)
     asked = {key: tuple(o.questions(before, source, target)) for key, o in operators.items()}
 
     new: dict[str, NewUnits] = {}

@@ -60,7 +60,11 @@ OPERATORS: dict[str, Registry[Operator]] = {
 
 
 def operator(
-    key: str, spec: str | dict[str, Any], where: str, sizes: Sizes | None = None
+    key: str,
+    spec: str | dict[str, Any],
+    where: str,
+    sizes: Sizes | None = None,
+    post_norm: bool = False,
 ) -> Operator:
     """The operator that ``NAME`` or ``{operator: NAME, ...options}`` asks for under ``key``.
 
@@ -69,6 +73,7 @@ def operator(
         spec: as a run file has it.
         where: begins the message of an error.
         sizes: of the axes that this key grows.
+        post_norm: whether layers of the target normalise the residual stream itself.
 
     Raises:
         UserError: an unknown name, one that does not grow what ``key`` stands for, or an option
@@ -78,4 +83,6 @@ def operator(
     keys = OPERATORS[key].find(spec, where).keys
     if key not in keys:
         raise UserError(f"{where}={name} is an operator of {' and '.join(keys)}, not of {key}")
-    return OPERATORS[key].make(spec, where, key=key, name=name, sizes=sizes or {}, answers={})
+    return OPERATORS[key].make(
+        spec, where, key=key, name=name, sizes=sizes or {}, post_norm=post_norm, answers={}
+    )

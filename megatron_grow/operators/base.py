@@ -34,11 +34,13 @@ class Operator(ABC):
     """
 
     key: str
-    """The key of ``grow`` under which a run file names it; these four are no options."""
+    """The key of ``grow`` under which a run file names it; these five are no options."""
     name: str
     """What the run file calls it."""
     sizes: Sizes
     """Of the axes that this key grows."""
+    post_norm: bool
+    """Whether layers of the target normalise the residual stream itself."""
     answers: Answers
     """To :meth:`questions`; all ones while a plan is made for its sizes alone. What is fresh must
     not depend on them."""

@@ -43,6 +43,8 @@ class AxisRule:
     """An operator may make it smaller, or refuses that with a better message than the fields'."""
     stacks: bool = field(default=False, compare=False)
     """Its entries are tensors of their own, as layers are: it stands before all others."""
+    activated: bool = field(default=False, compare=False)
+    """An activation stands between who produces it and the norm that sees it."""
     follows: str | None = field(default=None, compare=False)
     """Name of the axis whose entries it begins with; what it has behind them does not grow."""
 
@@ -124,6 +126,8 @@ class Axis:
     multiple: int | None = None
     """Ranks that share it have room for a multiple of this each: what lies behind ``size`` is
     padding, and no part of the tensor. None: they share the entries evenly."""
+    reserved: int = 0
+    """So many of its first entries are for other uses than those behind them, and stay in place."""
     fuses: tuple[int, ...] = ()
     """How many of its entries each of several matrices has that are fused along it, in order."""
 

@@ -49,6 +49,9 @@ class LogicalTensor:
     """Which parameter of a norm it is, if it is one."""
     ends_branch: bool = False
     """Whether it is the last of a residual branch: zero here, and the branch adds nothing."""
+    stream_norm: Literal["inside", "last"] | None = None
+    """Whether it is of a norm that the residual stream itself passes through (post-norm): the last
+    of a layer, or one inside it. None: it is of none, or of one of what a branch reads or gives."""
     part: Part = "blocks"
     """Of the model; ``blocks`` are the layers."""
     unfused_key: str | None = None

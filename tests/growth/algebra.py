@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.plan import Plan
@@ -37,6 +38,9 @@ LLAMA = replace(
     add_bias_linear=False,
 )
 TIED_LLAMA = replace(LLAMA, share_embeddings_and_output_weights=True, add_qkv_bias=True)
+PRE_NORM = replace(GPT2, architecture="bert", options={"norm_position": "pre"})
+# A norm of what is normalised changes it by its epsilon: one that shows in fp64 is no use here.
+POST_NORM = replace(GPT2, architecture="bert", layernorm_epsilon=1e-18)
 MODELS = {
     "GPT-2": GPT2,
     "untied": UNTIED,
@@ -45,6 +49,8 @@ MODELS = {
     # By import path, from examples/extend.
     "post-norms": replace(TIED_LLAMA, architecture="extend.post_norms:PostNorms"),
     "second MLP": replace(GPT2, architecture="extend.second_mlp:SecondMLP"),
+    "BERT, pre-norm": PRE_NORM,
+    "BERT, post-norm": POST_NORM,
 }
 
 Weights = dict[str, torch.Tensor]
@@ -109,12 +115,23 @@ TEXT = bert_reference.Text(
 
 
 def loss_and_gradients(model: ModelConfig, weights: Weights) -> tuple[torch.Tensor, Weights]:
-    """Logits' log-softmax losses of some text, and gradients of their sum."""
+    """What a model computes of some text, and gradients of the sum of its losses.
+
+    Of a GPT its losses, of a BERT both of its logits.
+    """
     leaves = {key: value.clone().requires_grad_() for key, value in weights.items()}
-    losses = reference.losses(model, leaves, TOKENS[:, :8], TOKENS[:, 1:])
-    losses.sum().backward()
+    if model.architecture == "bert":
+        said = bert_reference.logits(model, leaves, TEXT)
+        values = torch.cat([part.flatten() for part in said if part is not None])
+        loss = functional.cross_entropy(said.tokens.flatten(0, 1), TOKENS[:, 1:].flatten())
+        if said.sentence is not None:
+            loss = loss + functional.cross_entropy(said.sentence, torch.tensor([0, 1, 1]))
+    else:
+        values = reference.losses(model, leaves, TOKENS[:, :8], TOKENS[:, 1:])
+        loss = values.sum()
+    loss.backward()
     zero = torch.zeros(())
-    return losses.detach(), {
+    return values.detach(), {
         key: zero if leaf.grad is None else leaf.grad for key, leaf in leaves.items()
     }
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.plan import growth
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.growth.algebra import (
     GPT2,
@@ -134,10 +135,29 @@ PRESERVING: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("name", PRESERVING)
-@pytest.mark.parametrize("kind", MODELS)
+# Padding with the mean meets what no padding can do; a zero norm of the stream would end it.
+NOT_KEPT = {
+    (name, kind): reason
+    for name in ("width lemon", "lemon", "lemon, random", "untied, lemon")
+    for kind, reason in (
+        ("BERT, pre-norm", "behind an activation"),
+        ("BERT, post-norm", "norms of the residual stream make it a constant"),
+    )
+}
+REFUSED = [(name, "BERT, post-norm") for name in ("depth identity", "staged")]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for kind in MODELS
+        for name in PRESERVING
+        if (name, kind) not in NOT_KEPT and (name, kind) not in REFUSED
+    ],
+)
 def test_function_and_gradients(name: str, kind: str) -> None:
-    """Losses to 1e-12; each tensor's gradient is what ``carry`` makes of the source's."""
+    """Outputs to 1e-12; each tensor's gradient is what ``carry`` makes of the source's."""
     case, source = PRESERVING[name], MODELS[kind]
     target = grown_model(source, case.model)
     plan = growth(source, target, GrowSection(**case.grow), target_depth=9, seed=3)
@@ -160,6 +180,34 @@ def test_function_and_gradients(name: str, kind: str) -> None:
         assert torch.allclose(squares[key], carried[key].square(), rtol=1e-12, atol=0), key
 
 
+@pytest.mark.parametrize(("name", "kind"), NOT_KEPT)
+def test_where_an_operator_that_keeps_other_models_cannot(name: str, kind: str) -> None:
+    case, source = PRESERVING[name], MODELS[kind]
+    epsilon = source.layernorm_epsilon
+    target = replace(grown_model(source, case.model), layernorm_epsilon=epsilon)
+    plan = growth(source, target, GrowSection(**case.grow), target_depth=9, seed=3)
+    assert any(NOT_KEPT[name, kind] in caveat for caveat in plan.caveats)
+    weights = weights_of(source)
+    values, _ = loss_and_gradients(source, weights)
+    grown, _ = loss_and_gradients(target, applied(plan, source, weights, MAIN_PARAM))
+    assert (grown - values).abs().max() > 1e-2 * values.abs().max()
+
+
+@pytest.mark.parametrize(("name", "kind"), REFUSED)
+def test_what_would_end_the_residual_stream_is_refused(name: str, kind: str) -> None:
+    case, source = PRESERVING[name], MODELS[kind]
+    with pytest.raises(
+        UserError, match=r"^grow\.depth: identity .* post-norm .*; use copying_zero$"
+    ):
+        growth(
+            source,
+            grown_model(source, case.model),
+            GrowSection(**case.grow),
+            target_depth=9,
+            seed=3,
+        )
+
+
 # What is not function-preserving says so before the run, and by how much is pinned here.
 
 CHANGING: dict[str, tuple[Case, str, float]] = {
@@ -173,7 +221,6 @@ CHANGING: dict[str, tuple[Case, str, float]] = {
     ),
     "sparkling": (Case({"width": "sparkling"}, {"hidden_size": 12}), "RMS", 1e-2),
     "stack": (Case({"depth": "copying_stack"}, {"num_layers": 4}), "layers", 1e-2),
-    "epsilon": (Case({"width": "lemon"}, {"hidden_size": 12}), "layernorm_epsilon", 1e-9),
     "interpolated": (
         Case({"positions": "interpolate"}, {"max_position_embeddings": 12}),
         "stretched",
@@ -183,17 +230,39 @@ CHANGING: dict[str, tuple[Case, str, float]] = {
 
 
 @pytest.mark.parametrize("name", CHANGING)
-def test_what_changes_the_function_says_so(name: str) -> None:
-    case, reason, least = CHANGING[name]
-    target = grown_model(GPT2, case.model)
-    plan = growth(GPT2, target, GrowSection(**case.grow), target_depth=9, seed=3)
+@pytest.mark.parametrize("kind", ["GPT-2", "BERT, pre-norm", "BERT, post-norm"])
+def test_what_changes_the_function_says_so(name: str, kind: str) -> None:
+    (case, reason, least), source = CHANGING[name], MODELS[kind]
+    target = grown_model(source, case.model)
+    plan = growth(source, target, GrowSection(**case.grow), target_depth=9, seed=3)
     assert any(reason in caveat for caveat in plan.caveats)
+    weights = weights_of(source)
+    losses, _ = loss_and_gradients(source, weights)
+    grown, _ = loss_and_gradients(target, applied(plan, source, weights, MAIN_PARAM))
+    assert (grown - losses).abs().max() > least * losses.abs().max()
+
+
+def test_an_epsilon_that_does_not_follow_changes_little() -> None:
+    target = replace(GPT2, hidden_size=12)
+    plan = growth(GPT2, target, GrowSection(width="lemon"), target_depth=9, seed=3)
+    assert any("layernorm_epsilon" in caveat for caveat in plan.caveats)
     weights = weights_of(GPT2)
     losses, _ = loss_and_gradients(GPT2, weights)
     grown, _ = loss_and_gradients(target, applied(plan, GPT2, weights, MAIN_PARAM))
-    assert (grown - losses).abs().max() > least * losses.abs().max()
-    if name == "epsilon":
-        assert (grown - losses).abs().max() < 1e-4 * losses.abs().max()
+    assert 1e-9 < (grown - losses).abs().max() / losses.abs().max() < 1e-4
+
+
+def test_block_diagonal_takes_what_does_not_grow_once() -> None:
+    """Gains over the size of a head were taken twice, once with each block."""
+    source = replace(LLAMA, qk_layernorm=True)
+    target = replace(
+        source, hidden_size=16, num_attention_heads=8, num_query_groups=4, ffn_hidden_size=24
+    )
+    plan = growth(source, target, GrowSection(width="block_diagonal"), target_depth=2, seed=1)
+    weights = weights_of(source)
+    losses, _ = loss_and_gradients(source, weights)
+    grown, _ = loss_and_gradients(target, applied(plan, source, weights, MAIN_PARAM))
+    assert (grown - losses).abs().max() < 1e-12 * losses.abs().max()
 
 
 def test_zero_padding_under_layer_norm_moves_the_mean() -> None:
@@ -234,7 +303,9 @@ def growths(draw: st.DrawFn) -> tuple[ModelConfig, ModelConfig, GrowSection]:
     units = st.sampled_from([{"operator": "fpi", "seed": draw(st.integers(0, 9))}, "lemon", "zero"])
     grow: dict[str, Any] = {}
     if more["layers"]:
-        grow["depth"] = draw(st.sampled_from(["zero", "copying_zero", "identity"]))
+        post_norm = base is MODELS["BERT, post-norm"]
+        depths = ["zero", "copying_zero", *([] if post_norm else ["identity"])]
+        grow["depth"] = draw(st.sampled_from(depths))
     if factor > 1:
         grow["width"] = draw(
             st.sampled_from(["hypercloning", {"operator": "fpi", "map": "cyclic"}])

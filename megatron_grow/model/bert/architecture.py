@@ -89,6 +89,7 @@ class BERT(Architecture):
             post_norm=self.post_norm,
             token_types=self.token_types,
             sentence_head=self.has_sentence_head,
+            first_position=self.first_position,
         )
 
     def check(self, stage: Stage, train: TrainSection, where: str) -> None:

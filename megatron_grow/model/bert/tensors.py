@@ -32,7 +32,12 @@ TOKEN_TYPE = AxisRule("token_type")
 SENTENCE_CLASS = AxisRule("sentence_class")
 """Whether the second sentence follows the first, or not."""
 TRANSFORMED = AxisRule(
-    "transformed", HIDDEN.grown_by, HIDDEN.fields, HIDDEN.sized_by, follows=HIDDEN.name
+    "transformed",
+    HIDDEN.grown_by,
+    HIDDEN.fields,
+    HIDDEN.sized_by,
+    activated=True,
+    follows=HIDDEN.name,
 )
 """What the dense layer of a head makes of hidden units, as many and grown alike; it has a name of
 its own, since that layer's rows and its columns are drawn in two ways."""
@@ -45,6 +50,7 @@ def bert_tensors(
     post_norm: bool,
     token_types: int,
     sentence_head: bool,
+    first_position: int,
 ) -> dict[str, LogicalTensor]:
     """All tensors of a BERT of shape ``model``, by key.
 
@@ -56,11 +62,12 @@ def bert_tensors(
         post_norm: normalise sums of the residual stream, instead of what branches read.
         token_types: rows of the embedding of token types; 0: there is none.
         sentence_head: whether there are a pooler and a head over pairs of sentences.
+        first_position: row of the table of positions that the first token has.
     """
     return {
         tensor.key: tensor
         for tensor in (
-            *_embeddings(model, token_types),
+            *_embeddings(model, token_types, first_position),
             *(_post_norm_layers(model) if post_norm else _layers(model, target_depth)),
             *_masked_token_head(model),
             *(_sentence_head(model) if sentence_head else ()),
@@ -68,8 +75,10 @@ def bert_tensors(
     }
 
 
-def _embeddings(model: ModelConfig, token_types: int) -> Iterator[LogicalTensor]:
-    positions = Axis(POSITION, model.max_position_embeddings, Role.INDEX)
+def _embeddings(
+    model: ModelConfig, token_types: int, first_position: int
+) -> Iterator[LogicalTensor]:
+    positions = Axis(POSITION, model.max_position_embeddings, Role.INDEX, reserved=first_position)
     word = _matrix(EMBEDDING, _tokens(model), hidden(model), model, "embedding")
     tied = model.share_embeddings_and_output_weights
     yield replace(word, tied_as=HEAD) if tied else word
@@ -101,8 +110,10 @@ def _post_norm_layers(model: ModelConfig) -> Iterator[LogicalTensor]:
     if model.num_layers:
         yield from attention_tensors(ATTENTION, model, None)
         yield from mlp_tensors(MLP, model, None)
-        for norm in (ATTENTION_NORM, MLP_NORM):
-            yield from norm_tensors(norm, hidden(model), model)
+        for tensor in norm_tensors(ATTENTION_NORM, hidden(model), model):
+            yield replace(tensor, stream_norm="inside")
+        for tensor in norm_tensors(MLP_NORM, hidden(model), model):
+            yield replace(tensor, stream_norm="last")
 
 
 def _masked_token_head(model: ModelConfig) -> Iterator[LogicalTensor]:

@@ -10,6 +10,7 @@ from typing import ClassVar
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.base import Draw, NewUnits, Operator
+from megatron_grow.operators.depth import silent
 from megatron_grow.state.axis_map import FRESH, AxisMap
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -20,6 +21,7 @@ class DepthOperator(Operator):
 
     keys: ClassVar[tuple[str, ...]] = ("depth",)
     preserves_function: ClassVar[bool] = False
+    """Whether layers that copy none, or one that another copies already, add nothing at first."""
     least_source_layers: ClassVar[int] = 1
     """Fewest layers that it can grow from."""
 
@@ -35,6 +37,13 @@ class DepthOperator(Operator):
     @abstractmethod
     def layer_map(self, source: int, target: int) -> AxisMap:
         """For each of ``target`` layers, which of ``source`` layers it copies, or ``FRESH``."""
+
+    def silent(self, source: int, target: int) -> tuple[bool, ...]:
+        """For each of ``target`` layers, whether its branches add nothing at first."""
+        if not self.preserves_function:
+            return (False,) * target
+        first = self.layer_map(source, target).first_only().copied(target)
+        return tuple(layer == FRESH for layer in first)
 
     def layer_weights(self, tensor: LogicalTensor, layers: AxisMap) -> AxisMap:
         """``layers``, as it applies to ``tensor``."""
@@ -62,8 +71,15 @@ class DepthOperator(Operator):
         return {"layer": tuple(i == FRESH for i in layers.copied(target.num_layers))}
 
     def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
-        """Layers that compute something are new."""
-        return None if self.preserves_function else "new layers change what the model computes"
+        """Layers that compute something are new, or norms of the stream change it."""
+        if not self.preserves_function:
+            return "new layers change what the model computes"
+        return self.stream_caveat(source, target)
+
+    def stream_caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
+        """Why layers that add nothing change the function all the same; None if they do not."""
+        adds_nothing = self.silent(source.num_layers, target.num_layers)
+        return silent.caveat(target, adds_nothing) if self.post_norm else None
 
     def _draws(
         self,
@@ -72,5 +88,11 @@ class DepthOperator(Operator):
         target: ModelConfig,
         how: Callable[[LogicalTensor, AxisMap], AxisMap],
     ) -> list[Draw]:
-        layers = self.layer_map(source.num_layers, target.num_layers)
-        return [{"layer": how(tensor, layers)} if tensor.stacked else {}]
+        if not tensor.stacked:
+            return [{}]
+        sizes = (source.num_layers, target.num_layers)
+        layers, adds_nothing = self.layer_map(*sizes), self.silent(*sizes)
+        if tensor.stream_norm and any(adds_nothing):
+            copied = layers.copied(target.num_layers)
+            return [{"layer": silent.stream_norm(tensor, copied, adds_nothing)}]
+        return [{"layer": how(tensor, layers)}]

@@ -61,6 +61,10 @@ class Explicit(DepthOperator):
         """As named."""
         return Gather(tuple(self.layers))
 
+    def silent(self, source: int, target: int) -> tuple[bool, ...]:
+        """Those in ``zero``."""
+        return tuple(layer in self.zero for layer in range(target))
+
     def layer_weights(self, tensor: LogicalTensor, layers: AxisMap) -> AxisMap:
         """Where a residual branch ends: scaled, or zero."""
         if not tensor.ends_branch:
@@ -78,9 +82,9 @@ class Explicit(DepthOperator):
             for i, layer in enumerate(self.layers)
             if i not in self.zero
         ]
-        if kept == [(layer, 1.0) for layer in range(source.num_layers)]:
-            return None
-        return super().caveat(source, target)
+        if kept != [(layer, 1.0) for layer in range(source.num_layers)]:
+            return super().caveat(source, target)
+        return self.stream_caveat(source, target)
 
     @property
     def _drawn(self) -> tuple[int, ...]:

@@ -6,6 +6,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.base import Draw, Operator
@@ -27,15 +29,21 @@ class PositionOperator(Operator):
             raise UserError(f"{where}: rotary positions have no rows to grow; leave it out")
 
     @abstractmethod
-    def rows(self, source: int, target: int) -> AxisMap:
-        """Where each position comes from."""
+    def rows(self, source: int, target: int, reserved: int) -> AxisMap:
+        """Where each of ``target`` rows comes from, of which the first ``reserved`` stay."""
 
     def weights(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
     ) -> list[Draw]:
         """The position embedding alone has them."""
-        rows = self.rows(source.max_position_embeddings, target.max_position_embeddings)
-        return [{axis.name: rows for axis in tensor.axes if axis.name == "position"}]
+        sizes = (source.max_position_embeddings, target.max_position_embeddings)
+        return [
+            {
+                axis.name: self.rows(*sizes, axis.reserved)
+                for axis in tensor.axes
+                if axis.name == "position"
+            }
+        ]
 
     def gradients(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
@@ -52,15 +60,16 @@ class PositionOperator(Operator):
 class PositionCopy(PositionOperator):
     """Repeat the source's positions."""
 
-    def rows(self, source: int, target: int) -> Gather:
+    def rows(self, source: int, target: int, reserved: int) -> Gather:
         """p0 p1 -> p0 p1 p0 p1."""
-        return Gather(cyclic(source, target))
+        copied = cyclic(source - reserved, target - reserved)
+        return Gather((*range(reserved), *(reserved + row for row in copied)))
 
 
 class PositionRandom(PositionOperator):
     """Draw new positions."""
 
-    def rows(self, source: int, target: int) -> Gather:
+    def rows(self, source: int, target: int, reserved: int) -> Gather:
         """p0 p1 -> p0 p1 * *."""
         return Gather(padded(source, target))
 
@@ -71,9 +80,11 @@ class PositionInterpolate(PositionOperator):
     Not function-preserving: a position now means another distance.
     """
 
-    def rows(self, source: int, target: int) -> Dense:
+    def rows(self, source: int, target: int, reserved: int) -> Dense:
         """First and last stay."""
-        return Dense(interpolation(source, target))
+        stretched = interpolation(source - reserved, target - reserved)
+        kept = torch.eye(reserved, dtype=torch.float64)
+        return Dense(torch.block_diag(kept, stretched))
 
     def gradients(
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig

@@ -8,12 +8,10 @@ from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.expansion import Expansion
 from megatron_grow.operators.indices import cyclic
-from megatron_grow.state.axes import Role
+from megatron_grow.state.axes import Axis, Role
 from megatron_grow.state.axis_map import FRESH
 from megatron_grow.state.axis_maps import Gather
 from megatron_grow.state.tensors import ZERO, LogicalTensor
-
-_GROWN = ("hidden", "kv_group", "ffn")
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,8 @@ class BlockDiagonal(Operator):
     keys: ClassVar[tuple[str, ...]] = ("width",)
 
     def axes(self, source: ModelConfig, target: ModelConfig) -> set[str]:
-        """All three at once."""
-        return set(_GROWN)
+        """All three at once, and what follows the hidden size."""
+        return super().axes(source, target) | {"hidden", "kv_group", "ffn"}
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Everything doubles."""
@@ -50,7 +48,9 @@ class BlockDiagonal(Operator):
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
     ) -> list[Draw]:
         """Matrices as two blocks; what has one side doubled is repeated along it."""
-        grown = [axis for axis in tensor.axes if axis.name in _GROWN]
+        grown = self._grown(tensor, source, target)
+        if not grown:
+            return [{}]
         if len(grown) == 1:
             return [{grown[0].name: _twice(grown[0].size).weights(tensor, grown[0])}]
         return [{axis.name: half(axis.size) for axis in grown} for half in (_first, _second)]
@@ -59,7 +59,9 @@ class BlockDiagonal(Operator):
         self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig
     ) -> list[Draw]:
         """Half of the source's everywhere, but in what halves."""
-        grown = [axis for axis in tensor.axes if axis.name in _GROWN]
+        grown = self._grown(tensor, source, target)
+        if not grown:
+            return [{}]
         if len(grown) == 1:
             return [{grown[0].name: _twice(grown[0].size).gradients(tensor, grown[0])}]
         draws: list[Draw] = []
@@ -72,6 +74,10 @@ class BlockDiagonal(Operator):
                 draw[axis.name] = map_
             draws.append(draw)
         return draws
+
+    def _grown(self, tensor: LogicalTensor, source: ModelConfig, target: ModelConfig) -> list[Axis]:
+        names = self.axes(source, target)
+        return [axis for axis in tensor.axes if axis.name in names]
 
     def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
         """None: both halves compute what the source computed."""

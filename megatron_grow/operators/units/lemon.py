@@ -12,6 +12,8 @@ from megatron_grow.operators.units.base import UnitOperator, epsilon_caveat
 from megatron_grow.state.axis_map import FRESH, Noise
 from megatron_grow.state.tensors import ZERO
 
+_WHOLE = "a whole factor needs no padding"
+
 
 @dataclass(frozen=True)
 class Lemon(UnitOperator):
@@ -21,7 +23,8 @@ class Lemon(UnitOperator):
     that no whole copy fills are the mean of the others under LayerNorm and zero under RMSNorm,
     neither of which the norm passes on, and its gain makes up for the changed variance (its
     epsilon must, too: the plan says which). Uneven shares let copies learn apart; along the hidden
-    size they pass through norms, so that carried moments of rows are right on average only.
+    size they pass through norms, so that carried moments of rows are right on average only. No
+    padding is the mean where LayerNorm sees what an activation gives, or what a norm gives.
     """
 
     split: float | Literal["random"] = 0.6
@@ -59,8 +62,20 @@ class Lemon(UnitOperator):
         )
 
     def caveat(self, source: ModelConfig, target: ModelConfig) -> str | None:
-        """Besides: the norms' epsilon."""
+        """Besides: the mean that LayerNorm subtracts, and the norms' epsilon."""
         if reason := super().caveat(source, target):
             return reason
+        padded = self.key == "width" and target.hidden_size % source.hidden_size
+        if padded and target.normalization == "LayerNorm":
+            if self.post_norm:
+                return (
+                    "padding must be the mean of the other hidden units, but norms of the residual "
+                    f"stream make it a constant (post-norm); {_WHOLE}"
+                )
+            if any(rule.activated for rule in self.sizes):
+                return (
+                    "padding must be the mean of the other units, and a head's norm sees them "
+                    f"behind an activation; {_WHOLE}"
+                )
         kept = target.hidden_size // source.hidden_size * source.hidden_size / target.hidden_size
         return epsilon_caveat(source, target, kept) if self.key == "width" else None
