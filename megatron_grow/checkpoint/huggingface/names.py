@@ -16,7 +16,8 @@ from megatron_grow.state.tensors import LogicalTensor
 def regions(family: Family, model: ModelConfig) -> Iterator[Region]:
     """Where the tensors of a model are stored: those it has once, then layer by layer.
 
-    Rows of tensors that the model does not have (the head of a tied one) give nothing.
+    Rows of tensors that the model does not have (the head of a tied one) give nothing. Layers that
+    share their parameters are stored one by one.
     """
     tensors, parts = logical_tensors(model), family.parts(model)
     rows = {name: row for name, row in family.written(model).items() if row[0] in tensors}
@@ -25,25 +26,34 @@ def regions(family: Family, model: ModelConfig) -> Iterator[Region]:
             yield _region(name, tensors[key], pattern, parts)
     for layer in range(model.num_layers):
         for name, (key, pattern) in rows.items():
-            if tensors[key].stacked:
-                yield _region(name.format(layer=layer), tensors[key], pattern, parts, layer)
+            if tensors[key].stacked and tensors[key].is_in(layer):
+                entry = tensors[key].entry_of(layer)
+                yield _region(name.format(layer=layer), tensors[key], pattern, parts, entry)
 
 
 def copies(family: Family, model: ModelConfig) -> dict[str, str]:
     """Names under which files may hold again what they hold under another, which is given.
 
-    A tied head is one; and of rows with the same part of a tensor all but the first.
+    A tied head is one; of rows with the same part of a tensor all but the first; and of layers that
+    share their parameters all but the first.
     """
     ties = {tensor.tied_as: key for key, tensor in logical_tensors(model).items()}
     first: dict[tuple[str, str], str] = {}
     for name, (key, pattern) in family.rows.items():
         first.setdefault((ties.get(key, key), pattern), name)
     originals = {name: first[ties.get(key, key), p] for name, (key, p) in family.rows.items()}
-    return {name: original for name, original in originals.items() if name != original}
+    found = {name: original for name, original in originals.items() if name != original}
+    for layer, unique in enumerate(model.sharing or ()):
+        original = (model.sharing or ()).index(unique)
+        if layer != original:
+            for name in family.rows:
+                if "{layer}" in name:
+                    found[name.format(layer=layer)] = name.format(layer=original)
+    return found
 
 
 def _region(
-    name: str, tensor: LogicalTensor, pattern: str, parts: Parts, layer: int | None = None
+    name: str, tensor: LogicalTensor, pattern: str, parts: Parts, entry: int | None = None
 ) -> Region:
     box, order, groups = list(full(tensor.shape)), [], []
     for dimension in re.findall(r"\([^)]*\)|\w+", pattern):
@@ -54,8 +64,8 @@ def _region(
                 box[axis] = parts[label][1]
             order.append(axis)
         groups.append(len(labels))
-    if layer is not None:
-        box[0] = (layer, layer + 1)
+    if entry is not None:
+        box[0] = (entry, entry + 1)
         order.insert(0, 0)
         groups[0] += 1
     return Region(name, tensor.key, tuple(box), tuple(order), tuple(groups))

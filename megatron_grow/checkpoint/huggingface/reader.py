@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable
 from dataclasses import asdict, replace
 from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ import torch
 
 from megatron_grow.checkpoint.huggingface import files
 from megatron_grow.checkpoint.huggingface.config import family_of, to_model
-from megatron_grow.checkpoint.huggingface.names import copies, regions
+from megatron_grow.checkpoint.huggingface.places import places, todays_names
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
-from megatron_grow.checkpoint.regions import Region, Regions
+from megatron_grow.checkpoint.regions import Region
 from megatron_grow.checkpoint.side_files import CONFIG
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
-from megatron_grow.model.huggingface import Family
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.memory import empty
 
@@ -32,11 +30,13 @@ class HuggingFaceReader(Reader):
     format = "Hugging Face"
     of_a_run = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, layer_sharing: str | list[int] | None = None) -> None:
         """Read what the directory says of itself; no tensor is read.
 
         Args:
             path: the directory.
+            layer_sharing: as in ``ModelConfig``, of layers that are known to share their
+                parameters: such files hold a copy for each, and say nothing of that.
 
         Raises:
             UserError: a model that cannot be expressed here, or is not whole.
@@ -49,10 +49,17 @@ class HuggingFaceReader(Reader):
         for file, names in stored.items():
             self._file_of |= {name: path / file for name in names}
         self.layout = f"{len(stored)} files" if len(stored) > 1 else "1 file"
-        stored_as = self._stored_as(family)
-        model = to_model(values, path / CONFIG, stored_as)
+        named = todays_names(family, self._file_of, path)
+        model = replace(to_model(values, path / CONFIG, named), layer_sharing=layer_sharing)
+        if model.num_layers > len(named):  # before they are listed
+            raise UserError(
+                f"{path / CONFIG} says {model.num_layers} layers, but there are "
+                f"{len(named)} tensors"
+            )
         self.tensors = logical_tensors(model)
-        self._regions, self._copies = self._find(family, model, stored_as)
+        found = places(family, model, named, path)
+        self._regions, self._copies = found.regions, found.copies
+        self.notes = (found.left_out,) if found.left_out else ()
         self._dtypes = self._check_tensors()
         self.record = self._starting_record(model)
 
@@ -72,7 +79,7 @@ class HuggingFaceReader(Reader):
                 stored = file.get_slice(region.name)
                 for part, where in region.parts(box):
                     values = stored[slices(where)]
-                    if copy := self._copies.get(region.name):
+                    for copy in self._copies.get(region.name, ()):
                         self._check_copy(copy.name, region.name, values, where)
                     # Copied, so that nothing stays mapped.
                     out[slices(part, box)] = region.to_logical(values, part)
@@ -96,64 +103,11 @@ class HuggingFaceReader(Reader):
             parameter.copy_(parameter.to(dtype))
         return model(tokens)[0]  # what comes behind is of other heads
 
-    def _stored_as(self, family: Family) -> dict[str, str]:
-        """By the names that ``transformers`` writes today, those of the stored tensors."""
-        found: dict[str, str] = {}
-        for name in sorted(self._file_of):
-            ends = (end for end in family.old_names if name.endswith(end))
-            old = next(ends, "")
-            today = name.removesuffix(old) + family.old_names.get(old, "")
-            if found.setdefault(today, name) != name:
-                raise UserError(f"{self.path}: {found[today]} and {name} are one tensor")
-        return found
-
-    def _find(
-        self, family: Family, model: ModelConfig, stored_as: dict[str, str]
-    ) -> tuple[Regions, dict[str, Region]]:
-        """Where all is stored, and, by stored name, where it is once more.
-
-        Every stored tensor is accounted for.
-        """
-        if model.num_layers > len(self._file_of):  # before they are listed
-            raise UserError(
-                f"{self.path / CONFIG} says {model.num_layers} layers, but there are "
-                f"{len(self._file_of)} tensors"
-            )
-        prefix, again = family.prefix, copies(family, model)
-        bare = not any(name.startswith(prefix) for name in stored_as)
-
-        def here(name: str) -> str:
-            name = name.removeprefix(prefix) if bare else name
-            return stored_as.get(name, name)
-
-        found = Regions(
-            replace(region, name=here(region.name))
-            for region in regions(family, model)
-            if region.name not in again
-        )
-        twice = {here(first): here(name) for name, first in again.items()}
-        twice = {first: name for first, name in twice.items() if name in self._file_of}
-        extra = self._file_of.keys() - {*found.by_name, *twice.values()}
-        extra -= _matching(extra, prefix, family.buffers)
-        if unused := _matching(extra, prefix, family.unused):
-            extra -= unused
-            told = f"tensor {_first(unused, 'left out')}: {family.class_of(model)} has none"
-            self.notes = (told,)
-        missing = found.by_name.keys() - self._file_of.keys()
-        for names, what in ((missing, "missing"), (extra, f"not known in {family.model_type}")):
-            if names:
-                raise UserError(f"{self.path}: tensor {_first(names, what)}")
-        return found, {
-            first: replace(found.by_name[first], name=name)
-            for first, name in twice.items()
-            if first in found.by_name
-        }
-
     def _check_tensors(self) -> dict[str, torch.dtype]:
         """Shapes and data types of all that is stored; the data type of each logical tensor."""
         dtypes: dict[str, list[torch.dtype]] = {key: [] for key in self.tensors}
         by_file: dict[Path, list[Region]] = {}
-        for region in (*self._regions.by_name.values(), *self._copies.values()):
+        for region in (*self._regions.by_name.values(), *chain(*self._copies.values())):
             by_file.setdefault(self._file_of[region.name], []).append(region)
         for path, here in by_file.items():
             with files.opened(path) as file:
@@ -214,15 +168,3 @@ class HuggingFaceReader(Reader):
                 "merge_file": str(merges),
             }
         return {}
-
-
-def _matching(names: Iterable[str], prefix: str, pattern: str) -> set[str]:
-    """Those of ``names`` that are of a pattern, with the family's prefix or without."""
-    whole = re.compile(f"({re.escape(prefix)})?({pattern})")
-    return {name for name in names if whole.fullmatch(name)}
-
-
-def _first(names: Collection[str], what: str) -> str:
-    """The first of ``names``, what it is, and how many others are that."""
-    more = f", and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{min(names)} is {what}{more}"

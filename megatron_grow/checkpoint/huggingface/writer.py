@@ -56,7 +56,7 @@ class HuggingFaceWriter(Writer):
         Raises:
             UserError: a model that the family, or every family, cannot express.
         """
-        self.directory = directory
+        self.directory, self._layer_sharing = directory, model.layer_sharing
         self._side_files = dict(side_files or {})
         original = self._side_files.pop(CONFIG, None)
         said = parse_object(original, Path(CONFIG)) if original else {}
@@ -123,7 +123,7 @@ class HuggingFaceWriter(Writer):
 
     def reopen(self) -> HuggingFaceReader:
         """What was written."""
-        return HuggingFaceReader(self.directory)
+        return HuggingFaceReader(self.directory, self._layer_sharing)
 
     def _write_region(
         self, file: DirectWriter, region: Region, box: Box, values: torch.Tensor

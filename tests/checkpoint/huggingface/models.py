@@ -71,6 +71,7 @@ BERTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertForPreTraining", _BERT),
     "bert alone": ("BertForMaskedLM", {**_BERT, "type_vocab_size": 3, "layer_norm_eps": 1e-3}),
     "bert untied": ("BertForPreTraining", {**_BERT, "tie_word_embeddings": False}),
+    "bert tanh": ("BertForMaskedLM", {**_BERT, "hidden_act": "gelu_new"}),
     "megatron-bert": ("MegatronBertForPreTraining", _BERT),
     "megatron-bert alone": ("MegatronBertForMaskedLM", {**_BERT, "tie_word_embeddings": False}),
     "roberta": ("RobertaForMaskedLM", _ROBERTA),

@@ -12,10 +12,22 @@ _HARMLESS = """
     classifier_dropout directionality pad_token_id pooler_fc_size pooler_num_attention_heads
     pooler_num_fc_layers pooler_size_per_head pooler_type
 """
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu2": "squared_relu",
+}
 
 
 def _family(
-    model_type: str, name: str, rows: Rows, prefix: str, defaults: dict[str, Any], **more: Any
+    model_type: str,
+    name: str,
+    rows: Rows,
+    prefix: str,
+    activations: dict[str, str],
+    defaults: dict[str, Any],
+    **more: Any,
 ) -> BERTFamily:
     return BERTFamily(
         model_type=model_type,
@@ -44,7 +56,7 @@ def _family(
             "attention_probs_dropout_prob": "attention_dropout",
         },
         activation_field="hidden_act",
-        activations={"gelu": "gelu"},
+        activations=activations,
         defaults={
             "hidden_act": "gelu",
             "layer_norm_eps": 1e-12,
@@ -78,6 +90,7 @@ FAMILIES: dict[str, Family] = {
             "Bert",
             names.BERT,
             "bert.",
+            _ACTIVATIONS,
             defaults={},
             with_sentence_head="BertForPreTraining",
         ),
@@ -86,6 +99,7 @@ FAMILIES: dict[str, Family] = {
             "MegatronBert",
             names.MEGATRON_BERT,
             "bert.",
+            _ACTIVATIONS,
             defaults={},
             norm_position="pre",
             with_sentence_head="MegatronBertForPreTraining",
@@ -95,6 +109,7 @@ FAMILIES: dict[str, Family] = {
             "Roberta",
             names.ROBERTA,
             "roberta.",
+            {"gelu": "gelu"},  # which its head has in any case
             defaults={"pad_token_id": 1},
             positions_follow_pad=True,
         ),
