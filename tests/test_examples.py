@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_grow.config.run import parse_run, to_yaml
 from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.growth.plan import growth
+from megatron_grow.model.architectures import architecture_of, sample_options
 from tests.corpus import write_corpus
 from tests.train.command import launch, rows
 
@@ -25,15 +27,25 @@ JOBS = {
     "compound": (8, 32000),
     "extend": (2, 4096),
     "grow_llama": (2, 1024),
+    "bert_base": (8, 30522),
 }
+"""Ranks, and the size of the vocabulary."""
+FILES = sorted(
+    path
+    for path in EXAMPLES.glob("*/*.yaml")
+    if "run" in yaml.safe_load(path.read_text())  # others are of the converter
+)
 
 
-@pytest.mark.parametrize("name", sorted(p.parent.name for p in EXAMPLES.glob("*/run.yaml")))
-def test_run_file(name: str, tmp_path: Path) -> None:
-    world_size, vocabulary = JOBS[name]
-    config = parse_run(["--config", str(EXAMPLES / name / "run.yaml")])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_run_file(path: Path, tmp_path: Path) -> None:
+    world_size, vocabulary = JOBS[path.parent.name]
+    config = parse_run(["--config", str(path)])
     config = replace(config, model=replace(config.model, vocab_size=vocabulary))
     stages = config.resolve(world_size)
+    sample_options(config.model, config.data)
+    for stage in stages:
+        architecture_of(stage.model).check(stage, config.train, f"stages[{stage.index}]")
     for before, stage in itertools.pairwise(stages):
         growth(before.model, stage.model, stage.grow, target_depth=config.model.num_layers, seed=1)
     resolved = tmp_path / "resolved.yaml"
@@ -46,6 +58,12 @@ def test_the_7b_example_is_the_published_size() -> None:
     model = replace(config.model, vocab_size=50_304)  # as the paper counts
     assert count_parameters(model, biases=False) == 6_952_823_808
     assert count_parameters(replace(model, num_layers=0), biases=False) == 157_682_688
+
+
+def test_the_bert_example_is_the_published_size() -> None:
+    """That of transformers' ``BertForPreTraining(BertConfig())``."""
+    config = parse_run(["--config", str(EXAMPLES / "bert_base" / "run.yaml")])
+    assert count_parameters(replace(config.model, vocab_size=30_522)) == 110_106_428
 
 
 def test_growing_someone_elses_llama() -> None:
