@@ -41,6 +41,8 @@ class Format(ABC):
     """Whether it is cut for a parallel layout; else a layout makes no difference to it."""
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
     """Of weights."""
+    shared_layers: ClassVar[bool] = True
+    """Whether it holds once what layers share; else it is written once for each of them."""
     exchange: ClassVar[str] = ""
     """Ends the verbs ``import-`` and ``export-`` of a format of another program; else empty."""
     identifying: ClassVar[tuple[str, ...]] = ()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.recipes import expand
 from megatron_grow.inputs.errors import UserError
-from megatron_grow.inputs.ranges import CountOrZero, check_fields
+from megatron_grow.inputs.ranges import CountOrZero, check_fields, shown
 from megatron_grow.state.axes import AXES, GROW_KEYS
 
 OperatorSpec = str | dict[str, Any]
@@ -48,6 +48,7 @@ class GrowSection(_Operators):
 _GROWING = {name for rule in AXES if not rule.may_shrink for name in rule.fields}
 _CHANGING = {
     *(name for rule in AXES for name in rule.fields),
+    "layer_sharing",
     "make_vocab_size_divisible_by",
     "rotary_base",
     "rotary_seq_len_interpolation_factor",
@@ -84,4 +85,10 @@ def check_growth(
         raise UserError(
             f"{where}.grow.depth is missing: say how {before.num_layers} layers become "
             f"{after.num_layers}, for example grow: {{depth: random}}"
+        )
+    if after.sharing != before.sharing and (grow is None or grow.depth is None):
+        raise UserError(
+            f"{where}.grow.depth is missing: model.layer_sharing goes from "
+            f"{shown(before.layer_sharing)} to {shown(after.layer_sharing)}, for example by "
+            "grow: {depth: unshare}"
         )

@@ -30,6 +30,7 @@ from megatron_grow.convert.inspection import check_digests, check_files, inspect
 from megatron_grow.convert.preview import preview
 from megatron_grow.convert.progress import Progress
 from megatron_grow.convert.selection import WeightsOnly, open_weights
+from megatron_grow.growth.offline import spelled_out
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.strict_yaml import parse_yaml
 from megatron_grow.parallel.agreement import leads, together
@@ -170,6 +171,8 @@ def _write(
     source: Reader, made: Format, args: argparse.Namespace, notes: Sequence[str] = ()
 ) -> int:
     """Convert, or tell what that would be."""
+    if not made.shared_layers:
+        source = spelled_out(source)
     precision = args.precision or source.record.precision
     # Training itself has rounded the weights that it computed with.
     rounded = precision == source.record.precision and source.of_a_run

@@ -78,13 +78,7 @@ def same_shape(a: Reader, b: Reader) -> bool:
 def _compare_models(a: ModelConfig, b: ModelConfig, found: Comparison) -> None:
     for entry in fields(ModelConfig):
         name, x, y = entry.name, getattr(a, entry.name), getattr(b, entry.name)
-        # Absent ones stand for a value that another field decides.
-        if name in ("num_query_groups", "kv_channels", "ffn_hidden_size"):
-            derived = {
-                "num_query_groups": "query_groups",
-                "kv_channels": "head_dim",
-                "ffn_hidden_size": "ffn_size",
-            }[name]
+        if derived := _DERIVED.get(name):
             x, y = getattr(a, derived), getattr(b, derived)
         if x == y:
             continue
@@ -93,6 +87,14 @@ def _compare_models(a: ModelConfig, b: ModelConfig, found: Comparison) -> None:
         else:
             found.differences.append(f"model.{name}: {x} and {y}")
 
+
+_DERIVED = {
+    "num_query_groups": "query_groups",
+    "kv_channels": "head_dim",
+    "ffn_hidden_size": "ffn_size",
+    "layer_sharing": "sharing",
+}
+"""What fields say that can say the same in several ways."""
 
 _NOT_THE_FUNCTION = (
     "make_vocab_size_divisible_by",

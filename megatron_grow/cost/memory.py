@@ -99,10 +99,8 @@ def _copies_on(
     rank: int, layers: list[int], tensor: LogicalTensor, parallel: ParallelConfig
 ) -> int:
     """How many copies of a tensor, or of a layer's, pipeline rank ``rank`` of ``layers`` holds."""
-    if tensor.layers is not None:
-        return len({*layers} & {*tensor.layers})
     if tensor.stacked:
-        return len(layers)
+        return sum(map(tensor.is_in, layers))
     last = rank == parallel.pipeline_model_parallel_size - 1
     here = rank == 0 if tensor.on_first_stage else last
     return int(here or (last and tensor.tied_as is not None))

@@ -61,7 +61,9 @@ def working_operators(
     return working
 
 
-def summary(operators: dict[str, Operator], grown: Sizes) -> str:
+def summary(
+    operators: dict[str, Operator], grown: Sizes, source: ModelConfig, target: ModelConfig
+) -> str:
     """What grows and by which operator, for people."""
     names = {key: chosen.name for key, chosen in operators.items()}
     parts = []
@@ -70,6 +72,8 @@ def summary(operators: dict[str, Operator], grown: Sizes) -> str:
             continue
         before, after = grown[rule]
         what = "layers" if rule == LAYER else rule.sized_by
+        if rule == LAYER and source.sharing != target.sharing:
+            what += f" ({source.unique_layers} -> {target.unique_layers} unique)"
         by = names.get(rule.grown_by or "") or names.get("width")
         parts.append(f"{before} -> {after} {what} by {by}")
     return ", ".join(parts) or "the same model"

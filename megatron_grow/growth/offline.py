@@ -14,7 +14,8 @@ from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.answers import by_itself
 from megatron_grow.growth.event import event_of
-from megatron_grow.growth.plan import Plan
+from megatron_grow.growth.plan import Plan, growth
+from megatron_grow.optim.optimizers import recorded_optimizer
 from megatron_grow.state.boxes import Box, full, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.materialise import fresh_parts, materialise, sources
@@ -73,6 +74,25 @@ class GrownReader(Reader):
         if new:
             how += f", {new / volume(box):.0%} fresh"
         return how, sum(volume(b) * self._source.dtype(k, kind).itemsize for k, b in needed)
+
+
+def spelled_out(source: Reader) -> Reader:
+    """The same, of a model in which no layers share their parameters: each has a copy."""
+    record = source.record
+    if record.model_config.sharing is None:
+        return source
+    model, grow = replace(record.model_config, layer_sharing=None), GrowSection(depth="unshare")
+    plan = growth(
+        record.model_config,
+        model,
+        grow,
+        target_depth=model.num_layers,
+        seed=0,
+        optimizer=recorded_optimizer(record.config) if source.trains else None,
+    )
+    spelled = GrownReader(source, plan, model, grow)
+    spelled.record = replace(spelled.record, growths=record.growths)  # it has not grown
+    return spelled
 
 
 def grown_record(record: Record, plan: Plan, model: ModelConfig, grow: GrowSection) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from math import prod
 
@@ -141,7 +141,8 @@ def growth(
     options = _changed_options(source, target, where)
     tensors, before = logical_tensors(target, target_depth), logical_tensors(source)
     grown = grown_axes(before, tensors)
-    if source.num_layers != target.num_layers:
+    layers = _unique(source), _unique(target)
+    if layers[0] != layers[1]:
         grown[LAYER] = (source.num_layers, target.num_layers)
     post_norm = any(tensor.stream_norm for tensor in tensors.values())
     operators = working_operators(grow, grown, source, target, where, post_norm=post_norm)
@@ -166,6 +167,7 @@ def growth(
                     tensor,
                     before.get(tensor.drawn_from(before)),
                     [drawn(o, how, tensor) for o in knowing.values()],
+                    partial(_of_unique, layers=layers, summed=how == "gradients", where=where),
                     where,
                 )
                 for key, tensor in tensors.items()
@@ -182,7 +184,9 @@ def growth(
             gradients,
             grow.optimizer_state or "carry",
             seed,
-            "; ".join((summary(knowing, grown), *_in_words(source, target), *options)),
+            "; ".join(
+                (summary(knowing, grown, source, target), *_in_words(source, target), *options)
+            ),
             (*_caveats(knowing, source, target, masked=False), *options),
             _new_units(knowing, source, target),
             (*_caveats(knowing, source, target, masked=True), *options),
@@ -228,8 +232,34 @@ def _changed_options(source: ModelConfig, target: ModelConfig, where: str) -> tu
     return tuple(f"{name}: {words}" for name, words in after.changes_since(before, where).items())
 
 
+def _unique(model: ModelConfig) -> tuple[int, ...]:
+    """The unique layer that each layer is."""
+    return model.sharing or tuple(range(model.num_layers))
+
+
+def _of_unique(
+    how: AxisMap, layers: tuple[tuple[int, ...], tuple[int, ...]], summed: bool, where: str
+) -> AxisMap:
+    """What operators say of layers, as a map between unique layers."""
+    before, after = layers
+    if len(before) == len({*before}) and len(after) == len({*after}):
+        return how
+    try:
+        return how.shared(before, after, summed=summed)
+    except ValueError as error:
+        raise UserError(
+            f"{where}: layers {error} share their parameters in the target (model.layer_sharing), "
+            "but would be grown in different ways; let layers share no more than what the growth "
+            "makes alike, or grow by an operator that makes these layers alike"
+        ) from None
+
+
 def _compose(
-    tensor: LogicalTensor, source: LogicalTensor | None, choices: list[list[Draw]], where: str
+    tensor: LogicalTensor,
+    source: LogicalTensor | None,
+    choices: list[list[Draw]],
+    of_unique: Callable[[AxisMap], AxisMap],
+    where: str,
 ) -> TensorMap:
     """One term for each combination of what the operators draw; all fresh without a source."""
     terms = []
@@ -241,6 +271,8 @@ def _compose(
                 merged[name] = merged[name].after(how) if name in merged else how
         if source is None and LAYER.name not in merged:
             return all_fresh(tensor)
+        if LAYER.name in merged and tensor.stacked:
+            merged[LAYER.name] = of_unique(merged[LAYER.name])
         if tensor.layers is not None or (source and source.layers is not None):
             merged[LAYER.name] = _between_layers(tensor, source, merged.get(LAYER.name), where)
         axes = tuple(merged.get(axis.name, Identity()) for axis in tensor.axes)

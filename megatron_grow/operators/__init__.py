@@ -20,6 +20,7 @@ _DEPTH = {
     "llama_pro": f"{_HERE}.depth.llama_pro:LlamaPro",
     "explicit": f"{_HERE}.depth.explicit:Explicit",
     "mix": f"{_HERE}.depth.mix:Mix",
+    "unshare": f"{_HERE}.depth.unshare:Unshare",
 }
 _UNITS = {
     "fpi": f"{_HERE}.units.fpi:Fpi",

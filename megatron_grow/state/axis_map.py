@@ -86,6 +86,21 @@ class AxisMap(ABC):
         """
 
     @abstractmethod
+    def shared(
+        self, source: Sequence[int], target: Sequence[int], *, summed: bool = False
+    ) -> AxisMap:
+        """The same where some entries are one: between what is unique of the source and the target.
+
+        Args:
+            source: for each of its entries, the number of the unique one.
+            target: the same.
+            summed: what a unique entry has is a sum over those that are one, as its gradient is.
+
+        Raises:
+            ValueError: it draws entries of the target that are one in different ways.
+        """
+
+    @abstractmethod
     def to_power(self, power: int) -> AxisMap:
         """The map of a moment that carries a power of the gradient; what is fresh has no rule."""
 

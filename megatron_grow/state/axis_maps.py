@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import fsum, isfinite, prod
 
@@ -40,6 +41,12 @@ class Identity(AxisMap):
         """Those that are in both."""
         place = {entry: i for i, entry in enumerate(source)}
         return Gather(tuple(place.get(entry, FRESH) for entry in target))
+
+    def shared(
+        self, source: Sequence[int], target: Sequence[int], *, summed: bool = False
+    ) -> Gather:
+        """Entry for entry."""
+        return Gather(tuple(range(len(target)))).shared(source, target, summed=summed)
 
     def to_power(self, power: int) -> Identity:
         """Itself."""
@@ -111,6 +118,27 @@ class Gather(AxisMap):
             index=tuple(place.get(self.index[entry], FRESH) for entry in target),
             scale=self.scale and tuple(self.scale[entry] for entry in target),
             zero=tuple(i for i, entry in enumerate(target) if entry in self.zero),
+        )
+
+    def shared(
+        self, source: Sequence[int], target: Sequence[int], *, summed: bool = False
+    ) -> Gather:
+        """Copies of what is unique."""
+        index = tuple(FRESH if i == FRESH else source[i] for i in self.index)
+        scale = self.scale or (1.0,) * len(index)
+        rows = [*zip(index, scale, (i in self.zero for i in range(len(index))), strict=True)]
+        kept = _firsts(target, lambda a, b: rows[a] == rows[b])
+        factors = [scale[entry] for entry in kept]
+        if summed:
+            of_source, of_target = Counter(source), Counter(target)
+            for unique, entry in enumerate(kept):
+                if index[entry] != FRESH:
+                    factors[unique] *= of_target[unique] / of_source[index[entry]]
+        return replace(
+            self,
+            index=tuple(index[entry] for entry in kept),
+            scale=None if set(factors) == {1.0} else tuple(factors),
+            zero=tuple(unique for unique, entry in enumerate(kept) if entry in self.zero),
         )
 
     def to_power(self, power: int) -> Gather:
@@ -236,6 +264,18 @@ class Dense(AxisMap):
             raise ValueError("a mix of entries that are not all there")
         return Dense(rows[:, list(source)])
 
+    def shared(
+        self, source: Sequence[int], target: Sequence[int], *, summed: bool = False
+    ) -> Dense:
+        """Weights of what is one add up."""
+        matrix = self.matrix.new_zeros(len(self.matrix), max(source) + 1)
+        matrix.index_add_(1, torch.tensor(source), self.matrix)
+        matrix = matrix[_firsts(target, lambda a, b: torch.equal(matrix[a], matrix[b]))]
+        if summed:
+            of_source, of_target = (torch.bincount(torch.tensor(x)) for x in (source, target))
+            matrix = matrix * of_target[:, None] / of_source
+        return Dense(matrix)
+
     def to_power(self, power: int) -> Dense:
         """Powers of the weights, as for entries that are independent."""
         return Dense(self.matrix.pow(power))
@@ -280,6 +320,12 @@ class Padded(AxisMap):
         """Not needed: layers are copied or mixed, not padded."""
         raise ValueError("padding is for axes that all layers have")
 
+    def shared(
+        self, source: Sequence[int], target: Sequence[int], *, summed: bool = False
+    ) -> AxisMap:
+        """Not needed: only layers can be one."""
+        raise ValueError("padding is for axes that all layers have")
+
     def to_power(self, power: int) -> Padded:
         """Of both."""
         return Padded(self.kept.to_power(power), self.rest.to_power(power))
@@ -290,6 +336,20 @@ class Padded(AxisMap):
         padding = max(0, stop - max(start, end))
         kept = self.kept.powers(rms, min(start, end), min(stop, end))
         return kept + self.rest.powers(rms, 0, 1) * padding
+
+
+def _firsts(numbers: Sequence[int], alike: Callable[[int, int], bool]) -> list[int]:
+    """The first entry that has each number.
+
+    Raises:
+        ValueError: another one with this number is not ``alike``.
+    """
+    firsts: dict[int, int] = {}
+    for entry, number in enumerate(numbers):
+        first = firsts.setdefault(number, entry)
+        if not alike(first, entry):
+            raise ValueError(f"{first} and {entry}")
+    return [firsts[number] for number in sorted(firsts)]
 
 
 def _same_size(found: int, target: int) -> None:

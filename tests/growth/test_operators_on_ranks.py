@@ -99,6 +99,11 @@ CASES = {
         {"ffn": "fpi", "depth": "identity"}, {"ffn_hidden_size": 100, "num_layers": 4}
     ),
     "bert2bert": Case({"recipe": "bert2bert"}, {**DOUBLE, "num_layers": 4}, preserves=False),
+    "unshare": Case(
+        {"depth": "unshare", "ffn": "fpi"},
+        {"layer_sharing": [0, 1, 2, 1], "ffn_hidden_size": 80},
+        replace(GPT, num_layers=4, layer_sharing="2x2"),
+    ),
     "rows": Case(
         {"vocab": "mean", "positions": "interpolate", "depth": "mix"},
         {"vocab_size": 170, "max_position_embeddings": 24, "num_layers": 4},

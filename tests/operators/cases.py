@@ -14,7 +14,11 @@ from tests.operators.formulas import FRESH, Net, Units
 
 Make = Callable[[Net], Net]
 # Layer norms, biases, learned positions, one query per group and a tied head; or none of these.
-MODELS = {"GPT-2": GPT2, "LLaMA": replace(LLAMA, num_attention_heads=8, num_query_groups=4)}
+MODELS = {
+    "GPT-2": GPT2,
+    "LLaMA": replace(LLAMA, num_attention_heads=8, num_query_groups=4),
+    "GPT-2, shared": replace(GPT2, layer_sharing="1x2"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Growth:
     model: dict[str, Any]
     """As :func:`tests.growth.algebra.grown_model` takes it."""
     make: Make
-    on: tuple[str, ...] = ("GPT-2", "LLaMA")
+    on: tuple[str, ...] = tuple(MODELS)
     """The models that it applies to."""
     also: set[str] = field(default_factory=set)
     """Other keys whose axes it grows."""
@@ -33,7 +37,7 @@ def _depth(spec: str | dict[str, Any], index: list[int], make: Make | None = Non
     def copied(net: Net) -> Net:
         return f.layers(net, index)
 
-    return Growth(spec, {"num_layers": len(index)}, make or copied)
+    return Growth(spec, {"num_layers": len(index)}, make or copied, on=("GPT-2", "LLaMA"))
 
 
 INSERTED = [0, 0, 1, 1, 1]
@@ -87,6 +91,9 @@ DEPTH = {
     "mix": _depth("mix", [0] * 5, lambda n: f.mixed(n, INTERPOLATION)),
     "mix, matrix": _depth(
         {"operator": "mix", "matrix": MATRIX}, [0] * 3, lambda n: f.mixed(n, MATRIX)
+    ),
+    "unshare": Growth(
+        "unshare", {"layer_sharing": None}, lambda n: f.layers(n, [0, 0]), on=("GPT-2, shared",)
     ),
 }
 

@@ -155,7 +155,7 @@ def test_mix_interpolates_or_follows_its_matrix() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_which_preserve_the_function_is_declared(name: str) -> None:
-    preserving = ("zero", "copying_zero", "identity", "llama_pro")
+    preserving = ("zero", "copying_zero", "identity", "llama_pro", "unshare")
     assert (operator(name).caveat(model(2), model(4)) is None) == (name in preserving)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megatron_grow.config.grow import GrowSection
+from megatron_grow.config.model import ModelConfig
 from megatron_grow.growth.plan import growth, initialisation
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators import OPERATORS
@@ -22,19 +23,25 @@ SEED, DEEPEST = 3, 9
 INITIAL: dict[Any, Net] = {}
 
 
+def unique(model: ModelConfig) -> ModelConfig:
+    """A model of its unique layers alone: what is stored of it."""
+    return replace(model, num_layers=model.unique_layers, layer_sharing=None)
+
+
 def check(kind: str, growths: dict[str, Growth]) -> None:
     """What the plan makes is what the formulas make, one after the other."""
-    source, sizes, net = MODELS[kind], {}, unpacked(MODELS[kind], weights_of(MODELS[kind]))
+    source, sizes = MODELS[kind], {}
+    net = unpacked(unique(source), weights_of(source))
     for growth_ in growths.values():
         sizes |= growth_.model
         net = growth_.make(net)
     target = grown_model(source, sizes)
     grow = GrowSection(**{key: growth_.spec for key, growth_ in growths.items()})
     plan = growth(source, target, grow, target_depth=DEEPEST, seed=SEED)
-    made = unpacked(target, applied(plan, source, weights_of(source), MAIN_PARAM))
+    made = unpacked(unique(target), applied(plan, source, weights_of(source), MAIN_PARAM))
     if target not in INITIAL:
         fresh = initialisation(target, DEEPEST, SEED)
-        INITIAL[target] = unpacked(target, applied(fresh, source, {}, MAIN_PARAM))
+        INITIAL[target] = unpacked(unique(target), applied(fresh, source, {}, MAIN_PARAM))
     assert set(made.arrays) == set(net.arrays)
     for name, expected in net.arrays.items():
         found, new = made.arrays[name], np.isnan(expected)

@@ -24,7 +24,7 @@ class HuggingFace(Format):
     """A Hugging Face model's directory, weights alone."""
 
     title, mark = "Hugging Face", CONFIG
-    numbered = False
+    numbered = shared_layers = False
     precisions = ("fp32", "bf16", "fp16")
     exchange = "hf"
     identifying = (CONFIG,)

@@ -18,7 +18,7 @@ class Legacy(Format):
     """Megatron's legacy files, for exactly this layout, weights alone."""
 
     title, mark = "legacy torch", f"mp_rank_00*/{LEGACY}"
-    layouts = True
+    layouts, shared_layers = True, False
 
     @classmethod
     def open(cls, directory: Path, *, once: bool = False) -> Reader:

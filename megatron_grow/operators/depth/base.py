@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import shown
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.operators.depth import silent
 from megatron_grow.state.axis_map import FRESH, AxisMap
@@ -17,21 +18,39 @@ from megatron_grow.state.tensors import LogicalTensor
 
 @dataclass(frozen=True)
 class DepthOperator(Operator):
-    """Grows the ``layer`` axis."""
+    """Grows the ``layer`` axis.
+
+    It says where each layer of the model comes from; whoever plans makes of that where each unique
+    layer does, if layers share their parameters.
+    """
 
     keys: ClassVar[tuple[str, ...]] = ("depth",)
     preserves_function: ClassVar[bool] = False
     """Whether layers that copy none, or one that another copies already, add nothing at first."""
     least_source_layers: ClassVar[int] = 1
     """Fewest layers that it can grow from."""
+    keeps_depth: ClassVar[bool] = False
+    """Whether it changes which layers are one, and not how many layers there are."""
 
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
-        """Refuse to copy from a source without layers."""
+        """Refuse to copy from a source without layers, and what is another operator's affair."""
         if source.num_layers < self.least_source_layers:
             raise UserError(
                 f"{where}: {self.name} copies layers and needs a source of at least "
                 f"{self.least_source_layers}; the stage before has num_layers={source.num_layers}; "
                 "use random or zero"
+            )
+        before, after = source.num_layers, target.num_layers
+        if self.keeps_depth and before != after:
+            raise UserError(
+                f"{where}: {self.name} keeps num_layers, which goes from {before} to {after}; give "
+                "it a stage of its own, or take an operator that copies layers"
+            )
+        if before == after and not self.keeps_depth:
+            raise UserError(
+                f"{where}: {self.name} grows num_layers, which stays {after}; what leads from "
+                f"model.layer_sharing={shown(source.layer_sharing)} to "
+                f"{shown(target.layer_sharing)} is unshare"
             )
 
     @abstractmethod
