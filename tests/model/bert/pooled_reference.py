@@ -18,6 +18,28 @@ def groups(length: int, masked: Sequence[int], pool_size: int) -> list[list[int]
     return [[0], *([token] for token in masked), *shared]
 
 
+def loss(
+    model: ModelConfig, weights: Weights, batch: dict[str, torch.Tensor], pool_size: int
+) -> torch.Tensor:
+    """Of a global batch, as a BERT reads it: the mean over masked tokens and that over samples."""
+    masked_lm, sentences, count = [], [], int(batch["masked_weights"].sum())
+    for sample in range(len(batch["tokens"])):
+        real = ~batch["padding_mask"][sample]
+        used = batch["masked_weights"][sample] > 0
+        tokens, sentence = logits(
+            model,
+            weights,
+            batch["tokens"][sample][real],
+            batch["token_types"][sample][real],
+            batch["masked_positions"][sample][used].tolist(),
+            pool_size,
+        )
+        labels, is_next = batch["masked_labels"][sample][used], batch["is_next"][sample]
+        masked_lm.append(functional.cross_entropy(tokens, labels, reduction="sum"))
+        sentences.append(functional.cross_entropy(sentence, is_next))
+    return torch.stack(masked_lm).sum() / count + torch.stack(sentences).mean()
+
+
 def logits(
     model: ModelConfig,
     weights: Weights,
@@ -62,14 +84,9 @@ def _attention(
 ) -> torch.Tensor:
     """Of ``asking``, (places, hidden size), to ``read``, (tokens, hidden size)."""
     size, heads = model.head_dim, []
-    mixed = {
-        key: value.unflatten(0, (-1, 3, size))
-        for key, value in weights.items()
-        if "qkv" in key and "norm" not in key
-    }
     weight, bias = (
-        mixed["self_attention.linear_qkv.weight"],
-        mixed["self_attention.linear_qkv.bias"],
+        weights[f"self_attention.linear_qkv.{end}"].unflatten(0, (-1, 3, size))
+        for end in ("weight", "bias")
     )
     for head in range(model.num_attention_heads):
         query = asking @ weight[head, 0].T + bias[head, 0]

@@ -1,92 +1,117 @@
-"""A network whose tokens share places, against one sample at a time in plain PyTorch."""
+"""Losses and gradients of a network whose tokens share places, against plain PyTorch."""
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import replace
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import DataSection, OptimizerSection
 from megatron_grow.config.stages import StageSection
-from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.model.architectures import architecture_of, logical_tensors
 from megatron_grow.state.boxes import slices
 from megatron_grow.state.kinds import MAIN_PARAM
+from tests.bert import MOST_MASKED, bert, micro_batches, samples
 from tests.distributed import run_ranks
 from tests.model.bert import pooled_reference
 from tests.state.snapshot import Part, assemble, snapshot
-from tests.toy import begin, layout, run_config
+from tests.toy import TRAIN, begin, layout, loop_over, run_config
 
-LENGTH, MOST = 16, 2
-BERT = ModelConfig(
-    architecture="bert",
-    num_layers=3,
-    hidden_size=32,
-    num_attention_heads=4,
-    ffn_hidden_size=64,
-    vocab_size=128,
-    make_vocab_size_divisible_by=16,
-    max_position_embeddings=LENGTH,
-)
-SAMPLES = [(16, [3, 9]), (16, [15]), (11, [1, 2]), (3, [1])]
-"""Tokens of each, and which are masked."""
+BETA1, STEPS = 0.9, 4
+LENGTH = TRAIN.seq_length
+MASKED = DataSection(options={"masked_lm_prob": MOST_MASKED / LENGTH})
 
 
-def _batch() -> dict[str, torch.Tensor]:
-    draw = torch.Generator().manual_seed(5)
-    lengths = torch.tensor([length for length, _ in SAMPLES])
-    positions = torch.tensor([masked + [0] * (MOST - len(masked)) for _, masked in SAMPLES])
-    return {
-        "tokens": torch.randint(0, 128, (len(SAMPLES), LENGTH), generator=draw),
-        "token_types": torch.randint(0, 2, (len(SAMPLES), LENGTH), generator=draw),
-        "padding_mask": torch.arange(LENGTH) >= lengths[:, None],
-        "masked_positions": positions,
-    }
+def _run(norm_position: str, pool_size: int, parallel: dict[str, Any], **train: Any) -> RunConfig:
+    config = run_config(
+        StageSection(parallel=parallel),
+        model=bert(norm_position=norm_position, pool_size=pool_size),
+        optimizer=OptimizerSection(lr=1e-3, adam_beta1=BETA1, clip_grad=0.0),
+        **train,
+    )
+    config.data = MASKED
+    return config
 
 
-def _said(
-    model: ModelConfig, parallel: dict[str, Any], world_size: int
-) -> tuple[list[Part], np.ndarray, np.ndarray]:
-    """Weights, logits of masked tokens (this rank's vocabulary), logits of sentence classes."""
-    config = run_config(StageSection(parallel=parallel), model=model)
+def _train(
+    config: RunConfig, world_size: int
+) -> tuple[list[Part], list[Part], list[float], list[float]]:
+    """Weights, the state after one step, an evaluation, and losses of several steps."""
     live = begin(config, world_size)
     for piece in live.pieces():
         if piece.kind == MAIN_PARAM:  # no bias stays zero, no norm one
             generator = torch.Generator().manual_seed(zlib.crc32(piece.key.encode()))
             noise = torch.randn(live.tensors[piece.key].shape, generator=generator)
-            piece.data.add_(0.3 * noise[slices(piece.box)])
+            piece.data.add_(0.1 * noise[slices(piece.box)])
     live.write_back()
-    with torch.no_grad():
-        tokens, _, sentence = live.chunks[0](**_batch())
-    return snapshot(live.pieces()), tokens.numpy(), sentence.numpy()
+    weights = snapshot(live.pieces())
+    measured = live.evaluate(micro_batches(config, 0), 1)
+    loop, losses, after = loop_over(live, config), [], None
+    for ctx in islice(loop.steps(micro_batches(config, 0)), STEPS):
+        losses.append(ctx.mean_loss())
+        after = after or snapshot(live.pieces())
+    live.release()
+    return weights, after, [measured["loss"]], losses
+
+
+ALONE: dict[tuple[str, int], list[float]] = {}
+"""Losses of one rank, by position of norms and size of pools."""
+SP2 = layout(tp=2, sequence_parallel=True)
+VPP2 = layout(pp=2, virtual_pipeline_model_parallel_size=2)
+TP2_PP2 = layout(tp=2, pp=2, sequence_parallel=True)
 
 
 @pytest.mark.parametrize(
-    ("norm_position", "pool_size", "ranks"), [("pre", 2, 1), ("post", 3, 1), ("post", 2, 2)]
+    ("norm_position", "pool_size", "ranks", "parallel", "train"),
+    [
+        pytest.param("pre", 2, 1, layout(), {}, id="pre-norm"),
+        pytest.param("pre", 2, 4, TP2_PP2, {}, id="pre-norm, TP2 SP PP2"),
+        pytest.param("post", 3, 1, layout(), {"micro_batch_size": 4}, id="post-norm"),
+        pytest.param("post", 3, 2, layout(), {}, id="post-norm, DP2"),
+        pytest.param("post", 3, 2, SP2, {"recompute_granularity": "full"}, id="SP2, recomputed"),
+        pytest.param("post", 3, 2, VPP2, {"recompute_granularity": "selective"}, id="VPP2"),
+    ],
 )
-def test_what_it_says_of_masked_tokens(norm_position: str, pool_size: int, ranks: int) -> None:
-    """Full and short samples, alone and under sequence parallelism: in fp32, logits up to 30."""
-    model = replace(BERT, options={"norm_position": norm_position, "pool_size": pool_size})
-    parallel = layout(tp=ranks, sequence_parallel=ranks > 1)
-    found = run_ranks(ranks, _said, model, parallel, ranks)
-    tensors = logical_tensors(model)
-    weights = {
-        key: torch.from_numpy(values).double().view(tensors[key].checkpoint_shape)
-        for (key, kind), values in assemble(tensors, [parts for parts, _, _ in found]).items()
-        if kind == MAIN_PARAM
+def test_losses_and_gradients(
+    norm_position: str, pool_size: int, ranks: int, parallel: dict[str, Any], train: dict[str, Any]
+) -> None:
+    config = _run(norm_position, pool_size, parallel, **train)
+    model, tensors = config.model, logical_tensors(config.model)
+    results = run_ranks(ranks, _train, config, ranks)
+    before = assemble(tensors, [weights for weights, *_ in results])
+    after = assemble(tensors, [state for _, state, *_ in results])
+
+    exact = {
+        key: torch.from_numpy(before[key, MAIN_PARAM]).double().requires_grad_() for key in tensors
     }
-    said, sentences, batch = np.concatenate([x for _, x, _ in found], -1), found[0][2], _batch()
-    for number, (length, masked) in enumerate(SAMPLES):
-        tokens, sentence = pooled_reference.logits(
-            model,
-            weights,
-            batch["tokens"][number, :length],
-            batch["token_types"][number, :length],
-            masked,
-            pool_size,
-        )
-        assert np.abs(said[: len(masked), number] - tokens.numpy()).max() < 2e-5
-        assert np.abs(sentences[number] - sentence.numpy()).max() < 1e-5
+    shaped = {key: value.reshape(tensors[key].checkpoint_shape) for key, value in exact.items()}
+    batch = samples(0, model.vocabulary, config.train.global_batch_size, LENGTH)
+    loss = pooled_reference.loss(model, shaped, batch, pool_size)
+    loss.backward()
+
+    for key, value in exact.items():
+        found = torch.from_numpy(after[key, "exp_avg"]).double() / (1 - BETA1)
+        error = (found - value.grad).norm() / value.grad.norm()
+        assert error < 2e-5, f"gradient of {key}: relative error {error:.1e}"
+    alone = ALONE.setdefault((norm_position, pool_size), results[0][3])
+    for _, _, measured, losses in results:
+        assert measured == pytest.approx([loss.item()], rel=1e-6)
+        assert losses == pytest.approx(alone, rel=2e-6)
+        assert losses[0] == pytest.approx(loss.item(), rel=1e-6)
+
+
+def _says(config: RunConfig) -> torch.Tensor:
+    live = begin(config, 1)
+    tokens = samples(0, config.model.vocabulary, 2, LENGTH)["tokens"]
+    with torch.no_grad():
+        return architecture_of(config.model).logits(live.chunks[0], tokens)
+
+
+def test_what_is_said_of_all_tokens_is_said_without_pooling() -> None:
+    """With the same weights as a model that has none."""
+    pooled, plain = (run_ranks(1, _says, _run("post", size, layout()))[0] for size in (4, 1))
+    torch.testing.assert_close(pooled, plain, rtol=0, atol=1e-6)
