@@ -13,6 +13,7 @@ from megatron_grow.checkpoint.layout import SIDE_FILES
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.files.regular import read_regular
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.model.architectures import architecture_of
 
 if TYPE_CHECKING:
     from megatron_grow.data.tokenizers.load import Tokenizer
@@ -85,7 +86,8 @@ def of_source(source: Reader) -> dict[str, bytes]:
         tokenizer = load_tokenizer(named, data.get("vocab_file"), data.get("merge_file"))
     except UserError:
         return {}
-    made = _made(tokenizer, source.record.model_config.max_position_embeddings)
+    model = source.record.model_config
+    made = _made(tokenizer, architecture_of(model).longest_sequence(model))
     if path.is_file():
         made["tokenizer.json"] = path.read_bytes()
         if path.with_name(_SETTINGS).is_file():

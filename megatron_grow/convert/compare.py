@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from megatron_grow.checkpoint.copy import ELEMENTS_PER_BLOCK
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.progress import Progress
+from megatron_grow.model.architectures import architecture_of
 from megatron_grow.state.boxes import Box, full, split, volume
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.memory import as_bits, cast, contiguous
@@ -80,6 +81,8 @@ def _compare_models(a: ModelConfig, b: ModelConfig, found: Comparison) -> None:
         name, x, y = entry.name, getattr(a, entry.name), getattr(b, entry.name)
         if derived := _DERIVED.get(name):
             x, y = getattr(a, derived), getattr(b, derived)
+        elif name == "options":  # those left out have a value as well
+            x, y = (asdict(architecture_of(model)) for model in (a, b))
         if x == y:
             continue
         if name in _NOT_THE_FUNCTION:

@@ -60,7 +60,7 @@ def _most_precise(source: Reader) -> torch.dtype:
 def _tokens(a: Reader, b: Reader, text: str) -> tuple[torch.Tensor, str]:
     """The text as (1, length) token ids: by a tokenizer that came with a model, or as bytes."""
     models = [source.record.model_config for source in (a, b)]
-    length = min(model.max_position_embeddings for model in models)
+    length = min(architecture_of(model).longest_sequence(model) for model in models)
     vocabulary = min(model.vocabulary for model in models)
     ids, unit = list(text.encode()), "bytes as tokens"
     for source in (a, b):

@@ -139,6 +139,10 @@ class Architecture(ABC):
     def cut(self, samples: Dataset, parts: int) -> Dataset:
         """The same samples in the same order, each as so many shorter ones, for a stage."""
 
+    def longest_sequence(self, model: ModelConfig) -> int:
+        """Tokens of the longest sequence that a model can read."""
+        return model.max_position_embeddings
+
     def hidden_length(
         self, model: ModelConfig, seq_length: int, samples: Any, multiple: int = 1
     ) -> int:

@@ -112,6 +112,11 @@ class Family:
         """
         return self.rows
 
+    def zeros(self, model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+        """By the names of stored tensors that ``model`` does not have and ``transformers`` needs,
+        the shapes in which zeros stand for them."""
+        return {}
+
     def obstacle(self, model: ModelConfig) -> str | None:
         """What in ``model``, besides the tables, the family cannot express; None: nothing."""
         if self.plain_heads:

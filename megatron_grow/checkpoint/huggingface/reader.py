@@ -19,7 +19,7 @@ from megatron_grow.checkpoint.regions import Region
 from megatron_grow.checkpoint.side_files import CONFIG
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
-from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.model.architectures import architecture_of, logical_tensors
 from megatron_grow.state.boxes import Box, shape_of, slices
 from megatron_grow.state.memory import empty
 
@@ -151,7 +151,10 @@ class HuggingFaceReader(Reader):
             precision=precision,
             config={
                 "model": shape,
-                "train": {"seq_length": model.max_position_embeddings, "precision": precision},
+                "train": {
+                    "seq_length": architecture_of(model).longest_sequence(model),
+                    "precision": precision,
+                },
                 "data": self._tokenizer(),
             },
         )

@@ -44,7 +44,7 @@ class BERT(Architecture):
     begin each branch, as in Megatron-LM."""
     token_types: CountOrZero = 2
     """Kinds of tokens that an embedding tells apart, such as those of a first and a second
-    sentence; 0: none (RoBERTa)."""
+    sentence; 0: none."""
     sentence_head: Literal["next_sentence", "sentence_order", "none"] = "next_sentence"
     """What a second head predicts of two sentences, from the first token, and how samples are made
     for it; ``none``: there is no such head, and no pooler."""
@@ -114,7 +114,7 @@ class BERT(Architecture):
                     "layer; give it one, or make pool_size 1"
                 )
         length = stage.batch.seq_length
-        longest = model.max_position_embeddings - self.first_position
+        longest = self.longest_sequence(model)
         if length > longest:
             raise UserError(
                 f"{where}: train.seq_length={length} is longer than {longest}, "
@@ -157,6 +157,10 @@ class BERT(Architecture):
     def reads(self, *, first: bool, last: bool) -> bool:
         """All chunks: attention must know of padding."""
         return True
+
+    def longest_sequence(self, model: ModelConfig) -> int:
+        """Rows of the table of positions, from the first token's on."""
+        return model.max_position_embeddings - self.first_position
 
     def hidden_length(
         self, model: ModelConfig, seq_length: int, samples: Any, multiple: int = 1

@@ -17,6 +17,7 @@ from megatron_grow.checkpoint.huggingface.config import choose_family, to_config
 from megatron_grow.checkpoint.huggingface.reader import HuggingFaceReader
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.model.architectures import logical_tensors
 from tests.checkpoint.huggingface import models
 from tests.checkpoint.huggingface.convert import export
 
@@ -167,7 +168,6 @@ def test_the_family_follows_from_the_options(
 
 
 NO_FAMILY: list[tuple[dict[str, Any], str]] = [
-    ({"options": {"token_types": 0}}, r"bert: model\.options\.token_types=0; megatron-bert: "),
     ({"options": {"first_position": 2}}, r"roberta: model\.options\.sentence_head=next_sentence"),
     ({"options": {"pool_size": 2}}, r"bert: model\.options\.pool_size=2; megatron-bert: "),
     ({"activation": "swiglu"}, r"bert: model\.activation=swiglu"),
@@ -181,6 +181,24 @@ NO_FAMILY: list[tuple[dict[str, Any], str]] = [
 def test_a_model_of_no_family_is_told_why(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"no Hugging Face family .*{message}"):
         choose_family(replace(BERT, **changes), None, {})
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_model_without_token_types_has_a_row_of_zeros(name: str, tmp_path: Path) -> None:
+    """`transformers` gives every token a type."""
+    model = models.build(name, type_vocab_size=1)
+    model.base_model.embeddings.token_type_embeddings.weight.data.zero_()
+    source = HuggingFaceReader(models.save(model, tmp_path / "theirs"))
+    shape = source.record.model_config
+    source.record.model.update(options={**shape.options, "token_types": 0})
+    del source.tensors["embedding.tokentype_embeddings.weight"]
+    assert logical_tensors(source.record.model_config).keys() == source.tensors.keys()
+    export(source, tmp_path / "ours")
+    ours, theirs = stored(tmp_path / "ours"), stored(tmp_path / "theirs")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+    again = models.load(tmp_path / "ours")
+    assert torch.equal(models.logits(again), models.logits(model))
 
 
 def test_roberta_must_pad_with_the_token_before_its_first_position() -> None:

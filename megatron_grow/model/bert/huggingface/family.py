@@ -47,7 +47,7 @@ class BERTFamily(Family):
     def own_config(self, model: ModelConfig, original: Mapping[str, Any]) -> dict[str, Any]:
         """Token types, the padding token where positions follow it, and sentence order."""
         options = asdict(architecture_of(model))
-        own: dict[str, Any] = {_TYPES: options["token_types"]}
+        own: dict[str, Any] = {_TYPES: max(1, options["token_types"])}
         if options["sentence_head"] == "sentence_order":
             own[_ORDER] = "sentence_order"
         if self.positions_follow_pad:
@@ -70,6 +70,13 @@ class BERTFamily(Family):
             return self.rows
         return {name: row for name, row in self.rows.items() if not name.endswith(DECODER_BIAS)}
 
+    def zeros(self, model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+        """Of a model that does not tell types apart, the row that all tokens are given."""
+        if asdict(architecture_of(model))["token_types"]:
+            return {}
+        name = f"{self.prefix}embeddings.token_type_embeddings.weight"
+        return {name: (1, model.hidden_size)}
+
     def obstacle(self, model: ModelConfig) -> str | None:
         """Options that the family does not have."""
         options = asdict(architecture_of(model))
@@ -77,7 +84,6 @@ class BERTFamily(Family):
             "norm_position": options["norm_position"] != self.norm_position,
             "sentence_head": self._sentence_head(model) and self.with_sentence_head is None,
             "first_position": (options["first_position"] > 0) != self.positions_follow_pad,
-            "token_types": options["token_types"] == 0,
             "pool_size": options["pool_size"] != 1,
         }
         for name, is_so in impossible.items():
