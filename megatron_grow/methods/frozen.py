@@ -67,6 +67,14 @@ class Frozen(TrainingMethod):
         layers = range(stage.model.num_layers)
         if isinstance(self.layers, list) and not set(self.layers) <= set(layers):
             raise UserError(f"{where}.layers={self.layers} must be from 0 to {len(layers) - 1}")
+        sharing = stage.model.sharing or ()
+        for layer, unique in enumerate(sharing):
+            first = sharing.index(unique)
+            if isinstance(self.layers, list) and (layer in self.layers) != (first in self.layers):
+                raise UserError(
+                    f"{where}.layers={self.layers}: layers {first} and {layer} share their "
+                    "parameters; name all layers that do, or none of them"
+                )
         if isinstance(self.layers, str) or self.axes:
             check_old(plan, where)
         found = [self._flags(plan, tensor) for tensor in plan.tensors.values()]
@@ -118,8 +126,8 @@ class Frozen(TrainingMethod):
             if not tensor.stacked:
                 return nothing
             if isinstance(self.layers, list):
-                numbers = tensor.layers or range(tensor.shape[0])
-                flags[0] = torch.tensor([number in self.layers for number in numbers])
+                frozen = {tensor.unique(layer) for layer in self.layers}
+                flags[0] = torch.tensor([layer in frozen for layer in tensor.with_it])
             else:
                 flags[0] = had(0) if self.layers == "old" else ~had(0)
         along = [i for i, axis in enumerate(tensor.axes) if axis.rule.grown_by in self.axes]

@@ -9,6 +9,7 @@ import numpy as np
 import torch.distributed as dist
 
 from megatron_grow.config.grow import GrowSection
+from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection
 from megatron_grow.config.stages import StageSection
@@ -76,8 +77,16 @@ def runs(where: tuple[int, dict[str, Any]], cases: dict[str, Case]) -> dict[str,
     """Runs on one layout, one after another; their states are whole tensors."""
     world_size, parallel = where
     configs = {name: grown(methods, parallel, **more) for name, (methods, more) in cases.items()}
+    return watched(world_size, configs)
+
+
+def watched(world_size: int, configs: dict[str, RunConfig]) -> dict[str, Run]:
+    """As :func:`runs`, of any runs that grow after ``STEPS_BEFORE`` steps."""
     ranks = run_ranks(world_size, _train_all, configs)
-    return {name: _whole([rank[name] for rank in ranks]) for name in cases}
+    return {
+        name: _whole([rank[name] for rank in ranks], config.model)
+        for name, config in configs.items()
+    }
 
 
 def _train_all(configs: dict[str, RunConfig]) -> dict[str, Run]:
@@ -103,10 +112,10 @@ def _train(config: RunConfig) -> Run:
     return run
 
 
-def _whole(ranks: list[Run]) -> Run:
+def _whole(ranks: list[Run], model: ModelConfig) -> Run:
     assert all(rank.losses == ranks[0].losses for rank in ranks)
     assert all(rank.grad_norms == ranks[0].grad_norms for rank in ranks)
-    tensors = logical_tensors(MODEL)
+    tensors = logical_tensors(model)
     states = zip(*(rank.states for rank in ranks), strict=True)
     return replace(ranks[0], states=[assemble(tensors, parts) for parts in states])
 
