@@ -8,7 +8,7 @@ import rich.console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from megatron_grow.train.rows import EvaluationRow, GrowthRow, StageEndRow, TrainRow
+from megatron_grow.train.rows import EvaluationRow, GrowthRow, StageEndRow, TrainRow, is_share
 
 
 class Console:
@@ -128,9 +128,13 @@ class Console:
 
 
 def _parts(others: Mapping[str, float]) -> str:
-    """`` (masked_lm_loss 6.1304, masked_lm_accuracy 0.0712)``; nothing where there are none."""
-    parts = (f"{name.removeprefix('val_')} {value:.4f}" for name, value in others.items())
-    return f" ({', '.join(parts)})" if others else ""
+    """`` (masked_lm 6.1304 7.1 %, sentence 0.6931 50.2 %)``: losses, and accuracies of the same."""
+    found: dict[str, list[str]] = {}
+    for name, value in others.items():
+        what = name.removeprefix("val_").removesuffix("_loss").removesuffix("_accuracy")
+        told = f"{100 * value:.1f} %" if is_share(name) else f"{value:.4f}"
+        found.setdefault(what, [what]).append(told)
+    return f" ({', '.join(map(' '.join, found.values()))})" if others else ""
 
 
 def _layers(number: int) -> str:

@@ -136,6 +136,11 @@ def rows_of(output_dir: str | Path) -> list[dict[str, Any]]:
     return read_rows(path) if path.exists() else []
 
 
+def is_share(name: str) -> bool:
+    """Whether that number is a share of what was counted, and its percentage easier to read."""
+    return name.endswith("_accuracy")
+
+
 def kind_of(row: Mapping[str, Any]) -> str:
     """``train``, ``validation``, or the event."""
     return row.get("event") or ("validation" if "val_loss" in row else "train")

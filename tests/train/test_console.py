@@ -41,13 +41,13 @@ def test_without_a_terminal_a_row_is_one_line(capsys):
 
 
 def test_the_parts_of_a_loss_stand_behind_it(capsys):
-    others = {"masked_lm_loss": 3.5, "masked_lm_accuracy": 0.125}
+    others = {"masked_lm_loss": 3.5, "sentence_loss": 0.75, "masked_lm_accuracy": 0.125}
     with Console(total_steps=250) as console:
         console.train_row(ROW, others)
         console.evaluation(
             {**ROW, "val_loss": 4.5}, {f"val_{name}": value for name, value in others.items()}
         )
-    told = "(masked_lm_loss 3.5000, masked_lm_accuracy 0.1250)"
+    told = "(masked_lm 3.5000 12.5 %, sentence 0.7500)"
     trained, evaluated = capsys.readouterr().out.splitlines()
     assert f"| loss 4.2500 {told} | lr" in trained
     assert evaluated.endswith(f"| validation loss 4.5000 {told}")

@@ -191,7 +191,7 @@ def test_rows_have_every_number_and_a_rule_sees_one(workplace: Path) -> None:
             assert row[f"{prefix}loss"] == pytest.approx(sum(row[prefix + name] for name in LOSSES))
             assert 0 < row[f"{prefix}odd_loss"] != row[f"{prefix}marked_loss"]
             assert 0 <= row[f"{prefix}marked_below_5"] <= 1
-    assert f"(marked_loss {training[3]['marked_loss']:.4f}, odd_loss" in output
+    assert f"(marked {training[3]['marked_loss']:.4f}, odd {training[3]['odd_loss']:.4f}" in output
 
     (end,) = (row for row in found if row.get("event") == "stage_end")
     seen = sum(training[step]["odd_loss"] for step in (1, 2, 3, 4)) / 4
