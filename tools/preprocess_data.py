@@ -80,15 +80,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--tokenizer",
         metavar="NAME",
         help="bytes (default), gpt2 (with --vocab-file and --merge-file), or the path of a Hugging "
-        "Face tokenizer.json",
+        "Face tokenizer.json or of a WordPiece vocabulary, vocab.txt",
     )
     add(
         "--train-tokenizer",
         type=int,
         metavar="N",
-        help="train a byte-level BPE of N tokens on the input, write PREFIX-tokenizer.json, use it",
+        help="train a tokenizer of N tokens on the input, write PREFIX-tokenizer.json, use it",
     )
     add = group.add_argument
+    add(
+        "--tokenizer-model",
+        choices=["bpe", "wordpiece"],
+        help="what is trained: a byte-level BPE (default) or a WordPiece vocabulary with BERT's "
+        "special tokens",
+    )
+    add("--cased", action="store_true", help="train a WordPiece vocabulary that keeps case")
     add("--vocab-file", metavar="FILE", help="vocab.json of gpt2")
     add("--merge-file", metavar="FILE", help="merges.txt of gpt2")
     add(

@@ -12,7 +12,8 @@ import transformers
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.synthetic import SyntheticReader, write
-from megatron_grow.data.tokenizers.load import load_tokenizer, train_bpe
+from megatron_grow.data.tokenizers.load import load_tokenizer
+from megatron_grow.data.tokenizers.train import train_bpe
 from tests.convert.toy import GPT, command
 
 TEXT = "Über ½ naïve\n\ttabs 日本 don't  stop\x00\x7f"

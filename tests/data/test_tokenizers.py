@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from megatron_grow.data.tokenizers.load import load_tokenizer, tokenizer_digest, train_bpe
+from megatron_grow.data.tokenizers.load import load_tokenizer, tokenizer_digest
+from megatron_grow.data.tokenizers.train import train_bpe
 from megatron_grow.inputs.errors import UserError
 from tests.data.corpora import stdlib_texts
 
@@ -84,7 +85,7 @@ def test_end_of_document_is_what_the_tokenizer_config_says(tmp_path):
 def test_training_is_deterministic(tmp_path):
     """Other hash seeds and other thread counts give the same file."""
     script = (
-        "import sys; from megatron_grow.data.tokenizers.load import train_bpe;"
+        "import sys; from megatron_grow.data.tokenizers.train import train_bpe;"
         "train_bpe([open(sys.argv[1]).read()], 500).save(sys.argv[2])"
     )
     text = tmp_path / "text"

@@ -35,11 +35,16 @@ class PreprocessConfig:
     """What a document does that cannot be read or encoded: ``stop`` the run, or be left out and
     counted: ``skip``."""
     tokenizer: str = "bytes"
-    """``bytes``, ``gpt2`` or the path of a tokenizer.json."""
+    """``bytes``, ``gpt2`` or the path of a tokenizer.json or vocab.txt."""
     vocab_file: str | None = None
     merge_file: str | None = None
     train_tokenizer: int | None = None
-    """Train a BPE of this many tokens on the input, write it as PREFIX-tokenizer.json, use it."""
+    """Train a tokenizer of this many tokens on the input, write it as PREFIX-tokenizer.json, use
+    it."""
+    tokenizer_model: str = "bpe"
+    """What is trained: a byte-level ``bpe``, or a ``wordpiece`` vocabulary."""
+    cased: bool = False
+    """Train a WordPiece vocabulary of text as it is, not in lower case."""
     append_eod: bool = False
     """End every document with the end-of-document token."""
     split_sentences: bool = False
@@ -60,6 +65,19 @@ class PreprocessConfig:
             raise UserError(f"workers={self.workers} must be from 1 to {_MOST_WORKERS}")
         if self.on_bad_line not in ("stop", "skip"):
             raise UserError(f"on_bad_line={self.on_bad_line} must be stop or skip")
+        if self.tokenizer_model not in ("bpe", "wordpiece"):
+            raise UserError(f"tokenizer_model={self.tokenizer_model} must be bpe or wordpiece")
+        trains_words = self.train_tokenizer is not None and self.tokenizer_model == "wordpiece"
+        if self.tokenizer_model == "wordpiece" and not trains_words:
+            raise UserError(
+                "tokenizer_model=wordpiece is of a tokenizer that is trained; give "
+                "--train-tokenizer N as well"
+            )
+        if self.cased and not trains_words:
+            raise UserError(
+                "cased=True is of a WordPiece vocabulary that is trained; give --train-tokenizer N "
+                "--tokenizer-model wordpiece as well"
+            )
         if os.path.basename(self.output_prefix) in ("", ".", ".."):
             raise UserError(
                 f"output_prefix={self.output_prefix} must end in the beginning of a file name, "
@@ -116,12 +134,19 @@ class PreprocessConfig:
         return {
             "version": __version__,
             "tokenizer_digest": digest,
-            "train_tokenizer": self.train_tokenizer,
+            "train_tokenizer": self._trained,
             "json_key": self.json_key,
             "append_eod": self.append_eod,
             "split_sentences": self.split_sentences and self.language,
             "valid_fraction": self.valid_fraction,
         }
+
+    @property
+    def _trained(self) -> int | str | None:
+        """Which tokenizer is trained."""
+        if self.train_tokenizer is None or self.tokenizer_model == "bpe":
+            return self.train_tokenizer
+        return f"{'cased' if self.cased else 'uncased'} wordpiece {self.train_tokenizer}"
 
     def split(self, document: int) -> str:
         """Which split document number ``document`` (from 0, empty ones counted) belongs to."""

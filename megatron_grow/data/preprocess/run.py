@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -22,7 +23,7 @@ from megatron_grow.data.preprocess.journal import Journal, Made, claimed, origin
 from megatron_grow.data.preprocess.summary import by_kind, closing_lines
 from megatron_grow.data.preprocess.workers import map_in_order
 from megatron_grow.data.signals import undisturbed
-from megatron_grow.data.tokenizers.load import train_bpe
+from megatron_grow.data.tokenizers.train import train_bpe, train_word_piece
 from megatron_grow.inputs.errors import UserError
 
 
@@ -133,10 +134,9 @@ def _prepare_encoder(
     if config.train_tokenizer is not None:
         tokenizer = str(config.staging / Path(config.tokenizer_path).name)
         if not journal.marked:
-            console.print(f"Training a BPE of {config.train_tokenizer} tokens on the input")
-            texts = read_texts(files, config.json_key, config.skips_bad)
-            kept = (text for number, text in enumerate(texts) if config.split(number) == "train")
-            train_bpe(kept, config.train_tokenizer).save(tokenizer)
+            kind = "BPE" if config.tokenizer_model == "bpe" else "WordPiece vocabulary"
+            console.print(f"Training a {kind} of {config.train_tokenizer} tokens on the input")
+            _train_tokenizer(config, config.train_tokenizer, files).save(tokenizer)
             journal.mark(made, [Path(tokenizer)])
     splitter = None
     if config.split_sentences:
@@ -157,6 +157,20 @@ def _prepare_encoder(
         append_eod=config.append_eod,
         split_sentences=splitter,
     )
+
+
+def _train_tokenizer(
+    config: PreprocessConfig, vocab_size: int, files: Sequence[InputFile]
+) -> tokenizers.Tokenizer:
+    """A tokenizer of the training split."""
+
+    def texts() -> Iterator[str]:
+        found = enumerate(read_texts(files, config.json_key, config.skips_bad))
+        return (text for number, text in found if config.split(number) == "train")
+
+    if config.tokenizer_model == "bpe":
+        return train_bpe(texts(), vocab_size)
+    return train_word_piece(texts, vocab_size, lower_case=not config.cased)
 
 
 def _write_splits(

@@ -6,18 +6,29 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from megatron_grow.inputs.errors import UserError
 
 END_OF_DOCUMENT = "<|endoftext|>"
+PADDING, UNKNOWN, CLASSIFIER, SEPARATOR, MASK = SPECIAL = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+)
+"""Those of BERT."""
 
 # Names under which published tokenizers keep their end-of-document token, tried in this order
 # where no tokenizer_config.json says which one it is.
-_KNOWN_END_TOKENS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+_KNOWN_END_TOKENS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+SETTINGS = "tokenizer_config.json"
+"""What the Hub keeps beside a tokenizer."""
 
 
 @contextmanager
@@ -34,13 +45,15 @@ def library_errors(what: str) -> Iterator[None]:
 def read_tokenizer_json(path: Path) -> tuple[tokenizers.Tokenizer, str]:
     """A Hugging Face tokenizer.json, and how its end-of-document token is written.
 
+    Where none of the usual ones is there, what separates the segments of a BERT ends a document.
+
     Raises:
         UserError: a file, or a tokenizer_config.json beside it, that is not what it should be.
     """
     where = f"tokenizer={path}"
     with library_errors(f"{where} is not a readable tokenizer.json"):
         backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8-sig"))
-    eos = _eos_token(path.with_name("tokenizer_config.json"))
+    eos = named_token(path, "eos_token")
     candidates = (eos,) if eos else _KNOWN_END_TOKENS
     end = next((token for token in candidates if backend.token_to_id(token) is not None), None)
     if end is None and eos:
@@ -54,24 +67,116 @@ def read_tokenizer_json(path: Path) -> tuple[tokenizers.Tokenizer, str]:
     return backend, end
 
 
-def _eos_token(config: Path) -> str | None:
-    """The eos_token that a tokenizer_config.json names; None where it or the file is absent."""
+def named_token(path: Path, role: str) -> str | None:
+    """The token that a tokenizer_config.json beside ``path`` names as ``role``.
+
+    Args:
+        path: of a tokenizer.
+        role: as in that file: ``eos_token``, say.
+
+    Returns:
+        None where the file or the role is absent.
+
+    Raises:
+        UserError: the file is not what it should be.
+    """
+    config = path.with_name(SETTINGS)
+    content = _read_settings(config)
+    token = content.get(role)
+    if isinstance(token, dict):
+        token = token.get("content")
+    if token is not None and (not isinstance(token, str) or not token):
+        raise UserError(f"{config}: {role}={content[role]!r} must be a token, or null for none")
+    return token
+
+
+def _read_settings(config: Path) -> dict[str, Any]:
+    """What a tokenizer_config.json says; nothing where there is none."""
     if not config.exists():
-        return None
+        return {}
     try:
         content = json.loads(config.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{config} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{config}: a JSON object is expected, not {type(content).__name__}")
-    eos = content.get("eos_token")
-    if isinstance(eos, dict):
-        eos = eos.get("content")
-    if eos is not None and (not isinstance(eos, str) or not eos):
-        raise UserError(
-            f"{config}: eos_token={content['eos_token']!r} must be a token, or null for none"
+    return content
+
+
+def read_vocabulary(path: Path) -> tuple[tokenizers.Tokenizer, str]:
+    """The WordPiece tokenizer of a vocab.txt, a token a line, and its end-of-document token.
+
+    It treats text as transformers' ``BertTokenizer`` does. A tokenizer_config.json beside the file
+    says how (``do_lower_case``, ``strip_accents``, ``tokenize_chinese_chars``); without one, text
+    is lower-cased unless the vocabulary has tokens that are not.
+
+    Raises:
+        UserError: a file that is not what it should be.
+    """
+    where = f"tokenizer={path}"
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where} is not a readable vocabulary: {error}") from error
+    tokens = [line.removesuffix("\r") for line in lines]
+    while tokens and not tokens[-1]:
+        tokens.pop()
+    for special in (UNKNOWN, SEPARATOR):
+        if special not in tokens:
+            raise UserError(
+                f"{where} has no token {special}: it is no WordPiece vocabulary, which has a token "
+                "on each line"
+            )
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    settings = _read_settings(path.with_name(SETTINGS))
+    words = vocabulary.keys() - set(SPECIAL)
+    backend = word_piece(
+        models.WordPiece(vocab=vocabulary, unk_token=UNKNOWN),
+        lower_case=settings.get("do_lower_case", all(word == word.lower() for word in words)),
+        strip_accents=settings.get("strip_accents"),
+        chinese=settings.get("tokenize_chinese_chars", True),
+    )
+    _check_ids(where, backend, SEPARATOR)
+    return backend, SEPARATOR
+
+
+def word_piece(
+    model: models.WordPiece,
+    *,
+    lower_case: bool,
+    strip_accents: bool | None = None,
+    chinese: bool = True,
+) -> tokenizers.Tokenizer:
+    """BERT's treatment of text around a vocabulary of word pieces.
+
+    Args:
+        model: the vocabulary, with :data:`SPECIAL` tokens as far as it has them.
+        lower_case: put text in lower case.
+        strip_accents: leave accents out; absent: if it is lower-cased.
+        chinese: every Chinese character is a word.
+    """
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(
+        handle_chinese_chars=chinese, strip_accents=strip_accents, lowercase=lower_case
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    frame(backend)
+    return backend
+
+
+def frame(backend: tokenizers.Tokenizer) -> None:
+    """Mark BERT's special tokens as such, and put those around texts that ask for them."""
+    has = [token for token in SPECIAL if backend.token_to_id(token) is not None]
+    backend.add_special_tokens(has)
+    if CLASSIFIER in has and SEPARATOR in has:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{CLASSIFIER} $A {SEPARATOR}",
+            pair=f"{CLASSIFIER} $A {SEPARATOR} $B:1 {SEPARATOR}:1",
+            special_tokens=[
+                (token, backend.token_to_id(token)) for token in (CLASSIFIER, SEPARATOR)
+            ],
         )
-    return eos
 
 
 def read_gpt2(vocab_file: str | None, merge_file: str | None) -> tuple[tokenizers.Tokenizer, str]:

@@ -6,13 +6,13 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import models
 
 from megatron_grow.data.tokenizers.coverage import Coverage
 from megatron_grow.data.tokenizers.files import (
@@ -21,11 +21,9 @@ from megatron_grow.data.tokenizers.files import (
     library_errors,
     read_gpt2,
     read_tokenizer_json,
+    read_vocabulary,
 )
 from megatron_grow.inputs.errors import UserError
-
-_MOST_TRAINED = 1 << 24
-"""Tokens of a BPE that is trained here; the largest published vocabularies have a million."""
 
 
 class Tokenizer(ABC):
@@ -201,7 +199,10 @@ def _unknown(backend: tokenizers.Tokenizer) -> int | None:
 def load_tokenizer(
     tokenizer: str, vocab_file: str | None = None, merge_file: str | None = None
 ) -> Tokenizer:
-    """The tokenizer called ``bytes``, ``gpt2`` or by the path of a Hugging Face tokenizer.json.
+    """The tokenizer called ``bytes``, ``gpt2`` or by the path of a file.
+
+    A name that ends in ``.txt`` is that of a WordPiece vocabulary, any other that of a Hugging Face
+    tokenizer.json.
 
     Args:
         tokenizer: As ``data.tokenizer`` of a run file.
@@ -217,34 +218,9 @@ def load_tokenizer(
         return SubwordTokenizer(tokenizer, *read_gpt2(vocab_file, merge_file))
     if not Path(tokenizer).is_file():
         raise UserError(
-            f"tokenizer={tokenizer} is neither bytes nor gpt2 nor an existing tokenizer.json"
+            f"tokenizer={tokenizer} is neither bytes nor gpt2 nor an existing tokenizer.json or "
+            "vocab.txt"
         )
+    if Path(tokenizer).suffix == ".txt":
+        return SubwordTokenizer(tokenizer, *read_vocabulary(Path(tokenizer)))
     return SubwordTokenizer(tokenizer, *read_tokenizer_json(Path(tokenizer)))
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """Train a byte-level BPE whose end of document is ``<|endoftext|>``, with id 0.
-
-    The same texts give the same tokenizer, whatever the number of threads. A corpus too small for
-    ``vocab_size`` tokens gives fewer.
-
-    Raises:
-        UserError: ``vocab_size`` does not hold the 256 bytes and the end of document, or is larger
-            than any vocabulary.
-    """
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if not len(alphabet) < vocab_size <= _MOST_TRAINED:
-        raise UserError(
-            f"train_tokenizer={vocab_size} must be from {len(alphabet) + 1} (256 bytes and the "
-            f"end of document) to {_MOST_TRAINED}"
-        )
-    backend = byte_level(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[END_OF_DOCUMENT],
-        initial_alphabet=sorted(alphabet),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    return backend

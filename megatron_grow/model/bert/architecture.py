@@ -141,18 +141,22 @@ class BERT(Architecture):
         )
 
     def check_data(self, config: RunConfig, stages: list[Stage]) -> tuple[Split, Split | None]:
-        """To come."""
-        raise NotImplementedError
+        """As :func:`.batch.check_data`."""
+        from megatron_grow.model.bert import batch
+
+        return batch.check_data(config, self.sentence_head)
 
     def datasets(
         self, data: tuple[Split, Split | None], config: RunConfig, train_samples: int
     ) -> Datasets:
-        """To come."""
-        raise NotImplementedError
+        """As :func:`.batch.datasets`."""
+        from megatron_grow.model.bert import batch
+
+        return batch.datasets(data, config, self.sentence_head, train_samples)
 
     def cut(self, samples: Dataset, parts: int) -> Dataset:
-        """To come."""
-        raise NotImplementedError
+        """Samples made for the shorter length, since a pair of sentences has no parts."""
+        return samples.cut(parts)  # type: ignore[attr-defined]
 
     def reads(self, *, first: bool, last: bool) -> bool:
         """All chunks: attention must know of padding."""

@@ -8,13 +8,69 @@ from functools import partial
 import torch
 from torch.nn import functional
 
+from megatron_grow.config.run import RunConfig
+from megatron_grow.data.check import Split
+from megatron_grow.data.datasets import Datasets
+from megatron_grow.data.masked import check
+from megatron_grow.data.masked.chunks import Pairs
+from megatron_grow.data.masked.datasets import build_masked
+from megatron_grow.data.masked.samples import MaskedText
+from megatron_grow.data.tokenizers.load import load_tokenizer
+from megatron_grow.data.tokenizers.masking import masking_tokens
 from megatron_grow.model.architecture import Loss
+from megatron_grow.model.architectures import sample_options
 from megatron_grow.model.bert.module import Output
 
 Batch = Mapping[str, torch.Tensor]
 """Samples, stacked: ``tokens``, ``token_types`` and ``padding_mask``, (batch, sequence);
 ``masked_positions``, ``masked_labels`` and ``masked_weights``, (batch, most masked tokens); and,
 for a sentence head, ``is_next``, (batch,), 0 where the second sentence is in its place."""
+
+
+def check_data(config: RunConfig, pairs: Pairs) -> tuple[Split, Split | None]:
+    """Open the corpora of sentences that a run names, and check them.
+
+    Args:
+        config: the run.
+        pairs: what samples are for.
+    """
+    return check.check_data(
+        config.data,
+        sample_options(config.model, config.data),
+        pairs,
+        seq_lengths=_seq_lengths(config),
+        vocab_size=config.model.vocabulary,
+        evaluate=config.train.eval_iters > 0,
+    )
+
+
+def datasets(
+    data: tuple[Split, Split | None], config: RunConfig, pairs: Pairs, train_samples: int
+) -> Datasets:
+    """Masked samples of each stage's length; as :meth:`.architecture.Architecture.datasets`."""
+    named = config.data
+    tokenizer = load_tokenizer(named.tokenizer, named.vocab_file, named.merge_file)
+    kind = MaskedText(
+        config.train.seq_length,
+        config.run.seed,
+        pairs,
+        sample_options(config.model, named),
+        masking_tokens(tokenizer),
+    )
+    return build_masked(
+        data,
+        kind,
+        _seq_lengths(config),
+        train_samples=train_samples,
+        valid_samples=config.train.eval_iters * config.train.global_batch_size,
+        cache_dir=config.cache_dir,
+    )
+
+
+def _seq_lengths(config: RunConfig) -> set[int]:
+    """Tokens in a sample, in each stage."""
+    longest = config.train.seq_length
+    return {longest, *(stage.train.get("seq_length", longest) for stage in config.stages)}
 
 
 def forward_step(chunk: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor | Output, Loss]:
