@@ -10,17 +10,16 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection, TrainSection
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.model.architectures import ARCHITECTURES
 
 _SAID_OTHERWISE = {
-    "architecture",
-    "options",
     "num_query_groups",
     "vocab_size",
     "activation",
     "share_embeddings_and_output_weights",
 }
 _MODEL = tuple(field.name for field in fields(ModelConfig) if field.name not in _SAID_OTHERWISE)
-"""Fields of a model that have the same name and meaning."""
+"""Fields of a model that have the same name and meaning; Megatron-LM has no argument for some."""
 
 _PARALLEL = {
     "tensor_model_parallel_size": "tensor_model_parallel_size",
@@ -100,6 +99,12 @@ def model_from_args(args: Namespace, where: str) -> ModelConfig:
                 f"known: {', '.join(possible) or 'a model without it'}"
             )
     given = {name: getattr(args, name, None) for name in _MODEL}
+    if given["architecture"] not in (None, *ARCHITECTURES.builtin):
+        # An import path would run code, and arguments come from anywhere.
+        raise UserError(
+            f"{where}: its arguments give architecture={given['architecture']}, which is not "
+            f"imported; {', '.join(ARCHITECTURES.builtin)} are known"
+        )
     for name in ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings"):
         if type(given[name]) is not int:
             raise UserError(f"{where}: its arguments give {name}={given[name]}, not a whole number")

@@ -119,18 +119,18 @@ def load(path: Path) -> Any:
     return getattr(transformers, class_name).from_pretrained(path)
 
 
-def tokens(model: Any) -> torch.Tensor:
-    """Some text; (3, LENGTH)."""
+def tokens(model: Any, length: int = LENGTH) -> torch.Tensor:
+    """Some text; (3, length)."""
     generator = torch.Generator().manual_seed(3)
-    return torch.randint(model.config.vocab_size, (3, LENGTH), generator=generator)
+    return torch.randint(model.config.vocab_size, (3, length), generator=generator)
 
 
-def inputs(model: Any) -> dict[str, torch.Tensor]:
+def inputs(model: Any, length: int = LENGTH) -> dict[str, torch.Tensor]:
     """That text; of a BERT some of it padded, and of two types."""
-    text = tokens(model)
+    text = tokens(model, length)
     if "Bert" not in type(model).__name__ and "Roberta" not in type(model).__name__:
         return {"input_ids": text}
-    place, ends = torch.arange(LENGTH)[None], torch.tensor([LENGTH, LENGTH - 5, 7])[:, None]
+    place, ends = torch.arange(length)[None], torch.tensor([length, length - 5, 7])[:, None]
     pad = model.config.pad_token_id
     text = torch.where(place < ends, text.where(text != pad, pad + 1), pad)
     types = (place >= ends // 2).long() * (model.config.type_vocab_size > 1)
@@ -138,9 +138,9 @@ def inputs(model: Any) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def outputs(model: Any) -> list[torch.Tensor]:
+def outputs(model: Any, length: int = LENGTH) -> list[torch.Tensor]:
     """Logits of that text, of each head."""
-    said = model(**inputs(model))
+    said = model(**inputs(model, length))
     return [value for name, value in said.items() if name.endswith("logits")]
 
 

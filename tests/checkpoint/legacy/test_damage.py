@@ -191,6 +191,10 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda s: setattr(s["args"], "hidden_size", "wide"),
         "hidden_size=wide",
     ),
+    "an architecture of one's own": (
+        lambda s: setattr(s["args"], "architecture", "os:system"),
+        "architecture=os:system, which is not imported; gpt, bert are known",
+    ),
     "virtual stages that are not there": (
         lambda s: s.update(model0=s.pop("model")),
         "has no model",
