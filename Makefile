@@ -1,13 +1,13 @@
-# make demo, make test: everything from a fresh clone, nothing twice.
+# make demo, make demo-bert, make test: everything from a fresh clone, nothing twice.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo lint clean
+.PHONY: help install test demo demo-bert lint clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 install: $(INSTALLED)  ## make .venv with all that the demo, the tests and the tools need
 
@@ -23,7 +23,11 @@ test: install  ## run the whole test suite
 	$(VENV)/bin/python -m pytest
 
 demo: install  ## progressive run and fixed-size twin on a small corpus, then a report
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/quickstart/demo.sh
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/demo.sh quickstart --append-eod
+
+demo-bert: install  ## the same of a BERT: masked tokens and pairs of sentences
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/demo.sh bert_quickstart \
+		--split-sentences --tokenizer-model wordpiece
 
 lint: install  ## style, import directions, types
 	$(VENV)/bin/ruff check .

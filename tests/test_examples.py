@@ -28,6 +28,7 @@ JOBS = {
     "extend": (2, 4096),
     "grow_llama": (2, 1024),
     "bert_base": (8, 30522),
+    "bert_quickstart": (2, 4096),
 }
 """Ranks, and the size of the vocabulary."""
 FILES = sorted(
