@@ -27,8 +27,8 @@ from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.layers.norms import Norm
 from megatron_grow.parallel import cpu
 
-_MASKED = {"layer", "hidden", "kv_group", "query_head", "qkv_head", "ffn"}
-"""Axes that have masks; a group's key and value, of ``qkv_head``, have none of their own."""
+_MASKED = {"layer", "hidden", "kv_group", "query_head", "ffn"}
+"""Axes that have masks."""
 
 
 @dataclass

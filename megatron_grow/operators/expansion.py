@@ -96,11 +96,13 @@ class AxisOperator(Operator):
         """
 
     def new_units(self, source: ModelConfig, target: ModelConfig) -> NewUnits:
-        """Those that copy none."""
+        """Those that copy none; of axes that follow another, nothing that this does not say."""
         flags: NewUnits = {}
-        for name in self.axes(source, target):
-            copied = [found[name].index for found in self.expansions(source, target)]
-            flags[name] = tuple(set(units) == {FRESH} for units in zip(*copied, strict=True))
+        for rule in self.sizes:
+            if rule.follows:
+                continue
+            copied = [found[rule.name].index for found in self.expansions(source, target)]
+            flags[rule.name] = tuple(set(units) == {FRESH} for units in zip(*copied, strict=True))
         return flags
 
     def loses(self, source: ModelConfig, target: ModelConfig) -> str | None:
