@@ -11,10 +11,14 @@ from megatron_grow.model.masks import MaskPoints
 def mask_points(chunk: torch.nn.Module, *, post_norm: bool) -> MaskPoints:
     """Those of a chunk."""
     bert, points = unwrap_model(chunk), MaskPoints()
-    if bert.pre_process:
+    if bert.pre_process and post_norm:
+        # The norm reads their sum, which must be masked before.
+        parts = bert.embedding
+        tables = (parts.word_embeddings, parts.position_embeddings, parts.tokentype_embeddings)
+        points.streams += [table for table in tables if table is not None]
+        points.norms.append(parts.embedding_dropout[0])
+    elif bert.pre_process:
         points.streams.append(bert.embedding)
-        if post_norm:
-            points.norms.append(bert.embedding.embedding_dropout[0])
     for layer in bert.encoder.layers:
         points.add_branches(layer)
         if post_norm:
