@@ -19,7 +19,7 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in r
 FIRST = {"num_layers": 2, "ffn_hidden_size": 16, "options": {"pool_size": 4}}
 SECOND = {"num_layers": 4, "ffn_hidden_size": 16, "options": {"pool_size": 2}}
 STAGES: list[dict[str, Any]] = [
-    {"until": 4, "model": FIRST},
+    {"until": 4, "model": FIRST, "train": {"seq_length": 16, "global_batch_size": 8}},
     {
         "until": 8,
         "model": SECOND,
@@ -36,7 +36,8 @@ PP2 = ["--parallel.pipeline_model_parallel_size", "2"]
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus of sentences, and a run file of three stages of four steps."""
+    """A corpus of sentences, and a run file of three stages of four steps, the first of which has
+    shorter samples besides."""
     directory = tmp_path_factory.mktemp("compound")
     (directory / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     draw = np.random.default_rng(3)
