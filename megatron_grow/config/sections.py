@@ -157,7 +157,8 @@ class DataSection:
     split: str = "969,30,1"
     """Shares of train, validation and test when valid_data_path is empty."""
     tokenizer: PathText = "bytes"
-    """``bytes``, ``gpt2`` (with vocab_file and merge_file), or the path of a tokenizer.json."""
+    """``bytes``, ``gpt2`` (with vocab_file and merge_file), or the path of a tokenizer.json or, its
+    name ending in ``.txt``, of a WordPiece vocabulary."""
     vocab_file: PathText | None = None
     merge_file: PathText | None = None
     options: dict[str, Any] = field(default_factory=dict)

@@ -73,7 +73,7 @@ def _walk(units: Units, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     A step is one for all documents at a time.
     """
     at = document = units.firsts
-    found = []
+    found = [(at[:0], at[:0])]
     while at.size:
         found.append((at, document))
         steps = count[at]

@@ -57,9 +57,14 @@ class MaskedText:
         """The corpus in units, and the runs of them that are samples: as in ``Kind``.
 
         Raises:
-            UserError: there is not one sample.
+            UserError: there is not one sample, or no other document for the second segment.
         """
         units = units_of(corpus, documents, longest_unit(self.pairs, self.room))
+        if self.pairs == "next_sentence" and len(units.firsts) < 2:
+            raise UserError(
+                f"{corpus.prefix} has text in {len(units.firsts)} documents of this part, and the "
+                "second sentence of a pair must be able to come from another one: use more of it"
+            )
         samples = chunk(
             units,
             self.pairs,
@@ -68,7 +73,7 @@ class MaskedText:
             seed=self.seed,
         )
         if not len(samples):
-            raise UserError(f"{corpus.prefix} has no text of which two segments can be made")
+            raise UserError(f"{corpus.prefix} has no text of which samples can be made")
         return {"samples": samples, "begins": units.begins, "left": units.left}
 
     def samples(self, corpus: Corpus, index: Index, vocab_size: int) -> Dataset:

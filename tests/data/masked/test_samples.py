@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_grow.inputs.errors import UserError
 from tests.data.masked.sentences import CLS, FIRST, MASK, PAD, SEP, make_samples, segments, whole
 
 RANDOM = np.random.RandomState(3)
@@ -231,3 +232,16 @@ def test_a_sample_stays_what_it_is(tmp_path):
         "masked_weights": [1.0, 1.0],
         "is_next": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("documents", "pairs", "message"),
+    [
+        ([[4, 5], [0]], "next_sentence", "has text in 1 documents of this part"),
+        ([[1], [1, 0]], "sentence_order", "has no text of which samples can be made"),
+        ([[0], [0, 0]], "none", "has no text of which samples can be made"),
+    ],
+)
+def test_nothing_to_make_samples_of(tmp_path, documents, pairs, message):
+    with pytest.raises(UserError, match=message):
+        make_samples(tmp_path, documents, 16, pairs)
