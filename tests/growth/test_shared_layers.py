@@ -67,6 +67,30 @@ def test_layers_and_their_part_of_the_moments(name: str, kind: str) -> None:
         assert torch.allclose(target[key], expected, rtol=1e-15, atol=0), key
 
 
+def test_the_part_is_the_mean_that_autograd_gives_a_layer() -> None:
+    """A shared gradient is the sum of those of its layers, and so L times their mean."""
+    before, after = model(4, [0, 0, 0, 1]), model(4, [0, 0, 1, 2])
+    key = "decoder.layers.self_attention.linear_proj.weight"
+    values = weights_of(before)
+    tied = values[key].clone().requires_grad_()
+    apart = [values[key][unique].clone().requires_grad_() for unique in before.sharing]
+    for weights in ([tied[unique] for unique in before.sharing], apart):
+        rows, columns = tied.shape[1:]
+        x = torch.linspace(-1, 1, rows, dtype=torch.float64)
+        for weight in weights:
+            x = x + torch.tanh(weight @ x.repeat(columns // rows))
+        x.square().sum().backward()
+    gradients = torch.stack([weight.grad for weight in apart])
+    mean = gradients[:3].mean(0)
+    assert torch.allclose(tied.grad[0], 3 * mean, rtol=1e-12)
+    plan = growth(before, after, GrowSection(depth="unshare"), target_depth=4, seed=1)
+    # Two layers stay one: they expect the gradients of two.
+    expected = torch.stack([2 * mean, mean, gradients[3]])
+    for kind, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+        made = applied(plan, before, values | {key: tied.grad**power}, kind)
+        assert torch.allclose(made[key], expected**power, rtol=1e-12), kind
+
+
 def test_fresh_layers_share() -> None:
     """Two of the source, and behind them two that are one."""
     before, after = model(2, "1x2"), model(4, [0, 0, 1, 1])
