@@ -120,3 +120,4 @@ def test_formats_without_shared_layers_have_each_of_them(checkpoint: Path, tmp_p
     found = by_torch(back / "iter_0000005")[FC1]
     assert torch.equal(found, stored.expand(LAYERS, -1, -1))
     assert convert("verify", hf, back, "--weights-only") == 0
+    assert convert("verify", checkpoint, hf, "--forward") == 0  # by transformers

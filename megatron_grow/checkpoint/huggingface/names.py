@@ -16,8 +16,7 @@ from megatron_grow.state.tensors import LogicalTensor
 def regions(family: Family, model: ModelConfig) -> Iterator[Region]:
     """Where the tensors of a model are stored: those it has once, then layer by layer.
 
-    Rows of tensors that the model does not have (the head of a tied one) give nothing. Layers that
-    share their parameters are stored one by one.
+    Rows of tensors that the model does not have (the head of a tied one) give nothing.
     """
     tensors, parts = logical_tensors(model), family.parts(model)
     rows = {name: row for name, row in family.written(model).items() if row[0] in tensors}
@@ -34,22 +33,14 @@ def regions(family: Family, model: ModelConfig) -> Iterator[Region]:
 def copies(family: Family, model: ModelConfig) -> dict[str, str]:
     """Names under which files may hold again what they hold under another, which is given.
 
-    A tied head is one; of rows with the same part of a tensor all but the first; and of layers that
-    share their parameters all but the first.
+    A tied head is one; and of rows with the same part of a tensor all but the first.
     """
     ties = {tensor.tied_as: key for key, tensor in logical_tensors(model).items()}
     first: dict[tuple[str, str], str] = {}
     for name, (key, pattern) in family.rows.items():
         first.setdefault((ties.get(key, key), pattern), name)
     originals = {name: first[ties.get(key, key), p] for name, (key, p) in family.rows.items()}
-    found = {name: original for name, original in originals.items() if name != original}
-    for layer, unique in enumerate(model.sharing or ()):
-        original = (model.sharing or ()).index(unique)
-        if layer != original:
-            for name in family.rows:
-                if "{layer}" in name:
-                    found[name.format(layer=layer)] = name.format(layer=original)
-    return found
+    return {name: original for name, original in originals.items() if name != original}
 
 
 def _region(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import reduce
 from itertools import chain
 from pathlib import Path
@@ -30,13 +30,11 @@ class HuggingFaceReader(Reader):
     format = "Hugging Face"
     of_a_run = False
 
-    def __init__(self, path: Path, layer_sharing: str | list[int] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         """Read what the directory says of itself; no tensor is read.
 
         Args:
             path: the directory.
-            layer_sharing: as in ``ModelConfig``, of layers that are known to share their
-                parameters: such files hold a copy for each, and say nothing of that.
 
         Raises:
             UserError: a model that cannot be expressed here, or is not whole.
@@ -50,7 +48,7 @@ class HuggingFaceReader(Reader):
             self._file_of |= {name: path / file for name in names}
         self.layout = f"{len(stored)} files" if len(stored) > 1 else "1 file"
         named = todays_names(family, self._file_of, path)
-        model = replace(to_model(values, path / CONFIG, named), layer_sharing=layer_sharing)
+        model = to_model(values, path / CONFIG, named)
         if model.num_layers > len(named):  # before they are listed
             raise UserError(
                 f"{path / CONFIG} says {model.num_layers} layers, but there are "

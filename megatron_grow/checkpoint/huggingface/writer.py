@@ -57,7 +57,7 @@ class HuggingFaceWriter(Writer):
         Raises:
             UserError: a model that the family, or every family, cannot express.
         """
-        self.directory, self._layer_sharing = directory, model.layer_sharing
+        self.directory = directory
         self._side_files = dict(side_files or {})
         original = self._side_files.pop(CONFIG, None)
         said = parse_object(original, Path(CONFIG)) if original else {}
@@ -129,7 +129,7 @@ class HuggingFaceWriter(Writer):
 
     def reopen(self) -> HuggingFaceReader:
         """What was written."""
-        return HuggingFaceReader(self.directory, self._layer_sharing)
+        return HuggingFaceReader(self.directory)
 
     def _write_region(
         self, file: DirectWriter, region: Region, box: Box, values: torch.Tensor

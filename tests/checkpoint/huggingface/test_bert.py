@@ -210,29 +210,3 @@ def test_roberta_must_pad_with_the_token_before_its_first_position() -> None:
     assert to_config(model, family, torch.float32, {"pad_token_id": 1})["pad_token_id"] == 1
     with pytest.raises(UserError, match="first_position=2 with a tokenizer that pads with token 0"):
         to_config(model, family, torch.float32, {"pad_token_id": 0})
-
-
-@pytest.mark.parametrize("name", ["bert", "llama 2"])
-def test_layers_that_share_their_parameters_are_written_one_by_one(
-    name: str, tmp_path: Path
-) -> None:
-    """`transformers` has no such layers; what it computes is that of the deep model."""
-    layers, prefix = [0, 0, 1, 0], {"bert": "bert.encoder.layer", "llama 2": "model.layers"}[name]
-    model = models.build(name, num_hidden_layers=4)
-    weights = model.state_dict()
-    for key in weights:
-        if key.startswith(f"{prefix}."):
-            _, number, rest = key.rpartition(prefix)[2].split(".", 2)
-            weights[key].copy_(weights[f"{prefix}.{layers[int(number)]}.{rest}"])
-    path = models.save(model, tmp_path / "theirs")
-    # As a run has it, whose tensors are those of two layers.
-    shared = HuggingFaceReader(path, [0, 0, 1, 0])
-    assert next(t for t in shared.tensors.values() if t.stacked).shape[0] == 2
-    writer = export(shared, tmp_path / "ours", most=300)
-    again = models.load(tmp_path / "ours")
-    for ours, theirs in zip(models.outputs(again), models.outputs(model), strict=True):
-        assert torch.equal(ours, theirs)
-    # A copy that is not the same is noticed where the conversion reads all again.
-    edit(tmp_path / "ours", lambda w: w[next(k for k in w if f"{prefix}.3" in k)].add_(1.0))
-    with pytest.raises(UserError, match=rf"{prefix}\.3.* differs from {prefix}\.0"):
-        export(writer.reopen(), tmp_path / "third")
