@@ -61,6 +61,17 @@ def test_a_new_layer_in_post_norm_takes_over_the_norm_before_it() -> None:
         assert (inside[1:] == one).all()
 
 
+def test_a_moved_norm_is_old_and_those_in_its_place_are_new() -> None:
+    """For methods that hold old entries still, or let new ones warm up."""
+    source = replace(POST_NORM, num_layers=1)
+    weights = planned(source, replace(source, num_layers=3), depth="copying_zero").weights
+    for name in ("weight", "bias"):
+        last = weights[f"encoder.layers.mlp_bda.norm.{name}"]
+        inside = weights[f"encoder.layers.self_attn_bda.norm.{name}"]
+        assert last.old(0).tolist() == [False, False, True]
+        assert inside.old(0).tolist() == [True, False, False]
+
+
 def test_moved_norms_see_epsilon_twice() -> None:
     """Which the plan says where it shows in fp32: 1e-5 does, BERT's own 1e-12 does not."""
     source = replace(POST_NORM, layernorm_epsilon=1e-5)
