@@ -89,7 +89,10 @@ def of_source(source: Reader) -> dict[str, bytes]:
     model = source.record.model_config
     made = _made(tokenizer, architecture_of(model).longest_sequence(model))
     if path.is_file():
-        made["tokenizer.json"] = path.read_bytes()
+        if path.suffix == ".txt":  # of which its tokenizer.json is made
+            made["vocab.txt"] = path.read_bytes()
+        else:
+            made["tokenizer.json"] = path.read_bytes()
         if path.with_name(_SETTINGS).is_file():
             made[_SETTINGS] = path.with_name(_SETTINGS).read_bytes()
     return made
@@ -97,15 +100,20 @@ def of_source(source: Reader) -> dict[str, bytes]:
 
 def _made(tokenizer: Tokenizer, length: int) -> dict[str, bytes]:
     """What ``transformers`` needs for a tokenizer of ours; texts begin and end with one token."""
+    from megatron_grow.data.tokenizers.masking import framing_tokens
+
     ids = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod}
+    frame = framing_tokens(tokenizer)
+    pads = {"pad_token_id": frame["pad_token"][1]} if "pad_token" in frame else {}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokenizer.eod_token,
         "eos_token": tokenizer.eod_token,
+        **{role: name for role, (name, _) in frame.items()},
         "model_max_length": length,
     }
     return {
-        CONFIG: _json(ids),
+        CONFIG: _json(ids | pads),
         "generation_config.json": _json(ids),
         "tokenizer.json": tokenizer.to_json().encode(),
         _SETTINGS: _json(settings),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
+from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.convert.synthetic import SyntheticReader, write
 from megatron_grow.data.tokenizers.load import load_tokenizer
-from megatron_grow.data.tokenizers.train import train_bpe
+from megatron_grow.data.tokenizers.train import train_bpe, train_word_piece
 from tests.convert.toy import GPT, command
 
 TEXT = "Über ½ naïve\n\ttabs 日本 don't  stop\x00\x7f"
@@ -58,6 +61,46 @@ def test_transformers_makes_the_same_tokens(kind: str, tmp_path: Path) -> None:
     assert theirs.model_max_length == GPT.max_position_embeddings
     model = transformers.AutoModelForCausalLM.from_pretrained(path)
     assert model.config.eos_token_id == model.generation_config.eos_token_id == ours.eod
+
+
+def words(directory: Path) -> str:
+    """A trained vocabulary of word pieces, as its tokenizer.json."""
+    texts = ["the cat sat on the mat", "a dog ran to the cat"] * 4
+    path = directory / "words-tokenizer.json"
+    train_word_piece(lambda: texts, 70, lower_case=True).save(str(path))
+    return str(path)
+
+
+def vocabulary(directory: Path) -> str:
+    """The same as a vocab.txt."""
+    pieces = json.loads(Path(words(directory)).read_text())["model"]["vocab"]
+    path = directory / "words.txt"
+    path.write_text("\n".join(sorted(pieces, key=pieces.__getitem__)))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", [words, vocabulary])
+def test_transformers_fills_masks(kind: Callable[[Path], str], tmp_path: Path) -> None:
+    tokenizer = kind(tmp_path)
+    ours = load_tokenizer(tokenizer)
+    model = replace(GPT, architecture="bert", vocab_size=ours.vocab_size)
+    path = export({"tokenizer": tokenizer}, model, tmp_path)
+    config = transformers.AutoConfig.from_pretrained(path)
+    theirs = transformers.AutoTokenizer.from_pretrained(path)
+    special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    pad, cls, sep, mask = theirs.convert_tokens_to_ids(special)
+    assert (config.pad_token_id, theirs.pad_token_id, theirs.mask_token_id) == (pad, pad, mask)
+    before, after = ours.encode("The cat"), ours.encode("on a mat")
+    expected = [cls, *before, mask, *after, sep]
+    assert theirs("The cat [MASK] on a mat")["input_ids"] == expected
+    fill = transformers.pipeline("fill-mask", model=str(path))
+    found = fill("The cat [MASK] on a mat", top_k=3)
+    with torch.no_grad():
+        logits = fill.model(torch.tensor([expected])).logits[0, 1 + len(before)]
+    assert [guess["token"] for guess in found] == logits.topk(3).indices.tolist()
+    # Into a run again, it names the tokenizer that was written.
+    again = open_reader(path).record.config["data"]["tokenizer"]
+    assert load_tokenizer(again).encode("The cat") == before
 
 
 def test_a_tokenizer_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

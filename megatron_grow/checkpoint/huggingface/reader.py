@@ -168,4 +168,6 @@ class HuggingFaceReader(Reader):
                 "vocab_file": str(vocabulary),
                 "merge_file": str(merges),
             }
+        if (words := self.path / "vocab.txt").exists():
+            return {"tokenizer": str(words)}
         return {}

@@ -67,6 +67,18 @@ def masking_tokens(tokenizer: Tokenizer) -> MaskingTokens:
     )
 
 
+def framing_tokens(tokenizer: Tokenizer) -> dict[str, tuple[str, int]]:
+    """By their names in transformers, the tokens that masked samples are framed with, with ids.
+
+    Those that ``tokenizer`` has; none if it has nothing to mask with.
+    """
+    vocabulary = _vocabulary(json.loads(tokenizer.to_json()))
+    found = {role: _named(tokenizer, role, vocabulary) for role in _NAMES}
+    if not found["mask_token"]:
+        return {}
+    return {role: (name, vocabulary[name]) for role, name in found.items() if name}
+
+
 def _vocabulary(parts: Mapping[str, Any]) -> dict[str, int]:
     """Every token's id."""
     model = parts["model"]["vocab"]
@@ -76,16 +88,20 @@ def _vocabulary(parts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _find(tokenizer: Tokenizer, role: str, vocabulary: Mapping[str, int]) -> int:
+    if name := _named(tokenizer, role, vocabulary):
+        return vocabulary[name]
     told = named_token(Path(tokenizer.name), role)
     names = (told,) if told else _NAMES[role]
-    for name in names:
-        if name in vocabulary:
-            return vocabulary[name]
     raise UserError(
         f"data.tokenizer={tokenizer.name} has no {role}, none of {', '.join(names)}, of which "
         "masked samples are made; take a tokenizer that has it, or name its token as "
         f"{role} in a tokenizer_config.json beside it"
     )
+
+
+def _named(tokenizer: Tokenizer, role: str, vocabulary: Mapping[str, int]) -> str | None:
+    told = named_token(Path(tokenizer.name), role)
+    return next((name for name in ((told,) if told else _NAMES[role]) if name in vocabulary), None)
 
 
 def _continues(
