@@ -51,7 +51,6 @@ OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 APART = {"pipeline_model_parallel_layout": "E|L"}
 """Embeddings on a stage and heads on another, without a layer."""
 ON_FOUR_RANKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "TP2": ("post", layout(tp=2)),
     "TP2 SP, overlapped": ("post", {**SP2, **OVERLAP}),
     "PP2": ("post", layout(pp=2, use_distributed_optimizer=False)),
     "PP2 VPP2": ("post", layout(pp=2, virtual_pipeline_model_parallel_size=2)),
@@ -59,7 +58,6 @@ ON_FOUR_RANKS: dict[str, tuple[str, dict[str, Any]]] = {
     "DP4": ("post", layout(**OVERLAP)),
     "pre, TP2 SP PP2": ("pre", {**SP2, "pipeline_model_parallel_size": 2}),
     "pre, PP2 VPP2": ("pre", layout(pp=2, virtual_pipeline_model_parallel_size=2)),
-    "no sentence head, TP2 PP2": ("no sentence head", layout(tp=2, pp=2)),
     "roberta, TP2 SP PP2": ("roberta", {**SP2, "pipeline_model_parallel_size": 2}),
     "post, no layers, TP2 SP": ("post, no layers", SP2),
     "post, no layers, PP2": ("post, no layers", layout(pp=2, **APART)),
