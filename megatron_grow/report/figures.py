@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -74,43 +74,26 @@ def _draw(panel: Axes, progressive: Run, fixed_size: Run, against: Against, name
     ours, twin = progressive.numbers[name][-1], fixed_size.numbers[name][-1]
     if not np.isfinite(ours + twin):
         return
+    # What is said of the ends stands where no curve comes from.
+    rises = _rises(fixed_size, name)
+    value = max(ours, twin) if rises else min(ours, twin)
+    beside: dict[str, Any] = {
+        "xytext": (0, 7 if rises else -7),
+        "textcoords": "offset points",
+        "ha": "center",
+        "va": "bottom" if rises else "top",
+        "color": PROGRESSIVE,
+        "fontsize": 9,
+    }
     if against == "step":
-        _mark_gap(panel, progressive.steps[-1], min(ours, twin), gap(name, ours, twin, digits=1))
-    else:
-        spent, reference = progressive.flops[against][-1], fixed_size.flops[against][-1]
-        _mark_saving(panel, spent, reference, min(ours, twin))
-
-
-def _mark_gap(panel: Axes, step: int, value: float, gap: str) -> None:
-    """The final gap, under the points where both runs end."""
-    panel.annotate(
-        gap,
-        (step, value),
-        xytext=(0, -7),
-        textcoords="offset points",
-        ha="center",
-        va="top",
-        color=PROGRESSIVE,
-        fontsize=9,
-    )
-
-
-def _mark_saving(panel: Axes, spent: float, reference: float, value: float) -> None:
-    """An arrow from what the twin cost in the end to what the progressive run did."""
-    if spent >= reference:
+        panel.annotate(gap(name, ours, twin, digits=1), (progressive.steps[-1], value), **beside)
         return
-    arrow = {"arrowstyle": "<->", "color": PROGRESSIVE, "shrinkA": 0, "shrinkB": 0}
-    panel.annotate("", (spent, value), (reference, value), arrowprops=arrow)
-    panel.annotate(
-        f"{1 - spent / reference:.0%} saved",
-        ((spent + reference) / 2, value),
-        xytext=(0, -5),
-        textcoords="offset points",
-        ha="center",
-        va="top",
-        color=PROGRESSIVE,
-        fontsize=9,
-    )
+    spent, reference = progressive.flops[against][-1], fixed_size.flops[against][-1]
+    if spent < reference:
+        arrow = {"arrowstyle": "<->", "color": PROGRESSIVE, "shrinkA": 0, "shrinkB": 0}
+        panel.annotate("", (spent, value), (reference, value), arrowprops=arrow)
+        saved = f"{1 - spent / reference:.0%} saved"
+        panel.annotate(saved, ((spent + reference) / 2, value), **beside)
 
 
 def _positions(run: Run, against: Against) -> NDArray:
@@ -127,11 +110,20 @@ def _range(progressive: Run, fixed_size: Run, name: str) -> tuple[float, float]:
     values = np.concatenate([ours, twin])
     if not np.isfinite(values).any():
         return 0.0, 1.0
-    early = np.interp(fixed_size.steps[-1] / 20, fixed_size.steps, twin)
+    early = _early(fixed_size, name)
     ends = np.array([early, ours[-1]])
     ends = ends if np.isfinite(ends).any() else values
     bottom, top = np.nanmin(values), np.nanmax(ends)
-    if twin[-1] > early:
+    if _rises(fixed_size, name):
         bottom, top = np.nanmin(ends), np.nanmax(values)
     height = top - bottom or 1.0
     return bottom - 0.15 * height, bottom + 1.1 * height
+
+
+def _rises(run: Run, name: str) -> bool:
+    return bool(run.numbers[name][-1] > _early(run, name))
+
+
+def _early(run: Run, name: str) -> float:
+    """The value after a twentieth of a run."""
+    return float(np.interp(run.steps[-1] / 20, run.steps, run.numbers[name]))
