@@ -13,7 +13,8 @@ import yaml
 
 from megatron_grow.config.run import parse_run, to_yaml
 from megatron_grow.cost.parameters import count_parameters
-from megatron_grow.growth.plan import growth
+from megatron_grow.growth.plan import growth, initialisation
+from megatron_grow.methods import methods_of
 from megatron_grow.model.architectures import architecture_of, sample_options
 from tests.corpus import write_corpus
 from tests.train.command import launch, rows
@@ -47,8 +48,11 @@ def test_run_file(path: Path, tmp_path: Path) -> None:
     sample_options(config.model, config.data)
     for stage in stages:
         architecture_of(stage.model).check(stage, config.train, f"stages[{stage.index}]")
+    depth = config.model.num_layers
+    methods_of(stages[0], config, initialisation(stages[0].model, depth, seed=1))
     for before, stage in itertools.pairwise(stages):
-        growth(before.model, stage.model, stage.grow, target_depth=config.model.num_layers, seed=1)
+        plan = growth(before.model, stage.model, stage.grow, target_depth=depth, seed=1)
+        methods_of(stage, config, plan)
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(to_yaml(config))
     assert parse_run(["--config", str(resolved)]) == config

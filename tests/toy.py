@@ -15,7 +15,7 @@ from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, TrainSection
-from megatron_grow.config.stages import StageSection
+from megatron_grow.config.stages import Stage, StageSection
 from megatron_grow.growth import filling
 from megatron_grow.growth.plan import Plan, growth, initialisation
 from megatron_grow.live.stage import LiveStage
@@ -142,9 +142,15 @@ def plan_of(config: RunConfig, world_size: int, index: int) -> Plan:
     )
 
 
+def aligns_layers(stage: Stage, config: RunConfig, plan: Plan) -> bool:
+    """Whether a method of the stage asks for it."""
+    return any(method.aligns_layers for method in methods_of(stage, config, plan).values())
+
+
 def begin(config: RunConfig, world_size: int) -> LiveStage:
     """The first stage, initialised."""
-    return filling.fresh(config.resolve(world_size)[0], config, plan_of(config, world_size, 0))
+    stage, plan = config.resolve(world_size)[0], plan_of(config, world_size, 0)
+    return filling.fresh(stage, config, plan, aligned_layers=aligns_layers(stage, config, plan))
 
 
 def grow(
@@ -152,8 +158,9 @@ def grow(
 ) -> LiveStage:
     """The stage after ``live``, grown from it."""
     index = live.stage.index + 1
-    plan = plan_of(config, world_size, index)
-    grown, received = filling.grown(live, config.resolve(world_size)[index], config, plan)
+    stage, plan = config.resolve(world_size)[index], plan_of(config, world_size, index)
+    aligned = aligns_layers(stage, config, plan)
+    grown, received = filling.grown(live, stage, config, plan, aligned_layers=aligned)
     if trace is not None:
         trace.received.append(received)
     return grown

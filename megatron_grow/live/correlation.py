@@ -1,8 +1,8 @@
-"""Whether the gradients of layers agree."""
+"""Layers beside each other: whether their gradients agree, and whether they are the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import sqrt
 
 import torch
@@ -13,12 +13,16 @@ from megatron_grow.live.layers import Layers
 from megatron_grow.live.pieces import Shard
 from megatron_grow.parallel.agreement import reduced
 
+Pair = tuple[int, int]
+"""Two layers, by number, of the same tensors in parts that correspond."""
+Memory = Callable[[Shard], torch.Tensor]
+"""What is meant of a shard."""
 _CHUNK = 1 << 24
 """Values that are in fp64 at a time."""
 
 
 @torch.no_grad()
-def gradient_correlations(layers: Layers, pairs: Sequence[tuple[int, int]]) -> list[float]:
+def gradient_correlations(layers: Layers, pairs: Sequence[Pair]) -> list[float]:
     """For each pair of layers, the cosine of the angle between their gradients.
 
     A layer's gradient is here one vector, of all its tensors. Every rank takes part, and gets the
@@ -26,48 +30,61 @@ def gradient_correlations(layers: Layers, pairs: Sequence[tuple[int, int]]) -> l
 
     Args:
         layers: of the stage, whose gradients are reduced over data-parallel ranks.
-        pairs: of layers that have the same tensors, in parts that correspond.
+        pairs: of these.
 
     Returns:
         From -1 to 1; 0 where a layer has no gradient.
     """
+    sums = torch.zeros(len(pairs), 3, dtype=torch.float64)
+    for number, one, other in _beside(layers, pairs, _gradient):
+        sums[number] += _products(one, other)
+    return [_cosine(*of_pair) for of_pair in reduced(sums, "sum").tolist()]
+
+
+@torch.no_grad()
+def differing(layers: Layers, pairs: Sequence[Pair]) -> list[Pair]:
+    """Those of ``pairs`` whose main parameters differ in any bit; every rank takes part."""
+    differ = torch.zeros(len(pairs), dtype=torch.int32)
+    for number, one, other in _beside(layers, pairs, _main):
+        differ[number] |= not torch.equal(one, other)
+    return [
+        pair for pair, found in zip(pairs, reduced(differ, "max").tolist(), strict=True) if found
+    ]
+
+
+def _beside(
+    layers: Layers, pairs: Sequence[Pair], memory: Memory
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """What two layers have in one place, each place on one rank, flat; with the pair's number."""
     group = parallel_state.get_pipeline_model_parallel_group()
     here = parallel_state.get_pipeline_model_parallel_rank()
-    sums = torch.zeros(len(pairs), 3, dtype=torch.float64)
     for number, (first, second) in enumerate(pairs):
         to, source = layers.rank_of[first], layers.rank_of[second]
-        if source == here != to:
-            # In the order of the pairs on every rank, so none waits for one that waits for it.
-            dist.send(_flat(layers[second]), group=group, group_dst=to)
-        if to == here:
-            gradients = [_gradient(shard) for shard in layers[first]]
-            others: Iterable[torch.Tensor] = (
-                [_gradient(shard) for shard in layers[second]]
-                if source == here
-                else _received(gradients, group, source)
-            )
-            for shard, one, other in zip(layers[first], gradients, others, strict=True):
+        # In the order of the pairs on every rank, so none waits for one that waits for it.
+        if here == source != to:
+            message = torch.cat([memory(shard).view(-1) for shard in layers[second]])
+            dist.send(message, group=group, group_dst=to)
+        if here == to:
+            mine = [memory(shard).view(-1) for shard in layers[first]]
+            others: Iterable[torch.Tensor]
+            if source == here:
+                others = [memory(shard).view(-1) for shard in layers[second]]
+            else:
+                message = torch.cat(mine)
+                dist.recv(message, group=group, group_src=source)
+                others = message.split([each.numel() for each in mine])
+            for shard, one, other in zip(layers[first], mine, others, strict=True):
                 if shard.counts:
-                    sums[number] += _products(one, other)
-    return [_cosine(*of_pair) for of_pair in reduced(sums, "sum").tolist()]
+                    yield number, one, other
 
 
 def _gradient(shard: Shard) -> torch.Tensor:
     assert shard.main.grad is not None, "gradients are ready"
-    return shard.main.grad.view(-1)
+    return shard.main.grad
 
 
-def _flat(shards: Sequence[Shard]) -> torch.Tensor:
-    return torch.cat([_gradient(shard) for shard in shards])
-
-
-def _received(
-    like: list[torch.Tensor], group: dist.ProcessGroup, source: int
-) -> Iterable[torch.Tensor]:
-    """What the pipeline rank ``source`` sends, of the sizes of ``like``."""
-    message = torch.cat(like)
-    dist.recv(message, group=group, group_src=source)
-    return message.split([each.numel() for each in like])
+def _main(shard: Shard) -> torch.Tensor:
+    return shard.main
 
 
 def _products(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

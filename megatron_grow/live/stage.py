@@ -18,7 +18,7 @@ from megatron_grow.config.layer_sharing import groups_of
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.live.check import check_model
-from megatron_grow.live.correlation import gradient_correlations
+from megatron_grow.live.correlation import Pair, differing, gradient_correlations
 from megatron_grow.live.data_parallel import wrap_data_parallel
 from megatron_grow.live.layers import Layers
 from megatron_grow.live.objective import Objective
@@ -149,10 +149,15 @@ class LiveStage:
                 for kind, values in shard.state.items():
                     values.mul_(factor ** powers[kind])
 
-    def gradient_correlations(self, pairs: Sequence[tuple[int, int]]) -> list[float]:
+    def gradient_correlations(self, pairs: Sequence[Pair]) -> list[float]:
         """Of two layers each, as :func:`.correlation.gradient_correlations`; before they are
         summed, and of layers as :meth:`share_layers` needs them."""
         return gradient_correlations(self._layers, pairs)
+
+    def differing_layers(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """Those of ``pairs`` of shared layers that are not the same; none, unless something has
+        updated one and not the other. Every rank takes part."""
+        return differing(self._layers, pairs)
 
     def write_back(self) -> None:
         """Make the model's weights those of the main parameters."""

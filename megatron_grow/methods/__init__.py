@@ -13,8 +13,10 @@ METHODS: Registry[TrainingMethod] = Registry(
     "name",
     TrainingMethod,
     {
+        "end_sharing": "megatron_grow.methods.end_sharing:EndSharing",
         "fade_in": "megatron_grow.methods.fade_in:FadeIn",
         "frozen": "megatron_grow.methods.frozen:Frozen",
+        "split_sharing": "megatron_grow.methods.split_sharing:SplitSharing",
         "warm_up_new": "megatron_grow.methods.warm_up_new:WarmUpNew",
     },
 )

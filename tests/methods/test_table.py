@@ -39,7 +39,8 @@ MISTAKES = {
         {"depth": "random"},
         ["frozn"],
         {},
-        "stages[1].methods[0]='frozn' is not a training method; known are fade_in, frozen, "
+        "stages[1].methods[0]='frozn' is not a training method; known are end_sharing, "
+        "fade_in, frozen, split_sharing, "
         "warm_up_new, or an import path (package.module:Class)",
     ),
     "another class": (
