@@ -45,9 +45,18 @@ def test_every_format_holds_it(
     assert "the same function" in capsys.readouterr().out
 
 
-def test_growing_on_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Twice the feed-forward units, and layers of a pre-norm model that add nothing."""
-    model = replace(BERT, options={"norm_position": "pre"})
+@pytest.mark.parametrize(
+    ("norms", "kind"),
+    [
+        ("pre", transformers.MegatronBertForPreTraining),
+        ("post", transformers.BertForPreTraining),
+    ],
+)
+def test_growing_on_the_way(
+    norms: str, kind: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twice the feed-forward units, and layers that add nothing."""
+    model = replace(BERT, options={"norm_position": norms}, layernorm_epsilon=1e-12)
     run = write(tmp_path / "run", SyntheticReader(model, optimizer=None))
     grown = {"model": {"num_layers": 6, "ffn_hidden_size": 64}}
     grown["grow"] = {"depth": "copying_zero", "ffn": "fpi"}
@@ -55,9 +64,9 @@ def test_growing_on_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     to_hf = ("--format", "huggingface")
     assert command("grow", "--grow", tmp_path / "grow.yaml", run, tmp_path / "large", *to_hf) == 0
     told = capsys.readouterr().out
-    assert "can be exported to Hugging Face as megatron-bert" in told
+    family = kind.config_class.model_type
+    assert f"can be exported to Hugging Face as {family}" in told
     assert command("export-hf", run, tmp_path / "small") == 0
-    kind = transformers.MegatronBertForPreTraining
     small, large = (kind.from_pretrained(tmp_path / name) for name in ("small", "large"))
     assert large.config.num_hidden_layers == 6 and large.config.intermediate_size == 64
     for before, after in zip(*map(outputs, (small, large)), strict=True):
