@@ -38,6 +38,7 @@ CASES = {
         {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "ffn_hidden_size": 24},
         kept=True,
     ),
+    "shared layers": Case({"depth": "unshare"}, {"layer_sharing": "2x2"}, kept=True),
     "from no layer": Case({"depth": "random"}, {"num_layers": 0}, kept=False),
     "from one layer, and rows": Case(
         {"depth": "copying_stack", "vocab": "mean", "positions": "interpolate"},
