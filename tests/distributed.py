@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import queue
 import tempfile
 import time
 import traceback
@@ -27,11 +29,11 @@ def run_ranks(
     the call with that rank's traceback; every process is reaped.
     """
     with tempfile.TemporaryDirectory() as rendezvous:
-        queue = _CONTEXT.Queue()
+        answers = _CONTEXT.Queue()
         ranks = [
             _CONTEXT.Process(
                 target=_rank,
-                args=(rank, world_size, rendezvous, queue, function, args),
+                args=(rank, world_size, rendezvous, answers, function, args),
                 daemon=False,
             )
             for rank in range(world_size)
@@ -39,7 +41,7 @@ def run_ranks(
         for process in ranks:
             process.start()
         try:
-            return _collect(ranks, queue, timeout)
+            return _collect(ranks, answers, timeout)
         finally:
             for process in ranks:
                 if process.is_alive():
@@ -47,33 +49,27 @@ def run_ranks(
                 process.join()
 
 
-def _collect(ranks: list, queue: Any, timeout: float) -> list[Any]:
+def _collect(ranks: list, answers: Any, timeout: float) -> list[Any]:
     results: dict[int, Any] = {}
     deadline = time.monotonic() + timeout
     while len(results) < len(ranks):
+        # A rank ends after its answer is in the queue.
+        ended = {i: p.exitcode for i, p in enumerate(ranks) if p.exitcode is not None}
         try:
-            rank, ok, value = queue.get(timeout=0.2)
-        except Exception:
-            dead = [
-                i for i, p in enumerate(ranks) if p.exitcode not in (None, 0) and i not in results
-            ]
-            if dead:
-                raise AssertionError(
-                    f"ranks {dead} died with {[ranks[i].exitcode for i in dead]}"
-                ) from None
-            if time.monotonic() > deadline:
-                raise AssertionError(
-                    f"ranks {sorted(set(range(len(ranks))) - set(results))} hang"
-                ) from None
+            rank, ok, answer = answers.get(timeout=0.2)
+        except queue.Empty:
+            silent = {i: code for i, code in ended.items() if i not in results}
+            assert not silent, f"ranks ended without an answer, exit codes by rank: {silent}"
+            missing = sorted(set(range(len(ranks))) - set(results))
+            assert time.monotonic() < deadline, f"ranks {missing} hang"
             continue
-        if not ok:
-            raise AssertionError(f"rank {rank} failed:\n{value}")
-        results[rank] = value
+        assert ok, f"rank {rank} failed:\n{answer}"
+        results[rank] = pickle.loads(answer)
     return [results[rank] for rank in range(len(ranks))]
 
 
 def _rank(
-    rank: int, world_size: int, rendezvous: str, queue: Any, function: Callable, args: tuple
+    rank: int, world_size: int, rendezvous: str, answers: Any, function: Callable, args: tuple
 ) -> None:
     import torch
     import torch.distributed as dist
@@ -89,6 +85,8 @@ def _rank(
         )
         result = function(*args)
         process_groups.stop()
-        queue.put((rank, True, result))
+        # Pickled here: by the queue, it would be where no error is seen, and tensors by a reference
+        # to memory that ends with this process.
+        answers.put((rank, True, pickle.dumps(result)))
     except BaseException:
-        queue.put((rank, False, traceback.format_exc()))
+        answers.put((rank, False, traceback.format_exc()))
