@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from megatron_grow.report.comparison import Cost, Run
+from megatron_grow.report.runs import Cost, Run
 from megatron_grow.report.words import gap
 
 Against = Literal["step"] | Cost

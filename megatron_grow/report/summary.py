@@ -10,8 +10,9 @@ from rich.table import Table
 
 from megatron_grow.files.durable import write_whole
 from megatron_grow.inputs.errors import UserError
-from megatron_grow.report.comparison import compare, load_run, others
+from megatron_grow.report.comparison import compare, others
 from megatron_grow.report.figures import Against, figure_of
+from megatron_grow.report.runs import load_run
 from megatron_grow.report.words import gap, value
 
 FIGURES: dict[str, list[Against]] = {

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from rich.console import Console
 
 from megatron_grow.inputs.errors import UserError
-from megatron_grow.report.comparison import compare, load_run
+from megatron_grow.report.comparison import compare
 from megatron_grow.report.figures import figure_of
+from megatron_grow.report.runs import load_run
 from megatron_grow.report.summary import summary_table, write_report
 
 ROOT = Path(__file__).parents[2]
