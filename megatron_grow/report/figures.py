@@ -57,7 +57,7 @@ def _draw(panel: Axes, progressive: Run, fixed_size: Run, against: Against, name
         position = np.interp(growth.step, progressive.steps, _positions(progressive, against))
         panel.axvline(position, color=GROWTH, linestyle=":", linewidth=1.4)
         panel.annotate(
-            growth.what.replace("->", "→"),
+            growth.what.replace("->", "→").replace(", ", "\n"),
             (position, 0.98),
             xycoords=("data", "axes fraction"),
             xytext=(4, 0),

@@ -27,7 +27,7 @@ class Growth:
     from_layers: int
     to_layers: int
     what: str
-    """``0 -> 4 layers``, ``128 -> 192 ffn_hidden_size``."""
+    """``0 -> 4 layers, 128 -> 192 ffn_hidden_size``."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,12 @@ def _growths(train: list[dict[str, Any]], growth: list[dict[str, Any]]) -> list[
 
 def _what(row: dict[str, Any]) -> str:
     """What grew, without the operators; empty if nothing did."""
-    if row["from_layers"] != row["to_layers"]:
-        return f"{row['from_layers']} -> {row['to_layers']} layers"
-    parts = (part for part in row.get("summary", "").split("; ") if part != "the same model")
-    return ", ".join(each.split(" by ")[0] for each in next(parts, "").split(", "))
+    if "summary" not in row:
+        deeper = row["from_layers"] != row["to_layers"]
+        return f"{row['from_layers']} -> {row['to_layers']} layers" if deeper else ""
+    changes = [part for part in row["summary"].split("; ") if part != "the same model"]
+    sizes = [part for part in changes if "->" in part] or changes
+    return ", ".join(each.split(" by ")[0] for part in sizes for each in part.split(", "))
 
 
 def _wall_seconds(train: list[dict[str, Any]], growth: list[dict[str, Any]]) -> float:

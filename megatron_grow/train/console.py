@@ -50,10 +50,7 @@ class Console:
     def train_row(self, row: TrainRow, others: Mapping[str, float]) -> None:
         """Move the bar to a training row, or print its line; ``others`` are its further numbers."""
         step = row["step"]
-        where = (
-            f"stage {row['stage']}, {_layers(row['num_layers'])} | "
-            f"loss {row['loss']:.4f}{_parts(others)}"
-        )
+        where = f"stage {row['stage']}, {_layers(row['num_layers'])} | loss {row['loss']:.4f}"
         speed = (
             f"{row['tokens_per_second']:,.0f} tokens/s | "
             f"ETA {_duration((self._total_steps - step) * row['step_time'])}"
@@ -63,6 +60,7 @@ class Console:
                 self._task, completed=step, description=f"{where} | {speed}", refresh=True
             )
         else:
+            where += _parts(others)  # the bar has one line of a terminal, and no room for them
             rates = f"lr {row['lr']:.2e} | grad norm {row['grad_norm']:.3f}"
             self.message(f"{self._position(step)} | {where} | {rates} | {speed}")
 
@@ -93,8 +91,10 @@ class Console:
             f"moved       {_bytes(row['bytes_moved'])} between ranks, "
             f"pause {row['pause_seconds']:.2f} s",
         ]
+        if row["from_layers"] != row["to_layers"] and any(mark in row["summary"] for mark in ",;"):
+            lines.insert(1, f"growth      {row['summary']}")
         if row["from_batch"] != row["to_batch"]:
-            lines.insert(2, f"batch       {row['from_batch']} -> {row['to_batch']} tokens")
+            lines.insert(-2, f"batch       {row['from_batch']} -> {row['to_batch']} tokens")
         if row["val_loss_before"] is not None:
             before, after = row["val_loss_before"], row["val_loss_after"]
             told = "not measured after: asked to stop" if after is None else f"{after:.4f} after"

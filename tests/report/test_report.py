@@ -225,9 +225,26 @@ def test_an_accuracy_is_compared_in_points(runs, tmp_path):
     assert [column[row] for column in columns[1:]] == ["38.00 %", "40.00 %", "-2.00 points"]
 
 
-def test_growths_of_other_things_than_depth(runs, tmp_path):
-    def grown(name: str, summary: str) -> list[str]:
-        layers = {"from_layers": 4, "to_layers": 4, "summary": summary}
+def test_a_loss_of_nothing_has_no_gap(tmp_path):
+    """An evaluation that had nothing of a loss says 0."""
+
+    def run(name: str) -> Path:
+        directory = write_run(tmp_path / name, FIXED_SIZE)
+        path = directory / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.open()]
+        rows = [row | ({"val_odd_loss": 0.0} if "val_loss" in row else {}) for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return directory
+
+    summary = write_report(run("a"), run("b"), tmp_path / "report")
+    columns = [list(each.cells) for each in summary_table(summary).columns]
+    row = columns[0].index("final odd loss")
+    assert [column[row] for column in columns[1:]] == ["0.0000", "0.0000", "-"]
+
+
+def test_all_that_grew_is_said(runs, tmp_path):
+    def grown(name: str, summary: str, from_layers: int = 4) -> list[str]:
+        layers = {"from_layers": from_layers, "to_layers": 4, "summary": summary}
         run = write_run(tmp_path / name, PROGRESSIVE, grow_at=40, **layers)
         return [growth.what for growth in load_run(run).growths]
 
@@ -236,6 +253,13 @@ def test_growths_of_other_things_than_depth(runs, tmp_path):
     ) == ["64 -> 128 hidden_size, 2 -> 4 num_attention_heads"]
     assert grown("options", "the same model; pool_size: 2 -> 1") == ["pool_size: 2 -> 1"]
     assert grown("layout", "the same model") == []
+    compound = "2 -> 4 layers by copying_stack, 16 -> 64 ffn_hidden_size by hypercloning; "
+    assert grown("compound", f"{compound}pool_size: 2 -> 1", from_layers=2) == [
+        "2 -> 4 layers, 16 -> 64 ffn_hidden_size, pool_size: 2 -> 1"
+    ]
+    assert grown("kind", "64 -> 128 hidden_size by lemon; the head is no longer tied") == [
+        "64 -> 128 hidden_size"
+    ]
 
 
 def test_pictures_show_what_rises_and_where_it_grew(measured, monkeypatch):

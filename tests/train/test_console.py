@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import io
+from functools import partial
+
+import rich.console
+
 from megatron_grow.train.console import Console
 
 ROW = {
@@ -67,6 +72,29 @@ def test_growth_says_what_grew_and_what_it_took(capsys):
     interrupted = capsys.readouterr().out
     assert "5.0000 before" in interrupted and "asked to stop" in interrupted
     assert "batch" not in measured
+
+
+def test_all_that_grew_stands_below_the_depth(capsys):
+    more = "6 -> 12 layers by copying_stack, 768 -> 3072 ffn_hidden_size by hypercloning"
+    with Console(total_steps=250) as console:
+        console.growth({**GROWTH, "from_layers": 6, "summary": more, "to_batch": "4 x 1024"})
+    event, *lines = capsys.readouterr().out.splitlines()
+    assert event == "step  10/250 | grew from 6 to 12 layers"
+    assert lines[0] == f"    growth      {more}"
+    assert [line.split()[0] for line in lines[1:]] == [
+        *("layout", "batch", "parameters", "moved", "val")
+    ]
+
+
+def test_a_bar_fits_a_line_of_a_terminal(monkeypatch):
+    """The parts of a loss are in the lines of evaluations."""
+    terminal = partial(rich.console.Console, file=io.StringIO(), force_terminal=True, width=110)
+    monkeypatch.setattr(rich.console, "Console", terminal)
+    with Console(total_steps=250) as console:
+        console.train_row(ROW, {"masked_lm_loss": 3.5, "masked_lm_accuracy": 0.125})
+    told = terminal.keywords["file"].getvalue()
+    assert "10/250" in told and "loss 4.2500 | 12,346 tokens/s | ETA 2m00s" in told
+    assert "masked_lm" not in told
 
 
 def test_a_stage_that_changes_the_batch_alone(capsys):

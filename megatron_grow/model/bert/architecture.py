@@ -64,7 +64,7 @@ class BERT(Architecture):
             )
         if is_ == was:
             return {}
-        return {"pool_size": f"{was} -> {is_} tokens in a place, longer sequences between layers"}
+        return {"pool_size": f"{was} -> {is_} tokens in a place"}
 
     @property
     def post_norm(self) -> bool:

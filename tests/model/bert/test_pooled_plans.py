@@ -30,7 +30,7 @@ def test_longer_sequences_keep_all_state_and_change_the_function():
     for key, tensor in plan.tensors.items():
         for kind in ("main_param", "exp_avg", "exp_avg_sq"):
             assert plan.map(key, kind).terms == identity(tensor).terms
-    longer = "pool_size: 4 -> 2 tokens in a place, longer sequences between layers"
+    longer = "pool_size: 4 -> 2 tokens in a place"
     assert plan.summary == f"the same model; {longer}"
     assert plan.caveats == plan.caveats_masked == (longer,)
 
@@ -43,7 +43,7 @@ def test_with_operators_both_are_said():
     assert plan.optimizer_state == "reset"
     assert plan.summary == (
         "2 -> 4 layers by copying_stack, 32 -> 64 ffn_hidden_size by hypercloning; "
-        "pool_size: 2 -> 1 tokens in a place, longer sequences between layers"
+        "pool_size: 2 -> 1 tokens in a place"
     )
     assert len(plan.caveats) == 2
 
