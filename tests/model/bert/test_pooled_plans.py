@@ -30,9 +30,9 @@ def test_longer_sequences_keep_all_state_and_change_the_function():
     for key, tensor in plan.tensors.items():
         for kind in ("main_param", "exp_avg", "exp_avg_sq"):
             assert plan.map(key, kind).terms == identity(tensor).terms
-    longer = "pool_size: 4 -> 2 tokens in a place"
-    assert plan.summary == f"the same model; {longer}"
-    assert plan.caveats == plan.caveats_masked == (longer,)
+    fewer = "pool_size: 4 -> 2 tokens in a place"
+    assert plan.summary == f"the same model; {fewer}"
+    assert plan.caveats == plan.caveats_masked == (fewer,)
 
 
 def test_with_operators_both_are_said():
