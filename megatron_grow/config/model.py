@@ -125,7 +125,7 @@ class ModelConfig:
         return unique_layers(self.layer_sharing, self.num_layers)
 
     @property
-    def unique_layers(self) -> int:
+    def num_unique_layers(self) -> int:
         """How many layers there are of which no two share their parameters."""
         return self.num_layers if self.sharing is None else max(self.sharing) + 1
 

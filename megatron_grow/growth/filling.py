@@ -19,7 +19,7 @@ def fresh(
 ) -> LiveStage:
     """A stage with the fresh state of ``plan``; every rank of the job takes part."""
     fill = partial(transfer, plan, [])
-    return filled(stage, config, plan.tensors, fill, 0, aligned_layers=aligned_layers)
+    return filled(stage, config, plan.tensors, fill, updates=0, aligned_layers=aligned_layers)
 
 
 def grown(

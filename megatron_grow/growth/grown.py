@@ -73,7 +73,7 @@ def summary(
         before, after = grown[rule]
         what = "layers" if rule == LAYER else rule.sized_by
         if rule == LAYER and source.sharing != target.sharing:
-            what += f" ({source.unique_layers} -> {target.unique_layers} unique)"
+            what += f" ({source.num_unique_layers} -> {target.num_unique_layers} unique)"
         by = names.get(rule.grown_by or "") or names.get("width")
         parts.append(f"{before} -> {after} {what} by {by}")
     return ", ".join(parts) or "the same model"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
-from itertools import product
+from functools import cached_property
 from math import prod
 
 import torch
@@ -14,6 +13,7 @@ from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.growth.claims import check_draws, check_function, check_new_units
+from megatron_grow.growth.composition import compose
 from megatron_grow.growth.grown import grown_axes, summary, working_operators
 from megatron_grow.growth.optimizer_state import Policy, moment_map
 from megatron_grow.inputs.errors import UserError
@@ -22,10 +22,8 @@ from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.state.axes import LAYER
-from megatron_grow.state.axis_map import AxisMap
-from megatron_grow.state.axis_maps import Identity
 from megatron_grow.state.kinds import MAIN_PARAM
-from megatron_grow.state.maps import TensorMap, Term, all_fresh, identity
+from megatron_grow.state.maps import TensorMap, all_fresh, identity
 from megatron_grow.state.questions import Answers, Question
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -163,12 +161,13 @@ def growth(
         }
         weights, gradients = (
             {
-                key: _compose(
+                key: compose(
                     tensor,
                     before.get(tensor.drawn_from(before)),
                     [drawn(o, how, tensor) for o in knowing.values()],
-                    partial(_of_unique, layers=layers, summed=how == "gradients", where=where),
-                    where,
+                    layers,
+                    summed=how == "gradients",
+                    where=where,
                 )
                 for key, tensor in tensors.items()
             }
@@ -235,59 +234,6 @@ def _changed_options(source: ModelConfig, target: ModelConfig, where: str) -> tu
 def _unique(model: ModelConfig) -> tuple[int, ...]:
     """The unique layer that each layer is."""
     return model.sharing or tuple(range(model.num_layers))
-
-
-def _of_unique(
-    how: AxisMap, layers: tuple[tuple[int, ...], tuple[int, ...]], summed: bool, where: str
-) -> AxisMap:
-    """What operators say of layers, as a map between unique layers."""
-    before, after = layers
-    if len(before) == len({*before}) and len(after) == len({*after}):
-        return how
-    try:
-        return how.shared(before, after, summed=summed)
-    except ValueError as error:
-        raise UserError(
-            f"{where}: layers {error} share their parameters in the target (model.layer_sharing), "
-            "but would be grown in different ways; let layers share no more than what the growth "
-            "makes alike, or grow by an operator that makes these layers alike"
-        ) from None
-
-
-def _compose(
-    tensor: LogicalTensor,
-    source: LogicalTensor | None,
-    choices: list[list[Draw]],
-    of_unique: Callable[[AxisMap], AxisMap],
-    where: str,
-) -> TensorMap:
-    """One term for each combination of what the operators draw; all fresh without a source."""
-    terms = []
-    for draws in product(*choices):
-        merged: Draw = {}
-        for draw in draws:
-            for name, how in draw.items():
-                # Only layers are drawn twice: by depth, from layers that a wider model has.
-                merged[name] = merged[name].after(how) if name in merged else how
-        if source is None and LAYER.name not in merged:
-            return all_fresh(tensor)
-        if LAYER.name in merged and tensor.stacked:
-            merged[LAYER.name] = of_unique(merged[LAYER.name])
-        if tensor.layers is not None or (source and source.layers is not None):
-            merged[LAYER.name] = _between_layers(tensor, source, merged.get(LAYER.name), where)
-        axes = tuple(merged.get(axis.name, Identity()) for axis in tensor.axes)
-        terms.append(Term(source.key if source else tensor.key, axes))
-    return TensorMap(tensor, tuple(terms), tensor.init)
-
-
-def _between_layers(
-    tensor: LogicalTensor, source: LogicalTensor | None, layers: AxisMap | None, where: str
-) -> AxisMap:
-    """A map between the layers of two models, for those of them that have a tensor."""
-    try:
-        return (layers or Identity()).between(source.with_it if source else (), tensor.with_it)
-    except ValueError as error:
-        raise UserError(f"{where}.depth: {tensor.key} would be {error}") from None
 
 
 def _in_words(source: ModelConfig, target: ModelConfig) -> Iterator[str]:

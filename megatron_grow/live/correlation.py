@@ -36,7 +36,7 @@ def gradient_correlations(layers: Layers, pairs: Sequence[Pair]) -> list[float]:
         From -1 to 1; 0 where a layer has no gradient.
     """
     sums = torch.zeros(len(pairs), 3, dtype=torch.float64)
-    for number, one, other in _beside(layers, pairs, _gradient):
+    for number, one, other in _beside(layers, pairs, lambda shard: shard.gradient):
         sums[number] += _products(one, other)
     return [_cosine(*of_pair) for of_pair in reduced(sums, "sum").tolist()]
 
@@ -45,7 +45,7 @@ def gradient_correlations(layers: Layers, pairs: Sequence[Pair]) -> list[float]:
 def differing(layers: Layers, pairs: Sequence[Pair]) -> list[Pair]:
     """Those of ``pairs`` whose main parameters differ in any bit; every rank takes part."""
     differ = torch.zeros(len(pairs), dtype=torch.int32)
-    for number, one, other in _beside(layers, pairs, _main):
+    for number, one, other in _beside(layers, pairs, lambda shard: shard.main):
         differ[number] |= not torch.equal(one, other)
     return [
         pair for pair, found in zip(pairs, reduced(differ, "max").tolist(), strict=True) if found
@@ -76,15 +76,6 @@ def _beside(
             for shard, one, other in zip(layers[first], mine, others, strict=True):
                 if shard.counts:
                     yield number, one, other
-
-
-def _gradient(shard: Shard) -> torch.Tensor:
-    assert shard.main.grad is not None, "gradients are ready"
-    return shard.main.grad
-
-
-def _main(shard: Shard) -> torch.Tensor:
-    return shard.main
 
 
 def _products(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

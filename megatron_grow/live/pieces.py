@@ -46,6 +46,12 @@ class Shard:
     owned: bool
     """As for a piece: of layers that share their parameters, only one's are."""
 
+    @property
+    def gradient(self) -> torch.Tensor:
+        """That of the main parameter; between a backward pass and the update."""
+        assert self.main.grad is not None, "gradients are ready"
+        return self.main.grad
+
     def views(self, storage: torch.Tensor) -> list[tuple[Box, torch.Tensor]]:
         """Boxes of the logical tensor, and where they lie in memory of the form of ``main``."""
         if self.start is None:

@@ -115,8 +115,7 @@ class SharedLayers:
 
 
 def _gradient(shard: Shard) -> list[torch.Tensor]:
-    assert shard.main.grad is not None, "gradients are ready"
-    return [shard.main.grad]
+    return [shard.gradient]
 
 
 def _main(shard: Shard) -> list[torch.Tensor]:

@@ -185,9 +185,9 @@ class TrainingMethod:
         """
 
     def after_backward(self, ctx: Context) -> None:
-        """Gradients are ready: ``Shard.main.grad`` of :meth:`.LiveStage.shards`, to be changed.
+        """Gradients are ready: ``Shard.gradient`` of :meth:`.LiveStage.shards`, to be changed.
 
-        What has none, or is given None, takes no part in norm and update.
+        What is given None, as ``Shard.main.grad``, takes no part in norm and update.
         """
 
     def sees(self, ctx: Context) -> bool:

@@ -98,12 +98,10 @@ class Frozen(TrainingMethod):
     def after_backward(self, ctx: Context) -> None:
         """Take its gradients away; what has none at all is passed by in the update."""
         for selected in self._selected:
-            main = selected.shard.main
             if selected.is_all:
-                main.grad = None
+                selected.shard.main.grad = None
             else:
-                assert main.grad is not None
-                for gradient, mask in selected.places(main.grad):
+                for gradient, mask in selected.places(selected.shard.gradient):
                     gradient.masked_fill_(mask, 0.0)
 
     def after_update(self, ctx: Context) -> None:

@@ -25,7 +25,7 @@ from megatron_grow.inputs.errors import UserError
 )
 def test_the_unique_layer_of_each(written: Any, sharing: tuple | None, unique: int) -> None:
     model = ModelConfig(num_layers=4, layer_sharing=written)
-    assert (model.sharing, model.unique_layers) == (sharing, unique)
+    assert (model.sharing, model.num_unique_layers) == (sharing, unique)
     assert model.resolved.sharing == sharing
 
 

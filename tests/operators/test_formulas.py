@@ -25,7 +25,7 @@ INITIAL: dict[Any, Net] = {}
 
 def unique(model: ModelConfig) -> ModelConfig:
     """A model of its unique layers alone: what is stored of it."""
-    return replace(model, num_layers=model.unique_layers, layer_sharing=None)
+    return replace(model, num_layers=model.num_unique_layers, layer_sharing=None)
 
 
 def check(kind: str, growths: dict[str, Growth]) -> None:

@@ -1,4 +1,4 @@
-"""How tokens share the places of a shorter network (CompoundGrow, Gu et al. 2021).
+"""How tokens share the places of a shorter network (CompoundGrow, Gu et al. 2020).
 
 The first token and the masked ones keep a place each. Of the others, in their order, every
 ``pool_size`` share one, as if the masked ones were not there between them. Padding has none.
