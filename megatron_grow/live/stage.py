@@ -5,14 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from itertools import chain, groupby, islice, tee
+from itertools import chain, groupby
 from operator import attrgetter
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_grow.config.layer_sharing import groups_of
 from megatron_grow.config.run import RunConfig
@@ -21,7 +19,7 @@ from megatron_grow.live.check import check_model
 from megatron_grow.live.correlation import Pair, differing, gradient_correlations
 from megatron_grow.live.data_parallel import wrap_data_parallel
 from megatron_grow.live.layers import Layers
-from megatron_grow.live.objective import Objective
+from megatron_grow.live.passes import Batches, Passes
 from megatron_grow.live.pieces import (
     Piece,
     Shard,
@@ -31,15 +29,13 @@ from megatron_grow.live.pieces import (
 )
 from megatron_grow.live.placement import tensors_of
 from megatron_grow.live.sharing import SharedLayers, align
-from megatron_grow.model.architectures import architecture_of, sample_options
+from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim import update
 from megatron_grow.optim.builder import build_optimizer
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.optim.state import set_step
 from megatron_grow.parallel import process_groups
 from megatron_grow.state.tensors import LogicalTensor
-
-Batches = Iterator[dict[str, torch.Tensor]]
 
 
 class LiveStage:
@@ -75,8 +71,7 @@ class LiveStage:
             and replicas > 1  # alone, it would only copy all gradients once more
             and self._optimizer.may_be_sharded(tensors.values())
         )
-        self._architecture = architecture_of(stage.model)
-        chunks = self._architecture.build(stage.model, stage.parallel, config.train)
+        chunks = architecture_of(stage.model).build(stage.model, stage.parallel, config.train)
         check_model(chunks, tensors, stage.model.architecture)
         groups = groups_of(stage.model.sharing or ())
         every = range(stage.model.num_layers)
@@ -93,24 +88,11 @@ class LiveStage:
         engine = self.chunks[0].config
         engine.finalize_model_grads_func = finalize_model_grads
         engine.grad_scale_func = self.optimizer.scale_loss
-        heads = [process_groups.is_last_chunk(i) for i in range(len(self.chunks))]
-        self._has_head = any(heads)
-        self._chunk_reads = [
-            self._architecture.reads(first=process_groups.is_first_chunk(i), last=last)
-            for i, last in enumerate(heads)
-        ]
-        self._hidden_length = self._architecture.hidden_length(
-            stage.model,
-            stage.batch.seq_length,
-            sample_options(stage.model, config.data),
-            engine.tensor_model_parallel_size if engine.sequence_parallel else 1,
-        )
+        self._passes = Passes(self.chunks, stage, config)
+        self.objective = self._passes.objective
         self._layers = Layers(self.shards(), stage.parallel, stage.model.num_layers)
         self.share_layers(groups)
         self._elementwise = all(self._optimizer.rule(each).shards for each in tensors.values())
-        batch, peers = stage.batch, parallel_state.get_data_parallel_world_size()
-        self._micro_batches = batch.global_batch_size // (batch.micro_batch_size * peers)
-        self.objective = Objective(self._architecture, self._micro_batches)
 
     def pieces(self) -> list[Piece]:
         """All state that this rank holds; writing to it changes the live state."""
@@ -186,7 +168,7 @@ class LiveStage:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        totals = self._run(batches, forward_only=False)
+        totals = self._passes.run(batches, forward_only=False)
         self.optimizer.prepare_grads()
         return totals
 
@@ -234,12 +216,12 @@ class LiveStage:
             for _ in range(iterations):
                 if interrupted():
                     return None
-                totals += self._run(batches, forward_only=True)
+                totals += self._passes.run(batches, forward_only=True)
         return self.objective.means(totals)
 
     def needs_data(self) -> bool:
-        """Whether this rank reads tokens; the architecture says which pipeline stages do."""
-        return any(self._chunk_reads)
+        """Whether this rank reads micro-batches."""
+        return self._passes.reads
 
     def release(self) -> None:
         """Let go of model, gradients and groups; pieces that were taken keep their memory."""
@@ -251,25 +233,6 @@ class LiveStage:
         gc.collect()  # finds the optimizer
         gc.collect()  # finds the chunks, which the optimizer held
         process_groups.tear_down()
-
-    def _run(self, batches: Batches | None, forward_only: bool) -> torch.Tensor:
-        weights = None
-        if self._architecture.has_counts and not forward_only and self._has_head:
-            assert batches is not None, "what has the head reads"
-            step = list(islice(batches, self._micro_batches))
-            weights, batches = self.objective.weights(step), iter(step)
-        # Each chunk goes through all micro-batches of the step by itself.
-        readers = iter(tee(batches or (), sum(self._chunk_reads)))
-        results = get_forward_backward_func()(
-            forward_step_func=partial(self.objective.forward_step, weights),
-            data_iterator=[next(readers) if reads else None for reads in self._chunk_reads],
-            model=self.chunks,
-            num_microbatches=self._micro_batches,
-            seq_length=self._hidden_length,
-            micro_batch_size=self.stage.batch.micro_batch_size,
-            forward_only=forward_only,
-        )
-        return self.objective.total(results)
 
     def _seed_dropout(self, step: int) -> None:
         """Make dropout a function of the step, so that a resumed run needs no generator state."""

@@ -11,7 +11,8 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.operators.base import Draw, NewUnits, Operator
 from megatron_grow.state.axes import Axis, Role
 from megatron_grow.state.axis_map import FRESH, AxisMap, Noise
-from megatron_grow.state.axis_maps import Gather, Padded, mean
+from megatron_grow.state.axis_maps import Gather
+from megatron_grow.state.mixes import Padded, mean
 from megatron_grow.state.tensors import Init, LogicalTensor
 
 

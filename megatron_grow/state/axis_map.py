@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,3 +134,23 @@ class AxisMap(ABC):
     def factors(self, start: int, stop: int) -> torch.Tensor:
         """What entries ``start:stop`` are multiplied by; fp64."""
         return torch.ones(stop - start, dtype=torch.float64)
+
+
+def first_of_each(numbers: Sequence[int], alike: Callable[[int, int], bool]) -> list[int]:
+    """The first entry that has each number.
+
+    Raises:
+        ValueError: another one with this number is not ``alike``.
+    """
+    firsts: dict[int, int] = {}
+    for entry, number in enumerate(numbers):
+        first = firsts.setdefault(number, entry)
+        if not alike(first, entry):
+            raise ValueError(f"{first} and {entry}")
+    return [firsts[number] for number in sorted(firsts)]
+
+
+def same_size(found: int, target: int) -> None:
+    """Raise :class:`ValueError` unless a map for ``found`` entries has ``target``."""
+    if found != target:
+        raise ValueError(f"is for {found} entries, not {target}")

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from megatron_grow.config.run import RunConfig
 from megatron_grow.data.loader import micro_batches
-from megatron_grow.live.stage import Batches, LiveStage
+from megatron_grow.live.passes import Batches
+from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import architecture_of
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from megatron_grow.inputs.errors import AgreedError
-from megatron_grow.live.stage import Batches
+from megatron_grow.live.passes import Batches
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.parallel.agreement import any_rank

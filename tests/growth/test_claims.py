@@ -17,7 +17,8 @@ from megatron_grow.operators.expansion import Expansion
 from megatron_grow.operators.indices import cyclic
 from megatron_grow.operators.units.base import UnitOperator
 from megatron_grow.state.axis_map import FRESH, Noise
-from megatron_grow.state.axis_maps import Dense, Gather
+from megatron_grow.state.axis_maps import Gather
+from megatron_grow.state.mixes import Dense
 from megatron_grow.state.questions import Question
 from megatron_grow.state.tensors import LogicalTensor
 from tests.growth.algebra import GPT2

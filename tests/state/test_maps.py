@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from megatron_grow.state.axes import Axis, AxisRule, Role
 from megatron_grow.state.axis_map import FRESH, AxisMap
-from megatron_grow.state.axis_maps import Dense, Gather, Identity, Padded, mean
+from megatron_grow.state.axis_maps import Gather, Identity
 from megatron_grow.state.boxes import Box, full, shape_of, slices
 from megatron_grow.state.fresh import fresh
 from megatron_grow.state.maps import TensorMap, Term, all_fresh, identity
 from megatron_grow.state.materialise import materialise, sources
+from megatron_grow.state.mixes import Dense, Padded, mean
 from megatron_grow.state.tensors import Constant, Init, LogicalTensor, Normal
 from tests.state.test_boxes import boxes_in
 

@@ -8,7 +8,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.depth.base import DepthOperator
 from megatron_grow.operators.indices import interpolation
-from megatron_grow.state.axis_maps import Dense
+from megatron_grow.state.mixes import Dense
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.state.axis_map import FRESH
-from megatron_grow.state.axis_maps import Dense, Gather
+from megatron_grow.state.axis_maps import Gather
+from megatron_grow.state.mixes import Dense
 from megatron_grow.state.tensors import LogicalTensor
 
 

@@ -10,7 +10,8 @@ from megatron_grow.inputs.errors import UserError
 from megatron_grow.operators.base import Draw, Operator
 from megatron_grow.operators.indices import padded
 from megatron_grow.state.axis_map import FRESH, AxisMap
-from megatron_grow.state.axis_maps import Gather, Padded, mean
+from megatron_grow.state.axis_maps import Gather
+from megatron_grow.state.mixes import Padded, mean
 from megatron_grow.state.tensors import LogicalTensor
 
 
