@@ -15,7 +15,7 @@ from megatron_grow.config.run import parse_run, to_yaml
 from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.growth.plan import growth, initialisation
 from megatron_grow.methods import methods_of
-from megatron_grow.model.architectures import architecture_of, sample_options
+from megatron_grow.model.architectures import architecture_of, data_options_of
 from tests.corpus import write_corpus
 from tests.train.command import launch, rows
 
@@ -45,7 +45,7 @@ def test_run_file(path: Path, tmp_path: Path) -> None:
     config = parse_run(["--config", str(path)])
     config = replace(config, model=replace(config.model, vocab_size=vocabulary))
     stages = config.resolve(world_size)
-    sample_options(config.model, config.data)
+    data_options_of(config.model, config.data)
     for stage in stages:
         architecture_of(stage.model).check(stage, config.train, f"stages[{stage.index}]")
     depth = config.model.num_layers

@@ -9,7 +9,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import DataSection
 from megatron_grow.config.stages import Stage
 from megatron_grow.cost.parameters import count_parameters
-from megatron_grow.model.architectures import architecture_of, sample_options
+from megatron_grow.model.architectures import architecture_of, data_options_of
 
 Definition = Literal["total", "blocks"]
 """Which parameters cost: those of the whole model, embedding and head included, or those of the
@@ -31,8 +31,8 @@ def flops_per_sample(
         seq_length: tokens of a sample.
         data: of the run, for what samples hold; that of a run file without one, if absent.
     """
-    samples = sample_options(model, data or DataSection())
-    reads = architecture_of(model).layer_reads(model, seq_length, samples)
+    data_options = data_options_of(model, data or DataSection())
+    reads = architecture_of(model).layer_reads(model, seq_length, data_options)
     if part == "total":
         outside = count_parameters(model) - count_parameters(model, part="blocks")
         reads += outside * seq_length
@@ -78,5 +78,7 @@ def model_flops_per_token(
             published convention's whole.
         data: as in :func:`flops_per_sample`.
     """
-    samples = sample_options(model, data or DataSection())
-    return architecture_of(model).model_flops_per_token(model, seq_length, samples, causal=causal)
+    data_options = data_options_of(model, data or DataSection())
+    return architecture_of(model).model_flops_per_token(
+        model, seq_length, data_options, causal=causal
+    )

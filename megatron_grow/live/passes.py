@@ -14,7 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.live.objective import Objective
-from megatron_grow.model.architectures import architecture_of, sample_options
+from megatron_grow.model.architectures import architecture_of, data_options_of
 from megatron_grow.parallel import process_groups
 
 Batches = Iterator[dict[str, torch.Tensor]]
@@ -39,7 +39,7 @@ class Passes:
         self._hidden_length = self._architecture.hidden_length(
             stage.model,
             stage.batch.seq_length,
-            sample_options(stage.model, config.data),
+            data_options_of(stage.model, config.data),
             engine.tensor_model_parallel_size if engine.sequence_parallel else 1,
         )
         at_once = self._micro_batch_size * parallel_state.get_data_parallel_world_size()

@@ -144,14 +144,14 @@ class Architecture(ABC):
         return model.max_position_embeddings
 
     def hidden_length(
-        self, model: ModelConfig, seq_length: int, samples: Any, multiple: int = 1
+        self, model: ModelConfig, seq_length: int, data_options: Any, multiple: int = 1
     ) -> int:
         """Length of a sample between layers, and so of what pipeline stages send each other.
 
         Args:
             model: the shape.
             seq_length: tokens of a sample.
-            samples: ``data.options``, as :attr:`data_options` has them.
+            data_options: what ``data.options`` says, an instance of :attr:`data_options`.
             multiple: of what it must be one, as is ``seq_length``, to be shared among ranks.
         """
         return seq_length
@@ -234,7 +234,7 @@ class Architecture(ABC):
         said = type(self).mask_points is not Architecture.mask_points
         return said and issubclass(says, has)
 
-    def layer_reads(self, model: ModelConfig, seq_length: int, samples: Any) -> int:
+    def layer_reads(self, model: ModelConfig, seq_length: int, data_options: Any) -> int:
         """Parameters of the layers, each as often as it is applied to a sample.
 
         That is once for each token, unless it says otherwise.
@@ -242,21 +242,21 @@ class Architecture(ABC):
         Args:
             model: the shape.
             seq_length: tokens of a sample.
-            samples: ``data.options``, as :attr:`data_options` has them.
+            data_options: what ``data.options`` says, an instance of :attr:`data_options`.
         """
         tensors = self.tensors(model, None).values()
         return seq_length * sum(prod(t.shape) for t in tensors if t.part == "blocks")
 
     @abstractmethod
     def model_flops_per_token(
-        self, model: ModelConfig, seq_length: int, samples: Any, *, causal: bool
+        self, model: ModelConfig, seq_length: int, data_options: Any, *, causal: bool
     ) -> float:
         """Arithmetic that training on one token needs, for model FLOPs utilisation.
 
         Args:
             model: the shape.
             seq_length: tokens of a sample, which attend to each other.
-            samples: ``data.options``, as :attr:`data_options` has them.
+            data_options: what ``data.options`` says, an instance of :attr:`data_options`.
             causal: count half of the attention square, what a causal kernel computes, instead of
                 the published convention's whole.
         """

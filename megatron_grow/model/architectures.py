@@ -36,8 +36,8 @@ def architecture_of(model: ModelConfig) -> Architecture:
     return configured(kind, model.architecture, model.options, "model.options")
 
 
-def sample_options(model: ModelConfig, data: DataSection) -> Any:
-    """``data.options``, as the architecture of ``model`` has them (``data_options``).
+def data_options_of(model: ModelConfig, data: DataSection) -> Any:
+    """What ``data.options`` says, as the dataclass that the architecture of ``model`` names.
 
     Raises:
         UserError: one that it has not, or a value that it refuses.

@@ -16,7 +16,7 @@ from megatron_grow.data.check import Split
 from megatron_grow.growth.plan import Plan, growth
 from megatron_grow.methods import methods_of
 from megatron_grow.methods.base import TrainingMethod
-from megatron_grow.model.architectures import architecture_of, logical_tensors, sample_options
+from megatron_grow.model.architectures import architecture_of, data_options_of, logical_tensors
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.agreement import together
 from megatron_grow.train.choice import Choice
@@ -96,7 +96,7 @@ def check(config: RunConfig) -> Checked:
     check_fits(config, stages, dist.get_world_size())
     growths = _growths(config, stages)
     check_wandb(config.logging.wandb_project)
-    sample_options(config.model, config.data)
+    data_options_of(config.model, config.data)
     data = architecture_of(config.model).check_data(config, stages)
     for stage in stages:
         rule_of(stage)

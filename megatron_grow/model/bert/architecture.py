@@ -167,17 +167,17 @@ class BERT(Architecture):
         return model.max_position_embeddings - self.first_position
 
     def hidden_length(
-        self, model: ModelConfig, seq_length: int, samples: Any, multiple: int = 1
+        self, model: ModelConfig, seq_length: int, data_options: Any, multiple: int = 1
     ) -> int:
         """Places, where tokens share them; a model without layers has none to pool them."""
         if not model.num_layers:
             return seq_length
-        masked = samples.most_masked(seq_length)
+        masked = data_options.most_masked(seq_length)
         return pooled_length(seq_length, masked, self.pool_size, multiple)
 
-    def layer_reads(self, model: ModelConfig, seq_length: int, samples: Any) -> int:
+    def layer_reads(self, model: ModelConfig, seq_length: int, data_options: Any) -> int:
         """As :func:`.flops.layer_reads`."""
-        hidden_length = self.hidden_length(model, seq_length, samples)
+        hidden_length = self.hidden_length(model, seq_length, data_options)
         return flops.layer_reads(self.tensors(model, None), seq_length, hidden_length)
 
     @property
@@ -218,15 +218,15 @@ class BERT(Architecture):
         return mask_points(chunk, post_norm=self.post_norm)
 
     def model_flops_per_token(
-        self, model: ModelConfig, seq_length: int, samples: Any, *, causal: bool
+        self, model: ModelConfig, seq_length: int, data_options: Any, *, causal: bool
     ) -> float:
         """As :func:`.flops.model_flops_per_sample`; all attention is whole."""
         per_sample = flops.model_flops_per_sample(
             model,
             self.tensors(model, None),
             seq_length,
-            hidden_length=self.hidden_length(model, seq_length, samples),
-            masked=samples.most_masked(seq_length),
+            hidden_length=self.hidden_length(model, seq_length, data_options),
+            masked=data_options.most_masked(seq_length),
         )
         return per_sample / seq_length
 

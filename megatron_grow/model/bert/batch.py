@@ -18,7 +18,7 @@ from megatron_grow.data.masked.samples import MaskedText
 from megatron_grow.data.tokenizers.load import load_tokenizer
 from megatron_grow.data.tokenizers.masking import masking_tokens
 from megatron_grow.model.architecture import Loss
-from megatron_grow.model.architectures import sample_options
+from megatron_grow.model.architectures import data_options_of
 from megatron_grow.model.bert.module import Output
 
 Batch = Mapping[str, torch.Tensor]
@@ -36,7 +36,7 @@ def check_data(config: RunConfig, pairs: Pairs) -> tuple[Split, Split | None]:
     """
     return check.check_data(
         config.data,
-        sample_options(config.model, config.data),
+        data_options_of(config.model, config.data),
         pairs,
         seq_lengths=_seq_lengths(config),
         vocab_size=config.model.vocabulary,
@@ -54,7 +54,7 @@ def datasets(
         config.train.seq_length,
         config.run.seed,
         pairs,
-        sample_options(config.model, named),
+        data_options_of(config.model, named),
         masking_tokens(tokenizer),
     )
     return build_masked(

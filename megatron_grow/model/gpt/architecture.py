@@ -115,7 +115,7 @@ class GPT(Architecture):
         return mask_points(chunk)
 
     def model_flops_per_token(
-        self, model: ModelConfig, seq_length: int, samples: Any, *, causal: bool
+        self, model: ModelConfig, seq_length: int, data_options: Any, *, causal: bool
     ) -> int:
         """As :func:`.flops.model_flops_per_token`."""
         tensors = self.tensors(model, None)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.bert.huggingface.names import DECODER_BIAS
 from megatron_grow.model.huggingface import Family, Rows
+
+if TYPE_CHECKING:  # which imports the families
+    from megatron_grow.model.bert.architecture import BERT
 
 _TYPES, _PAD, _ORDER = "type_vocab_size", "pad_token_id", "sentence_head"
 _SENTENCE_HEAD = "cls.seq_relationship.weight"
@@ -46,15 +49,15 @@ class BERTFamily(Family):
 
     def own_config(self, model: ModelConfig, original: Mapping[str, Any]) -> dict[str, Any]:
         """Token types, the padding token where positions follow it, and sentence order."""
-        options = asdict(architecture_of(model))
-        own: dict[str, Any] = {_TYPES: max(1, options["token_types"])}
-        if options["sentence_head"] == "sentence_order":
+        bert = _bert(model)
+        own: dict[str, Any] = {_TYPES: max(1, bert.token_types)}
+        if bert.sentence_head == "sentence_order":
             own[_ORDER] = "sentence_order"
         if self.positions_follow_pad:
-            own[_PAD] = options["first_position"] - 1
+            own[_PAD] = bert.first_position - 1
             if original.get(_PAD, own[_PAD]) != own[_PAD]:
                 raise UserError(
-                    f"model.options.first_position={options['first_position']} with a tokenizer "
+                    f"model.options.first_position={bert.first_position} with a tokenizer "
                     f"that pads with token {original[_PAD]} cannot be written as "
                     f"{self.model_type}, whose first position is that token's id + 1"
                 )
@@ -62,7 +65,9 @@ class BERTFamily(Family):
 
     def class_of(self, model: ModelConfig) -> str:
         """Another with a sentence head than without."""
-        return (self._sentence_head(model) and self.with_sentence_head) or self.transformers_class
+        return (
+            _bert(model).has_sentence_head and self.with_sentence_head
+        ) or self.transformers_class
 
     def written(self, model: ModelConfig) -> Rows:
         """Without the second name of the head's bias, which an untied head alone needs."""
@@ -72,27 +77,29 @@ class BERTFamily(Family):
 
     def zeros(self, model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
         """Of a model that does not tell types apart, the row that all tokens are given."""
-        if asdict(architecture_of(model))["token_types"]:
+        if _bert(model).token_types:
             return {}
         name = f"{self.prefix}embeddings.token_type_embeddings.weight"
         return {name: (1, model.hidden_size)}
 
     def obstacle(self, model: ModelConfig) -> str | None:
         """Options that the family does not have."""
-        options = asdict(architecture_of(model))
+        bert = _bert(model)
         impossible = {
-            "norm_position": options["norm_position"] != self.norm_position,
-            "sentence_head": self._sentence_head(model) and self.with_sentence_head is None,
-            "first_position": (options["first_position"] > 0) != self.positions_follow_pad,
-            "pool_size": options["pool_size"] != 1,
+            "norm_position": bert.norm_position != self.norm_position,
+            "sentence_head": bert.has_sentence_head and self.with_sentence_head is None,
+            "first_position": (bert.first_position > 0) != self.positions_follow_pad,
+            "pool_size": bert.pool_size != 1,
         }
         for name, is_so in impossible.items():
             if is_so:
-                return f"model.options.{name}={options[name]}"
+                return f"model.options.{name}={getattr(bert, name)}"
         return super().obstacle(model)
 
-    def _sentence_head(self, model: ModelConfig) -> bool:
-        return asdict(architecture_of(model))["sentence_head"] != "none"
+
+def _bert(model: ModelConfig) -> BERT:
+    """The architecture of ``model``, of whose families this is one."""
+    return cast("BERT", architecture_of(model))
 
 
 def _whole(said: Mapping[str, Any], name: str, least: int) -> int:
