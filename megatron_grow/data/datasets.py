@@ -30,7 +30,7 @@ class Datasets:
     valid: Dataset | None
 
 
-class Kind(Protocol):
+class SampleKind(Protocol):
     """How samples are made of a corpus."""
 
     @property
@@ -47,7 +47,7 @@ class Kind(Protocol):
 def build_datasets(
     train: Split,
     valid: Split | None,
-    kind: Kind,
+    kind: SampleKind,
     *,
     train_samples: int,
     valid_samples: int,
@@ -89,7 +89,7 @@ def _in_turn(action: Callable[[], Result]) -> Result:
     return results[turn]  # type: ignore[return-value]
 
 
-def _build(split: Split, samples: int, *, kind: Kind, cache_dir: Path) -> Dataset:
+def _build(split: Split, samples: int, *, kind: SampleKind, cache_dir: Path) -> Dataset:
     datasets = []
     for corpus in split.corpora:
         documents = split.documents(corpus)

@@ -111,15 +111,15 @@ class RunningText:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """As in :class:`~megatron_grow.data.datasets.Kind`."""
+        """As in :class:`~megatron_grow.data.datasets.SampleKind`."""
         return {"index": "corpus, version 1", **asdict(self)}
 
     def index(self, corpus: Corpus, documents: tuple[int, int]) -> Arrays:
-        """As in :class:`~megatron_grow.data.datasets.Kind`."""
+        """As in :class:`~megatron_grow.data.datasets.SampleKind`."""
         return order_corpus(corpus, documents, seq_length=self.seq_length, seed=self.seed)
 
     def samples(self, corpus: Corpus, index: Index, vocab_size: int) -> Dataset:
-        """As in :class:`~megatron_grow.data.datasets.Kind`."""
+        """As in :class:`~megatron_grow.data.datasets.SampleKind`."""
         return CorpusSamples(
             corpus, index, seq_length=self.seq_length, seed=self.seed, vocab_size=vocab_size
         )

@@ -44,7 +44,7 @@ class MaskedText:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """As in :class:`~megatron_grow.data.datasets.Kind`."""
+        """As in :class:`~megatron_grow.data.datasets.SampleKind`."""
         return {
             "index": "masked, version 1",
             "seq_length": self.seq_length,
@@ -54,7 +54,7 @@ class MaskedText:
         }
 
     def index(self, corpus: Corpus, documents: tuple[int, int]) -> Arrays:
-        """The corpus in units, and the runs of them that are samples: as in ``Kind``.
+        """The corpus in units, and the runs of them that are samples: as in ``SampleKind``.
 
         Raises:
             UserError: there is not one sample, or no other document for the second segment.
@@ -77,7 +77,7 @@ class MaskedText:
         return {"samples": samples, "begins": units.begins, "left": units.left}
 
     def samples(self, corpus: Corpus, index: Index, vocab_size: int) -> Dataset:
-        """As in :class:`~megatron_grow.data.datasets.Kind`."""
+        """As in :class:`~megatron_grow.data.datasets.SampleKind`."""
         return MaskedSamples(corpus, index, self, vocab_size)
 
 
