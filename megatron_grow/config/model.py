@@ -125,9 +125,14 @@ class ModelConfig:
         return unique_layers(self.layer_sharing, self.num_layers)
 
     @property
+    def unique_layer_of(self) -> tuple[int, ...]:
+        """The unique layer that each layer is; itself where none share their parameters."""
+        return self.sharing or tuple(range(self.num_layers))
+
+    @property
     def num_unique_layers(self) -> int:
         """How many layers there are of which no two share their parameters."""
-        return self.num_layers if self.sharing is None else max(self.sharing) + 1
+        return len({*self.unique_layer_of})
 
     @property
     def query_groups(self) -> int:

@@ -12,7 +12,7 @@ from megatron_grow.state.axis_maps import Identity
 from megatron_grow.state.maps import TensorMap, Term, all_fresh
 from megatron_grow.state.tensors import LogicalTensor
 
-Layers = tuple[tuple[int, ...], tuple[int, ...]]
+UniqueLayers = tuple[tuple[int, ...], tuple[int, ...]]
 """Of the source and of the target, the unique layer that each layer is."""
 
 
@@ -20,7 +20,7 @@ def compose(
     tensor: LogicalTensor,
     source: LogicalTensor | None,
     choices: list[list[Draw]],
-    layers: Layers,
+    layers: UniqueLayers,
     *,
     summed: bool,
     where: str,
@@ -56,7 +56,7 @@ def compose(
     return TensorMap(tensor, tuple(terms), tensor.init)
 
 
-def _of_unique(how: AxisMap, layers: Layers, summed: bool, where: str) -> AxisMap:
+def _of_unique(how: AxisMap, layers: UniqueLayers, summed: bool, where: str) -> AxisMap:
     """What operators say of layers, as a map between unique layers."""
     before, after = layers
     if len(before) == len({*before}) and len(after) == len({*after}):

@@ -139,7 +139,7 @@ def growth(
     options = _changed_options(source, target, where)
     tensors, before = logical_tensors(target, target_depth), logical_tensors(source)
     grown = grown_axes(before, tensors)
-    layers = _unique(source), _unique(target)
+    layers = source.unique_layer_of, target.unique_layer_of
     if layers[0] != layers[1]:
         grown[LAYER] = (source.num_layers, target.num_layers)
     post_norm = any(tensor.stream_norm for tensor in tensors.values())
@@ -229,11 +229,6 @@ def _changed_options(source: ModelConfig, target: ModelConfig, where: str) -> tu
                 "growth changes that"
             )
     return tuple(f"{name}: {words}" for name, words in after.changes_since(before, where).items())
-
-
-def _unique(model: ModelConfig) -> tuple[int, ...]:
-    """The unique layer that each layer is."""
-    return model.sharing or tuple(range(model.num_layers))
 
 
 def _in_words(source: ModelConfig, target: ModelConfig) -> Iterator[str]:

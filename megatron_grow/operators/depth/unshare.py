@@ -23,9 +23,7 @@ class Unshare(DepthOperator):
     def check(self, source: ModelConfig, target: ModelConfig, where: str) -> None:
         """Layers of the target that are one must be one in the source."""
         super().check(source, target, where)
-        before, after = (
-            model.sharing or tuple(range(model.num_layers)) for model in (source, target)
-        )
+        before, after = source.unique_layer_of, target.unique_layer_of
         for layer, unique in enumerate(after):
             first = after.index(unique)
             if before[layer] != before[first]:
