@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.bert.huggingface.names import DECODER_BIAS
 from megatron_grow.model.huggingface import Family, Rows
-
-if TYPE_CHECKING:  # which imports the families
-    from megatron_grow.model.bert.architecture import BERT
 
 _TYPES, _PAD, _ORDER = "type_vocab_size", "pad_token_id", "sentence_head"
 _SENTENCE_HEAD = "cls.seq_relationship.weight"
@@ -97,9 +94,9 @@ class BERTFamily(Family):
         return super().obstacle(model)
 
 
-def _bert(model: ModelConfig) -> BERT:
-    """The architecture of ``model``, of whose families this is one."""
-    return cast("BERT", architecture_of(model))
+def _bert(model: ModelConfig) -> Any:
+    """``BERT`` with the options of ``model``; its module imports the families, so not the type."""
+    return architecture_of(model)
 
 
 def _whole(said: Mapping[str, Any], name: str, least: int) -> int:
