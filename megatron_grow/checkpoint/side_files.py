@@ -16,6 +16,7 @@ from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import architecture_of
 
 if TYPE_CHECKING:
+    from megatron_grow.config.model import ModelConfig
     from megatron_grow.data.tokenizers.load import Tokenizer
 
 CONFIG = "config.json"
@@ -86,8 +87,7 @@ def of_source(source: Reader) -> dict[str, bytes]:
         tokenizer = load_tokenizer(named, data.get("vocab_file"), data.get("merge_file"))
     except UserError:
         return {}
-    model = source.record.model_config
-    made = _made(tokenizer, architecture_of(model).longest_sequence(model))
+    made = _made(tokenizer, source.record.model_config)
     if path.is_file():
         if path.suffix == ".txt":  # of which its tokenizer.json is made
             made["vocab.txt"] = path.read_bytes()
@@ -98,26 +98,29 @@ def of_source(source: Reader) -> dict[str, bytes]:
     return made
 
 
-def _made(tokenizer: Tokenizer, length: int) -> dict[str, bytes]:
-    """What ``transformers`` needs for a tokenizer of ours; texts begin and end with one token."""
+def _made(tokenizer: Tokenizer, model: ModelConfig) -> dict[str, bytes]:
+    """What ``transformers`` needs for a tokenizer of ours.
+
+    Texts that a model goes on with begin and end with one token.
+    """
     from megatron_grow.data.tokenizers.masking import framing_tokens
 
-    ids = {"bos_token_id": tokenizer.eod, "eos_token_id": tokenizer.eod}
-    frame = framing_tokens(tokenizer)
+    architecture, frame = architecture_of(model), framing_tokens(tokenizer)
+    ends = ("bos_token", "eos_token") if architecture.generates else ()
+    ids = {f"{end}_id": tokenizer.eod for end in ends}
     pads = {"pad_token_id": frame["pad_token"][1]} if "pad_token" in frame else {}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokenizer.eod_token,
-        "eos_token": tokenizer.eod_token,
+        **dict.fromkeys(ends, tokenizer.eod_token),
         **{role: name for role, (name, _) in frame.items()},
-        "model_max_length": length,
+        "model_max_length": architecture.longest_sequence(model),
     }
-    return {
+    made = {
         CONFIG: _json(ids | pads),
-        "generation_config.json": _json(ids),
         "tokenizer.json": tokenizer.to_json().encode(),
         _SETTINGS: _json(settings),
     }
+    return made | ({"generation_config.json": _json(ids)} if ids else {})
 
 
 def _json(values: dict[str, Any]) -> bytes:

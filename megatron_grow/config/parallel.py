@@ -170,6 +170,32 @@ class ParallelConfig(PipelineConfig):
                 f"{where}: expert_model_parallel_size={experts}, but the model has no experts"
             )
 
+    def check_context(self, transformer_impl: str, seq_length: int, where: str) -> None:
+        """Raise :class:`UserError` if ranks cannot share the tokens of a sequence.
+
+        To be asked after the architecture, which may have no attention of that kind: what would do
+        here is then no help. ``where`` names the stage in the message.
+        """
+        cp = self.context_parallel_size
+        if cp == 1:
+            return
+        if find_spec("transformer_engine") is None:
+            raise UserError(
+                f"{where}: context_parallel_size={cp} needs Transformer Engine, which is not "
+                "installed; without it context_parallel_size must be 1"
+            )
+        if transformer_impl != "transformer_engine":
+            raise UserError(
+                f"{where}: context_parallel_size={cp} needs "
+                f"train.transformer_impl=transformer_engine, it is {transformer_impl}"
+            )
+        # Each rank gets one part from the front and one from the back: causal work is even.
+        if seq_length % (2 * cp):
+            raise UserError(
+                f"{where}: context_parallel_size={cp} needs "
+                f"train.seq_length={seq_length} to be a multiple of {2 * cp}"
+            )
+
     def _check_ranks(self, model: ModelConfig, world_size: int, where: str) -> None:
         tp, cp = self.tensor_model_parallel_size, self.context_parallel_size
         if world_size % self._ranks_for_one_batch:
@@ -193,23 +219,6 @@ class ParallelConfig(PipelineConfig):
 
     def _check_sequence(self, train: TrainSection, where: str) -> None:
         tp, cp = self.tensor_model_parallel_size, self.context_parallel_size
-        if cp > 1:
-            if find_spec("transformer_engine") is None:
-                raise UserError(
-                    f"{where}: context_parallel_size={cp} needs Transformer Engine, which is not "
-                    "installed; without it context_parallel_size must be 1"
-                )
-            if train.transformer_impl != "transformer_engine":
-                raise UserError(
-                    f"{where}: context_parallel_size={cp} needs "
-                    f"train.transformer_impl=transformer_engine, it is {train.transformer_impl}"
-                )
-            # Each rank gets one part from the front and one from the back: causal work is even.
-            if train.seq_length % (2 * cp):
-                raise UserError(
-                    f"{where}: context_parallel_size={cp} needs "
-                    f"train.seq_length={train.seq_length} to be a multiple of {2 * cp}"
-                )
         if self.sequence_parallel and train.seq_length % (tp * cp):
             raise UserError(
                 f"{where}: sequence_parallel needs seq_length={train.seq_length} to be a multiple "

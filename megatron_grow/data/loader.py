@@ -57,6 +57,7 @@ def micro_batches(
         num_workers=num_workers,
         multiprocessing_context="fork" if num_workers else None,  # inherits the blocked signals
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or it would draw from the one that dropout draws from
     )
     return _read(loader)
 

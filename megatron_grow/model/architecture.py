@@ -50,6 +50,8 @@ class Architecture(ABC):
     """Options in which a model may differ from the one that it grows from."""
     cannot: ClassVar[Mapping[str, str]] = {}
     """Options of other architectures that it cannot have, and why."""
+    generates: ClassVar[bool] = True
+    """Whether it goes on with a text, token by token, and must know which token ends one."""
     data_options: ClassVar[type] = NoOptions
     """A dataclass, whose fields are what ``data.options`` of a run file can say."""
 

@@ -9,7 +9,8 @@ from megatron_grow.state.axes import Axis, Role
 from megatron_grow.state.tensors import LogicalTensor
 
 TensorRole = Literal["matrix", "vector", "embedding", "head"]
-"""``matrix``: of hidden units on both sides; ``vector``: biases, gains of norms."""
+"""``matrix``: of hidden units on both sides, in a head too; ``head``: from those to an output;
+``vector``: biases, gains of norms."""
 ROLES: tuple[TensorRole, ...] = get_args(TensorRole)
 
 
@@ -19,7 +20,8 @@ def role(tensor: LogicalTensor) -> TensorRole:
         return "vector"
     if tensor.part in ("embedding", "positions"):
         return "embedding"
-    return "head" if tensor.part == "head" else "matrix"
+    classifies = any(axis.role is Role.INDEX for axis in tensor.axes)
+    return "head" if tensor.part == "head" and classifies else "matrix"
 
 
 def roles(tensor: LogicalTensor) -> set[TensorRole]:
@@ -29,7 +31,7 @@ def roles(tensor: LogicalTensor) -> set[TensorRole]:
 
 def fan_in(tensor: LogicalTensor) -> int:
     """Inputs of each output of a tensor; 1 for vectors, and for embeddings, which look up."""
-    return _units(tensor, Role.CONSUMES)
+    return _units(tensor, Role.CONSUMES) if tensor.is_matrix else 1
 
 
 def fan_out(tensor: LogicalTensor) -> int:

@@ -90,9 +90,11 @@ def check(config: RunConfig) -> Checked:
     """
     stages = config.resolve(dist.get_world_size())
     for stage in stages:
+        where, parallel = f"stages[{stage.index}]", stage.parallel
         axes = (axis for tensor in logical_tensors(stage.model).values() for axis in tensor.axes)
-        stage.parallel.check_axes(axes, f"stages[{stage.index}]")
-        architecture_of(stage.model).check(stage, config.train, f"stages[{stage.index}]")
+        parallel.check_axes(axes, where)
+        architecture_of(stage.model).check(stage, config.train, where)
+        parallel.check_context(config.train.transformer_impl, stage.batch.seq_length, where)
     check_fits(config, stages, dist.get_world_size())
     growths = _growths(config, stages)
     check_wandb(config.logging.wandb_project)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from megatron_grow.checkpoint.formats import identity
 from megatron_grow.checkpoint.open import open_reader, open_to_resume
 from megatron_grow.checkpoint.reader import Reader
@@ -263,7 +265,8 @@ def _grow(stored: Reader, config: RunConfig, stages: list[Stage]) -> Start:
                 f"{stage.first_step} to {stage.last_step}; or set checkpoint.start: afresh"
             )
         _check_tokens(record, where, config, stage)
-    event = event_of(plan, stage.grow, source, step=step, target_layout="")
+    layout = stage.parallel.describe(dist.get_world_size())
+    event = event_of(plan, stage.grow, source, step=step, target_layout=layout)
     return Start(
         path=stored.path,
         source=stored,

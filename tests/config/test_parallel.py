@@ -147,11 +147,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, list[str]]] = {
         1,
         ["pipeline_model_parallel_layout=EtL", "pipeline_model_parallel_size", "at least 2"],
     ),
-    "context parallelism without Transformer Engine": (
-        layout(context_parallel_size=2),
-        4,
-        ["context_parallel_size=2", "Transformer Engine", "must be 1"],
-    ),
     "ranks that do not divide": (
         layout(tp=2, context_parallel_size=4),
         4,
@@ -189,21 +184,19 @@ def test_interleaved_micro_batches() -> None:
         assert text in str(mistake.value)
 
 
-def test_context_parallelism_with_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own conditions, where the library is there."""
-    monkeypatch.setattr("megatron_grow.config.parallel.find_spec", lambda name: object())
-
-    def line(**train: Any) -> str:
-        stage = StageSection(parallel=layout(context_parallel_size=2))
-        with pytest.raises(UserError) as mistake:
-            run_config(stage, **train).resolve(4)
-        return str(mistake.value)
-
-    assert "train.transformer_impl=transformer_engine, it is local" in line()
-    named = line(transformer_impl="transformer_engine", seq_length=14)
-    assert "context_parallel_size=2" in named and "seq_length=14" in named and "of 4" in named
+def test_context_parallelism(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own conditions, without the library that it needs and with it."""
     stage = StageSection(parallel=layout(tp=2, sequence_parallel=True, context_parallel_size=2))
-    assert run_config(stage, transformer_impl="transformer_engine").resolve(4)
+    (resolved,) = run_config(stage).resolve(4)
+    check = resolved.parallel.check_context
+    with pytest.raises(UserError, match=r"^here: .*=2 needs Transformer Engine, .* must be 1$"):
+        check("local", 16, "here")
+    monkeypatch.setattr("megatron_grow.config.parallel.find_spec", lambda name: object())
+    with pytest.raises(UserError, match=r"train\.transformer_impl=.*engine, it is local$"):
+        check("local", 16, "here")
+    with pytest.raises(UserError, match=r"context_parallel_size=2 needs .*=14 .* multiple of 4$"):
+        check("transformer_engine", 14, "here")
+    check("transformer_engine", 16, "here")
 
 
 def test_recomputed_layers() -> None:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from megatron.core.models.bert.bert_layer_specs import bert_layer_local_spec
+from megatron.core.models.bert.bert_model import BertModel
 
 from megatron_grow.checkpoint.open import open_reader
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.sections import TrainSection
 from megatron_grow.convert.synthetic import SyntheticReader, write
+from megatron_grow.model.engine_config import transformer_config
+from megatron_grow.parallel import process_groups
 from tests.checkpoint.huggingface import models
 from tests.convert.toy import GPT, command
+from tests.distributed import run_ranks
 
 BERT = replace(GPT, architecture="bert")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -43,6 +53,32 @@ def test_every_format_holds_it(
     # `transformers` and the engine agree on what was written.
     assert command("verify", run, tmp_path / "hf", "--weights-only", "--forward") == 0
     assert "the same function" in capsys.readouterr().out
+
+
+def takes(path: Path, model: ModelConfig) -> bool:
+    """On a rank: whether megatron-core's own BERT takes all of a legacy file, and nothing else."""
+    parallel = ParallelConfig()
+    process_groups.set_up(parallel, seed=1)
+    bert = BertModel(
+        transformer_config(model, parallel, TrainSection()),
+        num_tokentypes=2,
+        transformer_layer_spec=bert_layer_local_spec,
+        vocab_size=model.padded_vocab_size(1),
+        max_sequence_length=model.max_position_embeddings,
+        share_embeddings_and_output_weights=True,
+    )
+    with torch.serialization.safe_globals([Namespace]):
+        state = torch.load(path / "mp_rank_00" / "model_optim_rng.pt", weights_only=True)
+    bert.load_state_dict(state["model"])
+    return True
+
+
+def test_legacy_files_are_those_of_megatron_core(tmp_path: Path) -> None:
+    model = replace(BERT, options=OPTIONS["megatron-bert"])
+    run = write(tmp_path / "run", SyntheticReader(model, optimizer=None))
+    assert command("reshard", run, tmp_path / "legacy", "--format", "torch") == 0
+    (path,) = (tmp_path / "legacy").glob("iter_*")
+    assert run_ranks(1, takes, path, model) == [True]
 
 
 @pytest.mark.parametrize(

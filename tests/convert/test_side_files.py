@@ -89,6 +89,10 @@ def test_transformers_fills_masks(kind: Callable[[Path], str], tmp_path: Path) -
     theirs = transformers.AutoTokenizer.from_pretrained(path)
     special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
     pad, cls, sep, mask = theirs.convert_tokens_to_ids(special)
+    assert not (path / "generation_config.json").exists()
+    said = json.loads((path / "config.json").read_text())
+    ends = {"bos_token_id", "eos_token_id"}
+    assert not ends & said.keys() and (theirs.bos_token, theirs.eos_token) == (None, None)
     assert (config.pad_token_id, theirs.pad_token_id, theirs.mask_token_id) == (pad, pad, mask)
     before, after = ours.encode("The cat"), ours.encode("on a mat")
     expected = [cls, *before, mask, *after, sep]

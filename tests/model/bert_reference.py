@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 from megatron_grow.config.model import ModelConfig
-from tests.model.reference import Weights, attention, feed_forward, layer_of, linear, norm
+from tests.model.reference import Weights, after, attention, feed_forward, layer_of, linear, norm
 
 
 class Text(NamedTuple):
@@ -26,13 +27,24 @@ class Logits(NamedTuple):
     """What a BERT says."""
 
     tokens: torch.Tensor
-    """Of all positions, (batch, sequence, vocabulary)."""
+    """Of all positions, or places, (batch, sequence, vocabulary)."""
     sentence: torch.Tensor | None
     """(batch, 2); None: it has no such head."""
 
 
-def logits(model: ModelConfig, weights: Weights, text: Text, *, first_position: int = 0) -> Logits:
-    """Of a model in post-norm if its weights have the norm of the embeddings, else in pre-norm."""
+def logits(
+    model: ModelConfig,
+    weights: Weights,
+    text: Text,
+    *,
+    first_position: int = 0,
+    places: Sequence[Sequence[int]] | None = None,
+) -> Logits:
+    """Of a model in post-norm if its weights have the norm of the embeddings, else in pre-norm.
+
+    ``places`` are the tokens that share each place behind the first layer, whose queries and
+    residual stream are their means; if absent, each has its own.
+    """
     post = "embedding.embedding_dropout.0.weight" in weights
     embedding, length = weights["embedding.word_embeddings.weight"], text.tokens.shape[1]
     positions = weights["embedding.position_embeddings.weight"][first_position:]
@@ -44,14 +56,14 @@ def logits(model: ModelConfig, weights: Weights, text: Text, *, first_position: 
     padding = text.padding[:, None, None, None, :]
     for layer in range(model.num_layers):
         mine = layer_of(weights, "encoder.layers.", layer)
-        if post:
-            x = norm(model, mine, "self_attn_bda.norm", x + attention(model, mine, x, padding))
-            x = norm(model, mine, "mlp_bda.norm", x + feed_forward(model, mine, "mlp", x))
-        else:
-            normed = norm(model, mine, "self_attention.linear_qkv.layer_norm", x)
-            x = x + attention(model, mine, normed, padding)
-            normed = norm(model, mine, "mlp.linear_fc1.layer_norm", x)
-            x = x + feed_forward(model, mine, "mlp", normed)
+        read = x if post else norm(model, mine, "self_attention.linear_qkv.layer_norm", x)
+        asking = read
+        if layer == 0 and places is not None:
+            x, asking = (torch.stack([y[:, p].mean(1) for p in places], 1) for y in (x, read))
+        x = x + attention(model, mine, read, padding, asking)
+        x = after(model, mine, "self_attn_bda.norm", x)
+        read = x if post else norm(model, mine, "mlp.linear_fc1.layer_norm", x)
+        x = after(model, mine, "mlp_bda.norm", x + feed_forward(model, mine, "mlp", read))
     if not post:
         x = norm(model, weights, "encoder.final_layernorm", x)
     head = (

@@ -63,23 +63,32 @@ def norm(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> to
 
 
 def after(model: ModelConfig, weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
-    """A norm on what a branch gives, where there is one."""
+    """A norm on what a branch gives, or on its sum with the stream, where there is one."""
     return norm(model, weights, name, x) if f"{name}.weight" in weights else x
 
 
 def attention(
-    model: ModelConfig, weights: Weights, x: torch.Tensor, hidden: torch.Tensor
+    model: ModelConfig,
+    weights: Weights,
+    x: torch.Tensor,
+    hidden: torch.Tensor,
+    asking: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Self-attention of ``x``, (batch, sequence, hidden size).
+    """Attention to ``x``, (batch, sequence, hidden size), of ``asking``; of ``x`` itself if absent.
 
     ``hidden`` says which positions (the last axis) which others do not see; it is broadcast to
-    (batch, groups, heads of each, sequence, sequence).
+    (batch, groups, heads of each, sequence of those that ask, sequence).
     """
-    batch, length, _ = x.shape
     groups, per_group = model.query_groups, model.num_attention_heads // model.query_groups
-    mixed = linear(weights, "self_attention.linear_qkv", x)
-    mixed = mixed.view(batch, length, groups, per_group + 2, model.head_dim)
-    query, key, value = mixed.split([per_group, 1, 1], dim=3)  # (b, s, group, heads, d)
+
+    def projected(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mixed = linear(weights, "self_attention.linear_qkv", x)
+        mixed = mixed.view(*x.shape[:2], groups, per_group + 2, model.head_dim)
+        return mixed.split([per_group, 1, 1], dim=3)  # (b, s, group, heads, d)
+
+    query, key, value = projected(x)
+    if asking is not None:
+        query, *_ = projected(asking)
     if model.qk_layernorm:
         query = norm(model, weights, "self_attention.q_layernorm", query)
         key = norm(model, weights, "self_attention.k_layernorm", key)

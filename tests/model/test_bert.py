@@ -25,7 +25,7 @@ from tests.model import transformers_bert
 from tests.state.snapshot import Part, assemble, snapshot
 from tests.toy import begin, layout, loop_over, run_config
 
-STEPS, BATCH, LR, CLIP, BETAS = 4, 8, 3e-3, 1.0, (0.9, 0.95)
+STEPS, BATCH, LR, CLIP, BETAS, SEED = 4, 8, 3e-3, 1.0, (0.9, 0.95), 11
 POST, PRE = bert(), bert(norm_position="pre")
 MODELS: dict[str, tuple[ModelConfig, str]] = {
     "post": (POST, "bert"),
@@ -128,9 +128,53 @@ def train(config: RunConfig, world_size: int) -> Found:
     return Found(weights, means, norms, first, found)
 
 
+def dropped(config: RunConfig) -> tuple[list[Part], np.ndarray, np.ndarray]:
+    """On a rank: weights, and logits of one sample, in training."""
+    live = begin(config, 1)
+    make_uneven(live)
+    weights, batch = snapshot(live.pieces()), samples(0, config.model.vocabulary, 1, 16)
+    live.chunks[0].train()
+    torch.manual_seed(SEED)
+    with torch.no_grad():
+        logits, _, sentence = live.chunks[0](
+            *(batch[name] for name in ("tokens", "token_types", "padding_mask"))
+        )
+    live.release()
+    return weights, logits.transpose(0, 1).numpy(), sentence.numpy()
+
+
+def dropped_all(configs: dict[str, RunConfig]) -> dict[str, Any]:
+    return {name: dropped(config) for name, config in configs.items()}
+
+
+def test_dropout_is_where_transformers_has_it() -> None:
+    """And draws in the same order: of one sample, both read the same generator alike."""
+    models = {name: replace(MODELS[name][0], hidden_dropout=0.3) for name in ("post", "pre")}
+    configs = {name: run(model, layout()) for name, model in models.items()}
+    (found,) = run_ranks(1, dropped_all, configs)
+    for name, (parts, *ours) in found.items():
+        weights = weights_in(models[name], parts)
+        torch.manual_seed(SEED)
+        theirs = transformers_bert.outputs(
+            models[name], MODELS[name][1], weights, samples(0, models[name].vocabulary, 1, 16)
+        )
+        for mine, truth in zip(ours, theirs, strict=True):
+            assert truth is not None
+            np.testing.assert_allclose(mine, truth.detach(), rtol=0, atol=2e-5)
+
+
 def train_all(configs: dict[str, RunConfig], world_size: int) -> dict[str, Found]:
     """On a rank: several runs, one after the other."""
     return {name: train(config, world_size) for name, config in configs.items()}
+
+
+def weights_in(model: ModelConfig, parts: list[Part]) -> dict[str, torch.Tensor]:
+    """Leaves in fp64, of the state of a single rank."""
+    return {
+        key: torch.from_numpy(values).double().requires_grad_()
+        for (key, kind), values in assemble(logical_tensors(model), [parts]).items()
+        if kind == MAIN_PARAM
+    }
 
 
 def reference(name: str, weights: dict[str, torch.Tensor]) -> Any:
@@ -186,13 +230,7 @@ def expected(alone: dict[str, Found]) -> dict[str, list[Any]]:
     """Of each model, what transformers makes of its weights, step by step."""
     found = {}
     for name, (model, _) in MODELS.items():
-        state = assemble(logical_tensors(model), [alone[name].weights])
-        weights = {
-            key: torch.from_numpy(values).double().requires_grad_()
-            for (key, kind), values in state.items()
-            if kind == MAIN_PARAM
-        }
-        found[name] = list(reference(name, weights))
+        found[name] = list(reference(name, weights_in(model, alone[name].weights)))
     return found
 
 

@@ -40,8 +40,8 @@ def test_a_model(name: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def stage_of(config: RunConfig) -> Any:
-    (stage,) = config.resolve(1)
+def stage_of(config: RunConfig, ranks: int = 1) -> Any:
+    (stage,) = config.resolve(ranks)
     return stage
 
 
@@ -53,9 +53,9 @@ def test_layers_of_transformer_engine() -> None:
 
 
 def test_tokens_of_a_sequence_shared_among_ranks() -> None:
-    config = run_config(StageSection(parallel=layout()), model=BERT)
-    stage = stage_of(config)
-    stage = replace(stage, parallel=replace(stage.parallel, context_parallel_size=2))
+    """Before anything is said of what that needs in another model."""
+    config = run_config(StageSection(parallel=layout(context_parallel_size=2)), model=BERT)
+    stage = stage_of(config, ranks=2)
     with pytest.raises(UserError, match=r"^stages\[0\]: .*context_parallel_size=2: .* must be 1$"):
         architecture_of(BERT).check(stage, config.train, "stages[0]")
 

@@ -21,15 +21,15 @@ KINDS = {
 
 
 def built(model: ModelConfig, kind: str) -> torch.nn.Module:
-    """One in fp64 of that shape; its weights are to be replaced."""
+    """One in fp64 of that shape, in training; its weights are to be replaced."""
     config = KINDS[kind].config_class(
         vocab_size=model.vocabulary,
         hidden_size=model.hidden_size,
         num_hidden_layers=model.num_layers,
         num_attention_heads=model.num_attention_heads,
         intermediate_size=model.ffn_size,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=model.hidden_dropout,
+        attention_probs_dropout_prob=model.attention_dropout,
         max_position_embeddings=model.max_position_embeddings,
         type_vocab_size=1 if kind == "roberta" else 2,
         layer_norm_eps=model.layernorm_epsilon,

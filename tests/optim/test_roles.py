@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_grow.model.architectures import logical_tensors
@@ -11,6 +13,7 @@ from megatron_grow.state.boxes import full
 from tests.optim.toy import gpt
 
 LAYER = "decoder.layers."
+BERT = logical_tensors(replace(gpt(), architecture="bert", activation="gelu"))
 UNTIED = logical_tensors(gpt(share_embeddings_and_output_weights=False))
 TIED = logical_tensors(gpt())
 EXPECTED = {
@@ -25,13 +28,26 @@ EXPECTED = {
     f"{LAYER}self_attention.linear_qkv.bias": ("vector", 1, 4 * 8),
     f"{LAYER}mlp.linear_fc1.layer_norm_weight": ("vector", 1, 32),
     "decoder.final_layernorm.weight": ("vector", 1, 32),
+    # Of a BERT: its heads have a matrix of hidden units before what classifies.
+    "embedding.tokentype_embeddings.weight": ("embedding", 1, 32),
+    "embedding.embedding_dropout.0.weight": ("vector", 1, 32),
+    "lm_head.dense.weight": ("matrix", 32, 32),
+    "output_layer.bias": ("vector", 1, 1),
+    "pooler.dense.weight": ("matrix", 32, 32),
+    "binary_head.weight": ("head", 32, 1),
+    "binary_head.bias": ("vector", 1, 1),
 }
 
 
 @pytest.mark.parametrize("key", EXPECTED)
 def test_roles_and_fans(key: str) -> None:
-    tensor = UNTIED[key]
+    tensor = (UNTIED if key in UNTIED else BERT)[key]
     assert (role(tensor), fan_in(tensor), fan_out(tensor)) == EXPECTED[key]
+
+
+def test_a_norm_before_a_tied_head_has_the_fan_in_of_a_vector() -> None:
+    """Though copies of units divide it among them, as they do columns of a matrix."""
+    assert fan_in(BERT["lm_head.layer_norm.weight"]) == 1
 
 
 def test_a_tied_embedding_is_the_head_as_well() -> None:

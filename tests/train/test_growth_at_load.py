@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from megatron_grow.checkpoint.record import read_record
 from megatron_grow.convert.command import main as convert
 from tests.train.command import launch, losses, rows
 
@@ -47,6 +48,8 @@ def test_begins_afresh_with_the_function_that_was_loaded(workplace: Path, small:
     assert "stages[0], while loading: 32 -> 64 hidden_size by hypercloning" in output
     assert "keeps the function" in output and "changes the function" in output
     assert "exported to Hugging Face" in output
+    loaded, _ = read_record(workplace / "afresh" / "checkpoints" / "iter_0000020").growths
+    assert (loaded.source_layout, loaded.target_layout) == ("on disk", "TP1 PP1 DP2")
     steps = losses(workplace, "afresh")
     assert sorted(steps) == list(range(1, 21))
     # The first batch is the first batch of the small run, as a model that has finished sees it.

@@ -55,6 +55,7 @@ def stopped_in(argv: list[str], moment: str) -> tuple[int, str, str]:
 
 
 WORKERS = ["--data.num_workers", "2", "--train.eval_iters", "4", "--train.train_iters", "14"]
+WORKERS += ["--model.hidden_dropout", "0.1", "--model.attention_dropout", "0.1"]
 WORKERS += ["--train.eval_interval", "4", "--stages"]
 STAGES = [
     {"until": 10, "model": {"num_layers": 0}},

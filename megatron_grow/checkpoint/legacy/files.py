@@ -50,7 +50,8 @@ class ModelChunk:
             if layer in tensor.with_it
         ]
         if self.last:
-            weights += [key for key, t in tensors.items() if t.part == "head" and t.is_matrix]
+            head = [tensor for tensor in tensors.values() if tensor.part == "head"]
+            weights += [t.key for t in head if t.is_matrix and t.is_partitioned]
             weights += [tensor.tied_as for tensor in tensors.values() if tensor.tied_as]
         return [f"{weight.removesuffix('weight')}_extra_state" for weight in weights]
 

@@ -37,6 +37,7 @@ class BERT(Architecture):
     """Megatron-Core's BERT, and the original's order of norms."""
 
     changing: ClassVar[frozenset[str]] = frozenset({"pool_size"})
+    generates: ClassVar[bool] = False
     data_options: ClassVar[type] = MaskedOptions
 
     norm_position: Literal["post", "pre"] = "post"
