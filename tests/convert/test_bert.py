@@ -55,6 +55,13 @@ def test_every_format_holds_it(
     assert "the same function" in capsys.readouterr().out
 
 
+UNFUSED = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+"""Names of norms where Transformer Engine does not fuse them with projections."""
+
+
 def takes(path: Path, model: ModelConfig) -> bool:
     """On a rank: whether megatron-core's own BERT takes all of a legacy file, and nothing else."""
     parallel = ParallelConfig()
@@ -69,7 +76,10 @@ def takes(path: Path, model: ModelConfig) -> bool:
     )
     with torch.serialization.safe_globals([Namespace]):
         state = torch.load(path / "mp_rank_00" / "model_optim_rng.pt", weights_only=True)
-    bert.load_state_dict(state["model"])
+    weights = state["model"]
+    for fused, apart in UNFUSED.items():
+        weights = {name.replace(fused, apart): values for name, values in weights.items()}
+    bert.load_state_dict(weights)
     return True
 
 

@@ -154,10 +154,8 @@ def test_dropout_is_where_transformers_has_it() -> None:
     (found,) = run_ranks(1, dropped_all, configs)
     for name, (parts, *ours) in found.items():
         weights = weights_in(models[name], parts)
-        torch.manual_seed(SEED)
-        theirs = transformers_bert.outputs(
-            models[name], MODELS[name][1], weights, samples(0, models[name].vocabulary, 1, 16)
-        )
+        batch = samples(0, models[name].vocabulary, 1, 16)
+        theirs = transformers_bert.outputs(models[name], MODELS[name][1], weights, batch, seed=SEED)
         for mine, truth in zip(ours, theirs, strict=True):
             assert truth is not None
             np.testing.assert_allclose(mine, truth.detach(), rtol=0, atol=2e-5)

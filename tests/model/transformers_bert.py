@@ -105,9 +105,16 @@ def _layer(prefix: str, layer: int, weights: Weights, pre: bool) -> dict[str, to
 
 
 def outputs(
-    model: ModelConfig, kind: str, weights: Weights, batch: Mapping[str, torch.Tensor]
+    model: ModelConfig,
+    kind: str,
+    weights: Weights,
+    batch: Mapping[str, torch.Tensor],
+    seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits of all tokens, (batch, sequence, vocabulary), and of sentences, if there are any."""
+    """Logits of all tokens, (batch, sequence, vocabulary), and of sentences, if there are any.
+
+    ``seed`` is that of dropout.
+    """
     asked = {
         "input_ids": batch["tokens"],
         "token_type_ids": batch["token_types"],
@@ -122,5 +129,6 @@ def outputs(
     theirs = built(model, kind)
     state = named(model, kind, weights)
     assert {name for name, _ in theirs.named_parameters()} <= state.keys()
+    torch.manual_seed(seed)
     found = torch.func.functional_call(theirs, state, kwargs=asked)
     return found[0], found[1] if len(found) > 1 else None
