@@ -265,12 +265,14 @@ def test_all_that_grew_is_said(runs, tmp_path):
 def test_pictures_show_what_rises_and_where_it_grew(measured, monkeypatch):
     said, limits = [], []
     annotate, set_ylim = Axes.annotate, Axes.set_ylim
-    monkeypatch.setattr(Axes, "annotate", lambda *a, **k: said.append(a[1]) or annotate(*a, **k))
+    monkeypatch.setattr(
+        Axes, "annotate", lambda *a, **k: said.append((a[1], k.get("va"))) or annotate(*a, **k)
+    )
     monkeypatch.setattr(Axes, "set_ylim", lambda *a, **k: limits.append(a[1:]) or set_ylim(*a, **k))
     png = figure_of(*map(load_run, measured), ["step", "flops_total"], "masked_lm_accuracy")
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    assert said.count("0 → 4 layers") == 2
-    assert "-2.0 points" in said and "32% saved" in said
+    assert said.count(("0 → 4 layers", "top")) == 2
+    assert ("-2.0 points", "bottom") in said and ("32% saved", "bottom") in said
     bottom, top = limits[0]
     assert bottom < 0.1 and top > 0.4
 
@@ -360,7 +362,7 @@ def test_a_run_that_diverged_is_shown_as_diverged(runs, tmp_path, diverge, step)
     summary = write_report(diverged, runs[1], tmp_path / "report")
     assert json.loads((tmp_path / "report" / "summary.json").read_text()) == summary
     ours = summary["progressive"]
-    assert (ours["diverged_at"], ours["val_loss"]) == (step, None)
+    assert (ours["diverged_at"], ours["val_loss"], ours["skipped_iters"]) == (step, None, 0)
     # 40 steps of the small model, then the large one
     assert ours["flops_total"] == 40 + 5 * (step - 40)
     assert summary["final_gap_percent"] is summary["wall_time_ratio"] is None

@@ -14,8 +14,6 @@ def pooled_length(seq_length: int, masked: int, pool_size: int, multiple: int = 
         pool_size: tokens that share a place.
         multiple: of what the length must be one; places behind the last are padding.
     """
-    if pool_size == 1:
-        return seq_length
     kept = min(1 + masked, seq_length)
     places = kept + -(-(seq_length - kept) // pool_size)
     return -(-places // multiple) * multiple
