@@ -19,6 +19,7 @@ from tests.train.command import launch, losses, rows, steps_saved
 
 def stopped_in(argv: list[str], moment: str) -> tuple[int, str, str]:
     """Run the command on this rank; the whole process group of rank 1 receives SIGTERM."""
+    from megatron_grow.live import passes
     from megatron_grow.live import stage as live_stage
     from megatron_grow.train import preflight, trainer
     from megatron_grow.train.entry import main
@@ -41,8 +42,9 @@ def stopped_in(argv: list[str], moment: str) -> tuple[int, str, str]:
             )
         elif moment == "an evaluation":
             batches = iter(range(1000))
-            live._run = signalling(  # type: ignore[method-assign]
-                live._run, lambda *_, forward_only=False: forward_only and next(batches) == 1
+            passes.Passes.run = signalling(  # type: ignore[method-assign]
+                passes.Passes.run,
+                lambda *_, forward_only=False: forward_only and next(batches) == 1,
             )
         elif moment == "the checks":
             preflight.check = signalling(preflight.check, lambda *_: True)
