@@ -28,6 +28,10 @@ MODELS: dict[str, tuple[ModelConfig, str]] = {
         bert(sentence_head="yes"),
         r"model\.options\.sentence_head=yes must be ",
     ),
+    "two sentences of one type": (
+        bert(token_types=1),
+        r"model\.options\.token_types=1 .* sentence_head=next_sentence .*give it 2, ",
+    ),
     "less than no types": (bert(token_types=-1), r"model\.options\.token_types=-1 must be "),
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from megatron_grow.config.sections import DataSection
 from megatron_grow.data.check import Split, check_corpora, split_advice
 from megatron_grow.data.indexed import Corpus
-from megatron_grow.data.masked.chunks import FRAME, Pairs, longest_unit
+from megatron_grow.data.masked.chunks import FRAME, Pairs
 from megatron_grow.data.masked.options import MaskedOptions
 from megatron_grow.data.tokenizers.load import load_tokenizer
 from megatron_grow.data.tokenizers.masking import masking_tokens
@@ -43,12 +43,12 @@ def check_data(
             f"data.options.masking={options.masking} needs to know where words begin, and the "
             f"tokens of data.tokenizer={data.tokenizer} do not show it; set masking: token"
         )
-    shortest = FRAME[pairs] + (1 if pairs == "none" else 2)
+    shortest = FRAME[pairs] + 2
     for seq_length in seq_lengths:
-        if longest_unit(pairs, seq_length - FRAME[pairs]) < 1:
+        if seq_length < shortest:
             raise UserError(
-                f"train.seq_length={seq_length} leaves no room between a sample's "
-                f"{FRAME[pairs]} special tokens; it must be at least {shortest}"
+                f"train.seq_length={seq_length} leaves no room for two tokens between a sample's "
+                f"{FRAME[pairs]} special ones; it must be at least {shortest}"
             )
 
     def accepts(split: Split, where: str) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from megatron_grow.config.sections import DataSection
 from megatron_grow.data import check as running
@@ -89,11 +91,27 @@ def test_a_tokenizer_without_what_it_takes(corpus, tmp_path):
     fails(corpus, f"data.tokenizer={path} has no mask_token, none of [MASK], ", tokenizer=str(path))
 
 
+@pytest.mark.parametrize("masking", ["whole_word", "span"])
+def test_a_tokenizer_that_does_not_show_words(corpus, tmp_path, masking):
+    path = tmp_path / "words.json"
+    backend = Tokenizer(WordLevel({"word": 5}, unk_token="[UNK]"))
+    backend.add_special_tokens(list(SPECIAL))
+    backend.save(str(path))
+    look(corpus, tokenizer=str(path))
+    fails(
+        corpus,
+        f"data.options.masking={masking} needs to know where words begin",
+        "set masking: token",
+        tokenizer=str(path),
+        options={"masking": masking},
+    )
+
+
 def test_lengths_of_samples(corpus):
     look(corpus, seq_lengths=[32, 5])
     fails(corpus, "train.seq_length=4 leaves no room", "at least 5", seq_lengths=[32, 4])
-    look(corpus, pairs="none", seq_lengths=[3])
-    fails(corpus, "at least 3", pairs="none", seq_lengths=[2])
+    look(corpus, pairs="none", seq_lengths=[4])
+    fails(corpus, "at least 4", pairs="none", seq_lengths=[3])
 
 
 def test_another_document_is_needed(tmp_path):

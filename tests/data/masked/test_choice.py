@@ -120,6 +120,17 @@ def test_lengths_of_spans():
     assert abs(mean - sum((k + 1) * share for k, share in enumerate(expected))) < 0.3
 
 
+def test_the_longest_span():
+    """If it is a word, words that touch are a chance of about 1 in 20."""
+    runs = together = 0
+    for number in range(100):
+        positions = masked(number, 40, masking="span", longest_span=1).positions
+        words = sorted(set(WORD_OF[positions].tolist()))
+        runs += len(words)
+        together += int((np.diff(words) == 1).sum())
+    assert together < 0.1 * runs
+
+
 def test_spans_are_of_whole_words_and_stay_in_a_segment():
     for number in range(100):
         chosen = Counter(WORD_OF[masked(number, 100, masking="span").positions].tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.data.masked.sentences import VOCABULARY, segments, special_tokens, wr
 
 RANDOM = np.random.RandomState(3)
 DOCUMENTS = [[int(n) for n in RANDOM.randint(1, 15, size)] for size in RANDOM.randint(2, 30, 60)]
+KIND = MaskedText(64, 7, "next_sentence", MaskedOptions(), special_tokens())
 Sample = dict[str, torch.Tensor]
 
 
@@ -30,14 +32,16 @@ def corpora(tmp_path_factory) -> list[str]:
     return [write_sentences(folder / name, DOCUMENTS[k::2]) for k, name in enumerate("ab")]
 
 
-def build(corpora: list[str], cache: Path, *, samples: int = 50, lengths=(64,)) -> Datasets:
+def build(
+    corpora: list[str], cache: Path, *, samples: int = 50, lengths=(64,), kind: MaskedText = KIND
+) -> Datasets:
     opened = [open_corpus(prefix, "data.train_data_path") for prefix in corpora]
     blend = Blend(corpora, [0.7, 0.3] if len(corpora) > 1 else None)
     train = Split(blend, (0.0, 0.8), opened, VOCABULARY)
     valid = Split(blend, (0.8, 1.0), opened, VOCABULARY)
     return build_masked(
         (train, valid),
-        MaskedText(64, 7, "next_sentence", MaskedOptions(), special_tokens()),
+        kind,
         lengths,
         train_samples=samples,
         valid_samples=8,
@@ -109,6 +113,15 @@ def test_a_stage_with_shorter_samples(corpora, tmp_path):
     assert seen == set(range(corpus.begin(last)))
 
 
+def test_shorter_samples_of_a_blend(corpora, tmp_path):
+    """As many as there are tokens for in the longest, training and validation."""
+    built = build(corpora, tmp_path, samples=50, lengths=(32,))
+    for dataset, longest in ((built.train, 50), (built.valid, 8)):
+        assert dataset is not None
+        assert dataset[longest - 1]["tokens"].shape == (64,)
+        assert dataset.cut(2)[2 * longest - 1]["tokens"].shape == (32,)
+
+
 def test_validation_is_of_other_documents_and_always_the_same(corpora, tmp_path):
     built = build(corpora[:1], tmp_path)
     places = [
@@ -125,3 +138,14 @@ def test_indices_are_kept(corpora, tmp_path, monkeypatch):
     monkeypatch.setattr(MaskedText, "index", pytest.fail)
     again = build(corpora, tmp_path, lengths=(32,)).train
     assert_same([first[3], first.cut(2)[3]], [again[3], again.cut(2)[3]])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 8}, {"pairs": "sentence_order"}, {"options": MaskedOptions(short_seq_prob=1.0)}],
+)
+def test_an_index_is_kept_for_its_settings_alone(corpora, tmp_path, change):
+    build(corpora[:1], tmp_path / "one")
+    other = replace(KIND, **change)
+    found = [build(corpora[:1], tmp_path / name, kind=other).train for name in ("one", "two")]
+    assert_same(*([dataset[n] for n in range(50)] for dataset in found))

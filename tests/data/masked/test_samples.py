@@ -109,7 +109,7 @@ def test_an_epoch_has_every_token_once(tmp_path, name, pairs):
         assert not missing
 
 
-@pytest.mark.parametrize("name", [name for name in CORPORA if name != "sentences longer"])
+@pytest.mark.parametrize("name", CORPORA)
 def test_pairs_for_the_next_sentence(tmp_path, name):
     """B goes on where A ends, or stands in another document and begins with a sentence."""
     documents = CORPORA[name]
@@ -130,6 +130,19 @@ def test_pairs_for_the_next_sentence(tmp_path, name):
             assert where[second[0]] != where[first[0]]
         if not long:  # a sentence of more than 30 tokens is cut into pieces
             assert {first[0], first[-1] + 1, second[0]} <= begins
+
+
+def test_pairs_fill_the_sample_and_divide_anywhere(tmp_path):
+    """Sentences of one token fill all 13 places, but where a document ends."""
+    documents = [[1] * 50] * 100
+    ends = {end for _, end in edges(documents)}
+    samples = make_samples(tmp_path, documents, 16, "next_sentence", short_seq_prob=0)
+    lengths: dict[int, set[int]] = {0: set(), 1: set()}
+    for number in range(samples.samples_per_epoch):
+        first, second = segments(samples[number])
+        assert len(first) + len(second) == 13 or second[-1] + 1 in ends
+        lengths[int(samples[number]["is_next"])].add(len(first))
+    assert lengths[0] == set(range(1, 13)) == lengths[1]
 
 
 def test_half_of_the_pairs_are_random(tmp_path):
@@ -185,6 +198,15 @@ def test_short_sequences(tmp_path):
     assert min(short) == 2
     assert abs(np.mean(short) - 32.5) < 4 * 62 / math.sqrt(12 * len(short))  # of 2 to 63
     assert {len(whole(s)) for s in map(samples.__getitem__, range(3))} <= set(range(4, 67))
+
+
+@pytest.mark.parametrize(("pairs", "shortest"), [*zip(PAIRS, (5, 5, 4), strict=True)])
+def test_the_shortest_samples(tmp_path, pairs, shortest):
+    """Two tokens of text, whole or filled to a length drawn at random."""
+    samples = make_samples(tmp_path, USUAL, shortest, pairs, short_seq_prob=0.5)
+    for number in range(samples.samples_per_epoch):
+        lengths = [*map(len, segments(samples[number]))]
+        assert lengths == [1, 1] if pairs != "none" else lengths in ([1], [2])
 
 
 def test_epochs_have_other_masks_pairs_and_orders(tmp_path):
