@@ -13,8 +13,8 @@ from megatron_grow.live.pieces import Shard
 class Layers:
     """What this rank updates of each layer, and who has which.
 
-    Where a data-parallel rank updates the same part of every layer (:func:`.sharing.align`), the
-    shards of layers with the same tensors correspond.
+    Where a data-parallel rank updates the same part of every layer (``align_layers`` of
+    :func:`.wrap_data_parallel`), the shards of layers with the same tensors correspond.
     """
 
     def __init__(self, shards: Sequence[Shard], parallel: ParallelConfig, num_layers: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,21 +12,7 @@ import torch.distributed as dist
 
 from megatron_grow.live.layers import Layers
 from megatron_grow.live.pieces import Shard
-from megatron_grow.live.placement import stored_parameters
 from megatron_grow.parallel import process_groups
-
-
-def align(chunks: Sequence[torch.nn.Module], layers: Collection[int]) -> None:
-    """Have each data-parallel rank update the same part of all ``layers``; before gradient buffers.
-
-    Under the distributed optimizer a rank updates an equal part of each bucket. A parameter that
-    megatron-core takes for a shared embedding has a bucket to itself.
-    """
-    for chunk in chunks:
-        for stored in stored_parameters(chunk):
-            if stored.layer in layers:
-                stored.data.shared_embedding = True  # type: ignore[attr-defined]
-
 
 Memory = Callable[[Shard], list[torch.Tensor]]
 """What is meant of a shard."""
@@ -51,8 +37,8 @@ class SharedLayers:
     """Groups of layers of which each is trained as one layer.
 
     Its layers hold the same values and optimizer state, and a data-parallel rank updates the same
-    part of each (:func:`align`). They stay the same, to the bit, as long as an elementwise rule
-    updates each by the sum of all their gradients.
+    part of each (:func:`.wrap_data_parallel`). They stay the same, to the bit, as long as an
+    elementwise rule updates each by the sum of all their gradients.
     """
 
     def __init__(self, layers: Layers, groups: Sequence[Sequence[int]]) -> None:

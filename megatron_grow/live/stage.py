@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, groupby
+from itertools import groupby
 from operator import attrgetter
 
 import torch
@@ -28,7 +28,7 @@ from megatron_grow.live.pieces import (
     write_back,
 )
 from megatron_grow.live.placement import tensors_of
-from megatron_grow.live.sharing import SharedLayers, align
+from megatron_grow.live.sharing import SharedLayers
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim import update
 from megatron_grow.optim.builder import build_optimizer
@@ -74,9 +74,12 @@ class LiveStage:
         chunks = architecture_of(stage.model).build(stage.model, stage.parallel, config.train)
         check_model(chunks, tensors, stage.model.architecture)
         groups = groups_of(stage.model.sharing or ())
-        every = range(stage.model.num_layers)
-        align(chunks, every if aligned_layers else [*chain.from_iterable(groups)])
-        self.chunks = wrap_data_parallel(chunks, stage.parallel, sharded)
+        self.chunks = wrap_data_parallel(
+            chunks,
+            stage.parallel,
+            distributed_optimizer=sharded,
+            align_layers=aligned_layers or bool(groups),
+        )
         self.optimizer = build_optimizer(
             self.chunks,
             config.optimizer,

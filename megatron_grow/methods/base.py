@@ -162,8 +162,8 @@ class TrainingMethod:
     """Whether the units of ``Plan.new_units`` have no share in the function at first."""
     aligns_layers: ClassVar[bool] = False
     """Whether a data-parallel rank must update the same part of every layer, so that what it has of
-    one can be compared with, or written to, what it has of another. Each parameter of a layer is
-    then reduced over data-parallel ranks by itself."""
+    one can be compared with, or written to, what it has of another. Each layer is then reduced over
+    data-parallel ranks by itself."""
 
     def check(self, stage: Stage, run: RunConfig, plan: Plan, where: str) -> None:
         """Raise :class:`~megatron_grow.inputs.errors.UserError`, beginning with ``where``.

@@ -17,7 +17,7 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
 from megatron_grow.inputs.errors import AgreedError, UserError
-from megatron_grow.inputs.ranges import Count, CountOrZero, Range, check_fields
+from megatron_grow.inputs.ranges import Count, CountOrZero, Range, check_fields, shown
 from megatron_grow.live.correlation import Pair
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.methods.correlations import Correlations, check_bound, pairs_of
@@ -60,10 +60,17 @@ class SplitSharing(TrainingMethod):
 
     def on_stage_start(self, ctx: Context) -> None:
         """Make the layers of each group what its first is, whatever they were."""
-        if self._groups is None:
-            unique = unique_layers(self.layer_sharing, ctx.stage.model.num_layers)
-            self._groups = groups_of(unique or ())
-        ctx.live.share_layers(self._groups, copy_first=True)
+        groups = groups_of(unique_layers(self.layer_sharing, ctx.stage.model.num_layers) or ())
+        for done in self._splits:
+            groups = _left([split(group, done["between"]) for group in groups])
+        if self._groups not in (None, groups):
+            raise AgreedError(
+                f"stages[{ctx.stage.index}].methods: split_sharing with "
+                f"layer_sharing={shown(self.layer_sharing)} is not what the checkpoint was trained "
+                f"with, in which {_shown(self._groups)} train as one; restore what it was"
+            )
+        self._groups = groups
+        ctx.live.share_layers(groups, copy_first=True)
 
     def before_sharing(self, ctx: Context) -> None:
         """Compare the gradients of layers, which are not summed yet."""
@@ -97,36 +104,47 @@ class SplitSharing(TrainingMethod):
 
     def _split(self, ctx: Context, cuts: list[Pair]) -> None:
         """Split groups between the layers of each of ``cuts``."""
-        groups = []
-        for group in self._groups or ():
-            parts = split(group, cuts)
+        parts_of = [split(group, cuts) for group in self._groups or ()]
+        for parts in parts_of:
             for part in parts if len(parts) > 1 else ():
                 # The gradient was a sum over the group; it is one over the part from now on.
-                ctx.live.scale_moments(part, len(part) / len(group))
-            groups += [part for part in parts if len(part) > 1]
-        self._groups = groups
+                ctx.live.scale_moments(part, len(part) / sum(map(len, parts)))
+        self._groups = _left(parts_of)
         self._splits.append({"step": ctx.step, "between": [[*pair] for pair in cuts]})
-        ctx.live.share_layers(groups)
+        ctx.live.share_layers(self._groups)
         where = ", ".join(f"{first} | {second}" for first, second in cuts)
-        left = ", ".join(map(_shown, groups)) or "none"
         ctx.report(
             "split",
-            f"shared layers part at {where}; still shared: {left}",
+            f"shared layers part at {where}; still shared: {_shown(self._groups)}",
             between=cuts,
-            groups=groups,
+            groups=self._groups,
         )
 
 
-def split(group: Sequence[int], cuts: Collection[Pair]) -> list[list[int]]:
+def split(group: Sequence[int], cuts: Collection[Sequence[int]]) -> list[list[int]]:
     """The parts of a group that is split between the layers of each of ``cuts``."""
+    at = {tuple(cut) for cut in cuts}
     parts = [[group[0]]]
-    for first, second in pairwise(group):
-        if (first, second) in cuts:
+    for pair in pairwise(group):
+        if pair in at:
             parts.append([])
-        parts[-1].append(second)
+        parts[-1].append(pair[1])
     return parts
 
 
-def _shown(group: Sequence[int]) -> str:
-    neighbours = [*group] == [*range(group[0], group[-1] + 1)]
-    return f"{group[0]}-{group[-1]}" if neighbours else "+".join(map(str, group))
+def _left(parts_of: Sequence[list[list[int]]]) -> list[list[int]]:
+    """The groups that are left when each has become parts."""
+    return [part for parts in parts_of for part in parts if len(part) > 1]
+
+
+def _shown(groups: Sequence[list[int]]) -> str:
+    """Of layers, in words."""
+    return (
+        ", ".join(
+            f"{group[0]}-{group[-1]}"
+            if group == [*range(group[0], group[-1] + 1)]
+            else "+".join(map(str, group))
+            for group in groups
+        )
+        or "none"
+    )

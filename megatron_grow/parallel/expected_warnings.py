@@ -9,7 +9,7 @@ _EXPECTED = (
     "Apex is not installed",
     "full scope is deprecated",  # megatron-core's own default
     "`torch.distributed",  # names that megatron-core still uses
-    # Layers that share their parameters have a bucket for each, in the order of registration.
+    # Layers that share have buckets of their own, in the order of registration.
     "The next bucket's parameter all-gather operation has already been dispatched",
     "The .grad attribute of a Tensor that is not a leaf",  # fp32 shards are views
 )

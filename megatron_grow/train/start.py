@@ -23,6 +23,7 @@ from megatron_grow.growth.at_load import load
 from megatron_grow.growth.event import event_of
 from megatron_grow.growth.plan import Plan, growth, initialisation, resharding
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.ranges import shown
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.agreement import gather, leads, place, together
 from megatron_grow.state.piece import Piece
@@ -194,8 +195,13 @@ def _check_record(record: Record, where: str, config: RunConfig, stages: list[St
                 "was"
             )
     stage = stages[record.stage]
-    if record.model_config.resolved != stage.model.resolved:
-        raise UserError(f"{where} holds another model than stages[{record.stage}] describes")
+    old, new = (vars(model.resolved) for model in (record.model_config, stage.model))
+    if differ := [name for name in old if old[name] != new[name]]:
+        what = ", ".join(f"{name}={shown(old[name])} (now {shown(new[name])})" for name in differ)
+        raise UserError(
+            f"{where} holds another model than stages[{record.stage}] describes: {what}; restore "
+            "what it was, or begin a new stage that grows it"
+        )
     if not stage.first_step <= record.step <= stage.last_step:
         raise UserError(
             f"{where} is at step {record.step} of stages[{record.stage}], which now covers steps "

@@ -101,6 +101,15 @@ def test_fresh_layers_share() -> None:
     assert torch.equal(target[KEY][0], source[KEY][0]) and not target[KEY][1].any()
 
 
+def test_layers_that_add_nothing_share() -> None:
+    before, after = model(2, "1x2"), model(4, [0, 0, 1, 1])
+    depth = {"operator": "explicit", "layers": [0, 1, 0, 1], "zero": [2, 3]}
+    source, target = grown(before, after, depth, MAIN_PARAM)
+    assert torch.equal(target[KEY][0], source[KEY][0]) and not target[KEY][1].any()
+    inside = KEY.replace("fc2", "fc1")
+    assert torch.equal(target[inside], source[inside][[0, 0]])
+
+
 def test_from_no_layers() -> None:
     _, target = grown(model(0), model(4, "1x4"), "random", MAIN_PARAM)
     assert target[KEY].shape[0] == 1
@@ -151,6 +160,12 @@ REFUSED: dict[str, tuple[ModelConfig, ModelConfig, Any, str]] = {
     ),
     "copies that add nothing": (model(2, "1x2"), model(4, "1x4"), "copying_zero", "layers 0 and 1"),
     "a mix": (model(2), model(4, "1x4"), "mix", "layers 0 and 1"),
+    "other factors": (
+        model(2, "1x2"),
+        model(4, "1x4"),
+        {"operator": "explicit", "layers": [0, 1, 0, 1], "scale": [1.0, 1.0, 0.5, 0.5]},
+        "layers 0 and 2",
+    ),
     "another order": (model(2), model(4, [0, 0, 1, 1]), "copying_stack", "layers 0 and 1"),
     "another depth": (
         model(2, "1x2"),

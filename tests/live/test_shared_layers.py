@@ -61,6 +61,8 @@ class Found:
     state: list[Part] = field(default_factory=list)
     weights: list[Part] = field(default_factory=list)
     """Of the model, layer by layer."""
+    buckets: int = 0
+    """In which gradients are reduced over data-parallel ranks."""
 
 
 def train_all(configs: dict[str, RunConfig], steps: int) -> dict[str, Found]:
@@ -75,6 +77,7 @@ def train(config: RunConfig, steps: int) -> Found:
         loop.step(batches)
         found.losses.append(loop.ctx.mean_loss())
         found.grad_norms.append(loop.ctx.grad_norm)
+    found.buckets = sum(len(buffer.buckets) for chunk in live.chunks for buffer in chunk.buffers)
     found.state = snapshot(live.pieces())
     with live._parameters_gathered():
         found.weights = model_weights([chunk.module for chunk in live.chunks])
@@ -138,9 +141,16 @@ def test_training_is_that_of_one_rank(
     assert min(alone.grad_norms[:5]) > CLIP
 
 
+@pytest.mark.parametrize("where", ["DP4", "DP4 overlapped"])
+def test_messages_are_few(on_ranks: dict[str, list[Found]], where: str) -> None:
+    """Three for each of four layers, and what lies before and behind them."""
+    assert [found.buckets for found in on_ranks[where]] == [3 * 4 + 2] * 4
+
+
 FEW = 4
 MUON = OptimizerSection(optimizer="muon", lr=3e-3, clip_grad=CLIP, muon_lr=1e-2)
-PP2_DP2 = layout(pp=2, overlap_grad_reduce=True)
+PP2_DP2 = layout(pp=2, overlap_grad_reduce=True, bucket_size=2000)
+"""Where buckets went by that, they would on the first pipeline stage alone."""
 VARIANTS: dict[str, tuple[RunConfig, dict[str, Any], float]] = {
     # On one rank; the layout of four; how far losses may be apart.
     "units": (run(layout(), UNITS), PP2_DP2, 1e-6),

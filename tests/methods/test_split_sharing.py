@@ -164,8 +164,9 @@ def test_a_split_is_what_a_growth_is() -> None:
 
 
 def freeze_one() -> str:
-    """On a rank: what is said where another method keeps one layer of a group as it is."""
-    methods = [METHOD, {"name": "frozen", "layers": [1]}]
+    """On a rank: what is said where another method keeps a tensor of one layer of a group as it
+    is, and no other."""
+    methods = [METHOD, {"name": "frozen", "layers": [1], "tensors": ["*linear_proj.weight"]}]
     config = run_config(StageSection(methods=methods), model=MODEL)
     live = begin(config, 1)
     loop, batches = loop_over(live, config), micro_batches(config, 0)

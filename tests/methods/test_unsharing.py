@@ -15,7 +15,7 @@ from megatron_grow.config.layer_sharing import unique_layers
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.plan import initialisation
-from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.errors import AgreedError, UserError
 from megatron_grow.methods import methods_of
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.methods.end_sharing import EndSharing
@@ -154,6 +154,19 @@ def test_resumed_groups_split_on(stop: int) -> None:
     assert (ctx.step, ctx.end_reason) == (99, None)
     before = sum(step <= stop for step in (20, 30, 40))
     assert live.groups == PARTED[before:]
+
+
+def test_other_groups_than_the_checkpoint_has_are_refused() -> None:
+    """They would be passed over without a word: what is left of groups is in the checkpoint."""
+    first, second = SplitSharing("1x4", every=EVERY), SplitSharing("2x2", every=EVERY)
+    follow(first, Live(SPLITS, "1x4"), 0, 20)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    with pytest.raises(AgreedError) as error:
+        follow(second, Live([], "1x4"), 20, 99)
+    assert str(error.value) == (
+        "stages[0].methods: split_sharing with layer_sharing=2x2 is not what the checkpoint was "
+        "trained with, in which 0-1, 2-3 train as one; restore what it was"
+    )
 
 
 @pytest.mark.parametrize(

@@ -58,5 +58,5 @@ def test_a_run_grows_out_of_it(checkpoint: Path) -> None:
 
 def test_another_model_is_refused(checkpoint: Path) -> None:
     config = run(checkpoint, layers=6)
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match=r"another model.*: num_layers=4 \(now 6\); restore"):
         find_start(config, config.resolve(1))
