@@ -1,0 +1,187 @@
+"""The runs of docs/study/bert.md: each name is one run of a toy BERT on one CPU core.
+
+  python examples/study/bert/study.py data books.jsonl books.valid.jsonl   corpora, a vocabulary
+  python examples/study/bert/study.py run full swe_f compound --seed 1     all if none is named
+  python examples/study/bert/study.py table --seed 1                       what has finished
+
+A run that has finished is left as it is, one that was stopped goes on. Several can run at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))  # a checkout need not be installed
+RUN_FILE = Path(__file__).with_name("run.yaml")
+RUNS = ROOT / "runs" / "study_bert"
+Stages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A run: what it does otherwise than the full-size one."""
+
+    length: float | str = 1.0
+    """Share of the full-size run's steps; or a run as whose twin it takes as many FLOPs."""
+    stages: Stages = field(default_factory=list)
+
+
+def _swe(sharing: str, until: Any = 0.1, **stage: Any) -> Stages:
+    """Layers that train as one, then not."""
+    return [
+        {"until": until, "model": {"layer_sharing": sharing}, **stage},
+        {"grow": {"depth": "unshare"}},
+    ]
+
+
+def _stacked(*models: dict[str, Any], **growth: Any) -> Stages:
+    """Three stages of a sixth, a sixth and two thirds of the steps, the last at full size."""
+    grow = {"grow": {"recipe": "compound_grow", **growth}, "rewarmup_iters": 100}
+    first, second = models
+    return [{"until": 1 / 6, "model": first}, {"until": 1 / 3, "model": second, **grow}, grow]
+
+
+_SHALLOW = {"num_layers": 2}, {"num_layers": 4}
+_NARROW = {"ffn_hidden_size": 64}, {"ffn_hidden_size": 128}
+_SHORT = {"options": {"pool_size": 2}}, {"options": {"pool_size": 2}}
+_COMPOUND = tuple({**a, **b, **c} for a, b, c in zip(_SHALLOW, _NARROW, _SHORT, strict=True))
+_MEASURED = {"every": 60, "rho": 0.5}
+VARIANTS = {
+    "full": Variant(),
+    # Sharing, then unsharing, in half of the steps.
+    "half": Variant(0.5),
+    "swe_f": Variant(0.5, _swe("1x8")),
+    "swe_a": Variant(
+        0.5,
+        _swe("1x8", {"at_most": 0.5}, methods=[{"name": "end_sharing", "times": 3, **_MEASURED}]),
+    ),
+    "swe_m": Variant(
+        0.5, [{"methods": [{"name": "split_sharing", "layer_sharing": "1x8", **_MEASURED}]}]
+    ),
+    "swe_long": Variant(0.5, _swe("1x8", 0.4)),
+    "swe_2x4": Variant(0.5, _swe("2x4")),
+    "swe_4x2": Variant(0.5, _swe("4x2")),
+    # Growth in all of the steps, and finished full-size runs of equal FLOPs.
+    "depth": Variant(1.0, _stacked(*_SHALLOW)),
+    "ffn": Variant(1.0, _stacked(*_NARROW)),
+    "length": Variant(1.0, _stacked(*_SHORT)),
+    "compound": Variant(1.0, _stacked(*_COMPOUND)),
+    "compound_carry": Variant(1.0, _stacked(*_COMPOUND, optimizer_state="carry")),
+    "depth_twin": Variant("depth"),
+    "ffn_twin": Variant("ffn"),
+    "length_twin": Variant("length"),
+    "compound_twin": Variant("compound"),
+}
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    data = verbs.add_parser("data")
+    data.add_argument("train", type=Path)
+    data.add_argument("valid", type=Path)
+    for verb in ("run", "table"):
+        each = verbs.add_parser(verb)
+        each.add_argument("names", nargs="*", metavar="NAME", help=", ".join(VARIANTS))
+        each.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    if args.verb == "data":
+        _make_data(args.train, args.valid)
+        return
+    unknown = set(args.names) - set(VARIANTS)
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: known are {', '.join(VARIANTS)}")
+    names = args.names or list(VARIANTS)
+    if args.verb == "table":
+        print(_table(names, args.seed))
+        return
+    for name in names:
+        _train(name, args.seed)
+
+
+def _make_data(train: Path, valid: Path) -> None:
+    """A corpus of sentences of each, and a vocabulary of 512 word pieces of the first."""
+    tool = [sys.executable, ROOT / "tools" / "preprocess_data.py", "--split-sentences"]
+    prefix = "data/study_bert"
+    wordpiece = ["--train-tokenizer", "512", "--tokenizer-model", "wordpiece"]
+    subprocess.run(
+        [*tool, "--input", train.resolve(), "--output-prefix", prefix, *wordpiece],
+        cwd=ROOT,
+        check=True,
+    )
+    subprocess.run(
+        [
+            *tool,
+            *("--input", valid.resolve(), "--output-prefix", f"{prefix}_valid"),
+            *("--tokenizer", f"{prefix}-tokenizer.json"),
+        ],
+        cwd=ROOT,
+        check=True,
+    )
+
+
+def _train(name: str, seed: int) -> None:
+    """Train one run to its end."""
+    print(f"== {name}, seed {seed}", flush=True)
+    command = [sys.executable, ROOT / "pretrain_progressive.py", "--config", RUN_FILE]
+    command += ["--run.name", name, "--run.output_dir", _directory(name, seed)]
+    command += ["--run.seed", str(seed), "--train.train_iters", str(_steps(name, seed))]
+    command += ["--stages", json.dumps(VARIANTS[name].stages)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([str(part) for part in command], cwd=ROOT, env=env, check=True)
+
+
+def _steps(name: str, seed: int) -> int:
+    """How many a run takes."""
+    full: int = yaml.safe_load(RUN_FILE.read_text())["train"]["train_iters"]
+    length = VARIANTS[name].length
+    if isinstance(length, str):
+        costs = [_last(run, seed)["flops_total"] for run in (length, "full")]
+        length = costs[0] / costs[1]
+    return round(length * full)
+
+
+def _directory(name: str, seed: int) -> Path:
+    return RUNS / f"seed{seed}" / name
+
+
+def _last(name: str, seed: int) -> dict[str, Any]:
+    """All last numbers of a run."""
+    with (_directory(name, seed) / "metrics.jsonl").open() as file:
+        rows = [json.loads(line) for line in file]
+    return {key: value for row in rows for key, value in row.items()}
+
+
+def _table(names: list[str], seed: int) -> str:
+    """What runs reached, and what they had cost."""
+    lines = [
+        "| run | steps | masked loss | accuracy | FLOPs | FLOPs of layers |",
+        "|---|---|---|---|---|---|",
+    ]
+    whole = _last("full", seed)
+    for name in names:
+        status = _directory(name, seed) / "status.json"
+        if not status.is_file() or json.loads(status.read_text())["status"] != "done":
+            continue
+        last = _last(name, seed)
+        cost = (f"{last[key] / whole[key]:.3f}" for key in ("flops_total", "flops_block"))
+        numbers = f"{last['val_masked_lm_loss']:.4f} | {last['val_masked_lm_accuracy']:.2%}"
+        lines.append(f"| {name} | {last['step']} | {numbers} | {' | '.join(cost)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
