@@ -114,7 +114,8 @@ def main() -> None:
 
 def _make_data(train: Path, valid: Path) -> None:
     """A corpus of sentences of each, and a vocabulary of 512 word pieces of the first."""
-    tool: list[str | Path] = [sys.executable, ROOT / "tools" / "preprocess_data.py", "--split-sentences"]
+    script = ROOT / "tools" / "preprocess_data.py"
+    tool: list[str | Path] = [sys.executable, script, "--split-sentences"]
     prefix = "data/study_bert"
     wordpiece = ["--train-tokenizer", "512", "--tokenizer-model", "wordpiece"]
     subprocess.run(
