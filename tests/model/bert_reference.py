@@ -39,11 +39,13 @@ def logits(
     *,
     first_position: int = 0,
     places: Sequence[Sequence[int]] | None = None,
+    predicted: slice = slice(None),
 ) -> Logits:
     """Of a model in post-norm if its weights have the norm of the embeddings, else in pre-norm.
 
     ``places`` are the tokens that share each place behind the first layer, whose queries and
-    residual stream are their means; if absent, each has its own.
+    residual stream are their means; if absent, each has its own. The head of masked tokens reads
+    those ``predicted``.
     """
     post = "embedding.embedding_dropout.0.weight" in weights
     embedding, length = weights["embedding.word_embeddings.weight"], text.tokens.shape[1]
@@ -70,7 +72,10 @@ def logits(
         embedding if model.share_embeddings_and_output_weights else weights["output_layer.weight"]
     )
     guess = norm(
-        model, weights, "lm_head.layer_norm", functional.gelu(linear(weights, "lm_head.dense", x))
+        model,
+        weights,
+        "lm_head.layer_norm",
+        functional.gelu(linear(weights, "lm_head.dense", x[:, predicted])),
     )
     sentence = None
     if "binary_head.weight" in weights:

@@ -81,14 +81,17 @@ def attention(
     """
     groups, per_group = model.query_groups, model.num_attention_heads // model.query_groups
 
-    def projected(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        mixed = linear(weights, "self_attention.linear_qkv", x)
-        mixed = mixed.view(*x.shape[:2], groups, per_group + 2, model.head_dim)
-        return mixed.split([per_group, 1, 1], dim=3)  # (b, s, group, heads, d)
+    def projected(x: torch.Tensor, part: slice) -> torch.Tensor:
+        """(b, s, group, heads, d)."""
+        rows = {
+            end: values.unflatten(0, (groups, per_group + 2, -1))[:, part].flatten(0, 2)
+            for end in ("weight", "bias")
+            if (values := weights.get(f"self_attention.linear_qkv.{end}")) is not None
+        }
+        return functional.linear(x, **rows).view(*x.shape[:2], groups, -1, model.head_dim)
 
-    query, key, value = projected(x)
-    if asking is not None:
-        query, *_ = projected(asking)
+    query = projected(x if asking is None else asking, slice(per_group))
+    key, value = projected(x, slice(per_group, None)).split(1, dim=3)
     if model.qk_layernorm:
         query = norm(model, weights, "self_attention.q_layernorm", query)
         key = norm(model, weights, "self_attention.k_layernorm", key)

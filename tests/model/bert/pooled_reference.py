@@ -28,15 +28,33 @@ def loss(
         real = ~batch["padding_mask"][sample]
         used = batch["masked_weights"][sample] > 0
         masked = batch["masked_positions"][sample][used].tolist()
-        text = (batch[name][sample][real][None] for name in ("tokens", "token_types"))
-        said = bert_reference.logits(
-            model,
-            weights,
-            bert_reference.Text(*text, padding=torch.zeros(1, 1, dtype=torch.bool)),
-            places=groups(int(real.sum()), masked, pool_size),
-        )
+        text = (batch[name][sample][real] for name in ("tokens", "token_types"))
+        tokens, sentence = logits(model, weights, *text, masked, pool_size)
         labels, is_next = batch["masked_labels"][sample][used], batch["is_next"][sample]
-        tokens = said.tokens[0, 1 : 1 + len(masked)]
         masked_lm.append(functional.cross_entropy(tokens, labels, reduction="sum"))
-        sentences.append(functional.cross_entropy(said.sentence[0], is_next))
+        sentences.append(functional.cross_entropy(sentence, is_next))
     return torch.stack(masked_lm).sum() / count + torch.stack(sentences).mean()
+
+
+def logits(
+    model: ModelConfig,
+    weights: Weights,
+    tokens: torch.Tensor,
+    types: torch.Tensor,
+    masked: Sequence[int],
+    pool_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the masked tokens, (masked, vocabulary), and of the two sentence classes, (2,).
+
+    Tokens and types are those of one sample, (length,), none of them padding.
+    """
+    text = bert_reference.Text(tokens[None], types[None], torch.zeros(1, 1, dtype=torch.bool))
+    said = bert_reference.logits(
+        model,
+        weights,
+        text,
+        places=groups(len(tokens), masked, pool_size),
+        predicted=slice(1, 1 + len(masked)),
+    )
+    assert said.sentence is not None
+    return said.tokens[0], said.sentence[0]
