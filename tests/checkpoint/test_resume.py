@@ -42,7 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
         )
     },
 }
-SHORT = {"seq_length": 8, "global_batch_size": 16, "micro_batch_size": 2}
+SHORT = {"seq_length": 8, "global_batch_size": 16, "micro_batch_size": 4}
 """What the first stage of "length and batch" reads; the second reads 4 x 16."""
 # Ranks, layouts before and after the growth, and what is resumed there.
 RESUMED: dict[str, tuple[int, dict, dict, list[str]]] = {
@@ -68,6 +68,7 @@ def config_of(kind: str, before: dict[str, Any], after: dict[str, Any]) -> RunCo
         ),
         StageSection(parallel=after, grow=GrowSection(depth="random")),
         global_batch_size=4,
+        micro_batch_size=2,
         eval_iters=2,
         **KINDS[kind],
     )

@@ -21,7 +21,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split, normalize
 
 from megatron_grow.config.sections import DataSection
-from megatron_grow.data import datasets
+from megatron_grow.data import datasets, samples
 from megatron_grow.data.check import check_data
 from megatron_grow.data.datasets import Datasets, build_datasets
 from megatron_grow.data.loader import micro_batches
@@ -281,7 +281,7 @@ def _read_on_two_nodes(directory: Path, paths: tuple) -> list[list[int]]:
     node, local = divmod(dist.get_rank(), 2)
     os.environ["LOCAL_RANK"] = str(local)
     if local == 1:  # finds what the first rank of its node has made
-        datasets.order_corpus = datasets.order_blend = _refuse
+        samples.order_corpus = datasets.order_blend = _refuse
     return tokens_of(build(directory / f"node{node}", *paths).train, range(100))
 
 

@@ -67,6 +67,7 @@ def run(name: str, norms: str, where: str) -> RunConfig:
         optimizer=OptimizerSection(lr=3e-3),
         train_iters=STEPS + MORE,
         global_batch_size=4,
+        micro_batch_size=2,
     )
 
 

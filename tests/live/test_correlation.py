@@ -47,7 +47,8 @@ def measure(parallel: dict[str, Any]) -> dict[str, list[Step]]:
     """On a rank: train, and measure in each step."""
     found = {}
     for units, pairs in PAIRS.items():
-        config = run_config(StageSection(parallel=parallel), model=sharing(units))
+        stage = StageSection(parallel=parallel)
+        config = run_config(stage, model=sharing(units), micro_batch_size=2)
         live = begin(config, dist.get_world_size())
         batches, found[units] = micro_batches(config, 0), []
         for step in range(1, STEPS + 1):

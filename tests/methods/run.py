@@ -44,6 +44,7 @@ def grown(methods: list[Any], parallel: dict[str, Any], **more: Any) -> RunConfi
     config = run_config(
         StageSection(until=STEPS_BEFORE, model=before, parallel=layout()),
         StageSection(
+            train={"micro_batch_size": 2},
             parallel=parallel,
             grow=GrowSection(depth="copying_zero", ffn="random"),
             methods=methods,

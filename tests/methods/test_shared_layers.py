@@ -35,6 +35,7 @@ def run(parallel: dict[str, Any], methods: list[Any] = [], **grow: Any) -> RunCo
         StageSection(parallel=parallel, grow=GrowSection(ffn="random", **grow), methods=methods),
         model=SHARED,
         optimizer=OptimizerSection(lr=1e-2, weight_decay=0.1, clip_grad=0.5),
+        micro_batch_size=2,
     )
 
 

@@ -53,6 +53,7 @@ def train(parallel: dict[str, Any]) -> Run:
         StageSection(parallel=parallel, methods=[METHOD]),
         model=MODEL,
         optimizer=OptimizerSection(lr=1e-3, clip_grad=0.5),
+        micro_batch_size=2,
     )
     live, run = begin(config, dist.get_world_size()), Run()
     loop, batches = loop_over(live, config), micro_batches(config, 0)

@@ -17,10 +17,11 @@ from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.distributed import run_ranks
 from tests.growth.algebra import GPT2, LLAMA, answers, applied, loss_and_gradients, weights_of
-from tests.growth.test_operators_on_ranks import Case, Found, grow_all_ways, plan_of, run
-from tests.logits import agreed
+from tests.growth.test_operators_on_ranks import Case, run
+from tests.growth.three_ways import Found, grow_all_ways
+from tests.logits import agreed, logits
 from tests.state.snapshot import assemble
-from tests.toy import layout
+from tests.toy import Trace, begin, layout, plan_of, train_stage
 
 IMPORTANCE = "extend.importance:Importance"
 FC1 = "decoder.layers.mlp.linear_fc1.weight"
@@ -45,12 +46,15 @@ LAYOUTS = (
     layout(pp=4, use_distributed_optimizer=True),
 )
 CASE = Case({"ffn": IMPORTANCE, "depth": "identity"}, {"ffn_hidden_size": 100, "num_layers": 4})
+RUN = run(CASE, LAYOUTS)
 COPIED = [0, 0, 1, 1]
 
 
 def grow_by_importance(root: str) -> Found:
     """On a rank of eight."""
-    return grow_all_ways(CASE, LAYOUTS, 8, Path(root))
+    live = begin(RUN, 8)
+    train_stage(live, RUN, Trace())
+    return grow_all_ways(live, RUN, 8, Path(root), logits)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +65,7 @@ def ranks() -> list[Found]:
 
 def test_the_chosen_units_on_ranks(ranks: list[Found]) -> None:
     """TP2 PP2 DP2 to PP4 DP2, distributed optimizers: in memory, at load and offline alike."""
-    config = run(CASE, LAYOUTS)
-    source, target = (logical_tensors(stage.model) for stage in config.resolve(8))
+    source, target = (logical_tensors(stage.model) for stage in RUN.resolve(8))
     before = assemble(source, [rank.source for rank in ranks])
     old = {name: torch.from_numpy(values) for name, values in before.items()}
     grown = assemble(target, [rank.target for rank in ranks])
@@ -89,7 +92,7 @@ def test_the_chosen_units_on_ranks(ranks: list[Found]) -> None:
 
 
 def test_the_function_is_kept_on_ranks(ranks: list[Found]) -> None:
-    assert plan_of(run(CASE, LAYOUTS), 8).caveats == ()
+    assert plan_of(RUN, 8, 1).caveats == ()
     before = agreed(rank.before for rank in ranks)
     after = agreed(rank.after for rank in ranks)
     assert before.std() > 0.01

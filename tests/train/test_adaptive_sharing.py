@@ -23,6 +23,8 @@ ITERS, BOUND, EVERY, TIMES, LAYERS = 20, 18, 1, 2, 4
 SPLIT_RHO, AMID = 0.8, 3
 """And a step between two splits."""
 PP2 = {"pipeline_model_parallel_size": 2}
+LAST_ALONE = f"--checkpoint.save_interval={ITERS}"
+"""Of a run that no other goes on from, only the last state is read."""
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +81,9 @@ def command(workplace: Path, name: str, *options: str) -> list[str]:
     return ["--config", str(workplace / "run.yaml"), "--run.output_dir", output, *options]
 
 
-def resumed(workplace: Path, name: str, step: int) -> str:
-    return f"--checkpoint.load={workplace / name / 'checkpoints' / f'iter_{step:07d}'}"
+def resumed(workplace: Path, name: str, step: int) -> list[str]:
+    load = workplace / name / "checkpoints" / f"iter_{step:07d}"
+    return [f"--checkpoint.load={load}", LAST_ALONE]
 
 
 def measured(workplace: Path, name: str) -> dict[int, list[float]]:
@@ -101,7 +104,8 @@ def ends(seen: dict[int, list[float]], rho: float) -> int:
 @pytest.fixture(scope="module")
 def known(workplace: Path) -> tuple[float, int]:
     """What gradients correlate by where nothing ends the stage; the end for a rho in between."""
-    [[(code, errors, _)]] = run_ranks(1, run_all, [command(workplace, "probe", *adaptive(-1.0))])
+    probe = command(workplace, "probe", *adaptive(-1.0), LAST_ALONE)
+    [[(code, errors, _)]] = run_ranks(1, run_all, [probe])
     assert code == 0, errors
     seen = measured(workplace, "probe")
     assert list(seen) == list(range(EVERY, BOUND + 1, EVERY))
@@ -115,12 +119,12 @@ def done(workplace: Path, known: tuple[float, int]) -> None:
     rule, split = adaptive(rho), splitting(SPLIT_RHO)
     commands = {
         "adaptive": rule,
-        "fixed": unsharing(end),
+        "fixed": [*unsharing(end), LAST_ALONE],
         "split": split,
-        **{f"again {n}": [*rule, resumed(workplace, "adaptive", end - n)] for n in (0, 1, 2)},
-        "again on PP2": [*adaptive(rho, **PP2), resumed(workplace, "adaptive", end - 1)],
-        "split on": [*split, resumed(workplace, "split", AMID)],
-        "split on PP2": [*splitting(SPLIT_RHO, **PP2), resumed(workplace, "split", AMID)],
+        **{f"again {n}": [*rule, *resumed(workplace, "adaptive", end - n)] for n in (0, 1, 2)},
+        "again on PP2": [*adaptive(rho, **PP2), *resumed(workplace, "adaptive", end - 1)],
+        "split on": [*split, *resumed(workplace, "split", AMID)],
+        "split on PP2": [*splitting(SPLIT_RHO, **PP2), *resumed(workplace, "split", AMID)],
     }
     ranks = run_ranks(2, run_all, [command(workplace, *each) for each in named(commands)])
     assert [(name, code) for name, (code, *_) in zip(commands, ranks[0], strict=True)] == [

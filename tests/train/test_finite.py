@@ -37,10 +37,11 @@ def test_one_entry_is_found(bad: float, dtype: torch.dtype) -> None:
 def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[int, str, str]:
     """Run the command on this rank; ``fault`` strikes rank ``where`` in ``steps``."""
     from megatron_grow.live import stage as live_stage
+    from megatron_grow.live.objective import Objective
     from megatron_grow.train.entry import main
 
     step = 0
-    live, reported = live_stage.LiveStage, live_stage.Objective.reported
+    live, reported = live_stage.LiveStage, Objective.reported
     forward_backward, update = live.forward_backward, live.update
     finalize = live_stage.finalize_model_grads
 
@@ -71,7 +72,7 @@ def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[i
             next(chunks[0].parameters()).main_grad.view(-1)[0] = math.inf
 
     live.forward_backward, live.update = stepping, updating  # type: ignore[method-assign]
-    live_stage.Objective.reported = loss  # type: ignore[method-assign]
+    Objective.reported = loss  # type: ignore[method-assign]
     live_stage.finalize_model_grads = gradients
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
