@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from megatron_grow.checkpoint.formats import identity
 from megatron_grow.checkpoint.open import open_reader, open_to_resume
 from megatron_grow.checkpoint.reader import Reader
@@ -271,7 +269,7 @@ def _grow(stored: Reader, config: RunConfig, stages: list[Stage]) -> Start:
                 f"{stage.first_step} to {stage.last_step}; or set checkpoint.start: afresh"
             )
         _check_tokens(record, where, config, stage)
-    layout = stage.parallel.describe(dist.get_world_size())
+    layout = stage.parallel.describe(place()[1])
     event = event_of(plan, stage.grow, source, step=step, target_layout=layout)
     return Start(
         path=stored.path,

@@ -16,7 +16,7 @@ from torch.nn import functional
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.model.architectures import logical_tensors
-from megatron_grow.model.gpt import build as builder
+from megatron_grow.model.layers import local
 from megatron_grow.model.layers.attention import ScaledDotProductAttention
 from tests.distributed import run_ranks
 from tests.state.snapshot import Part, assemble, snapshot
@@ -66,7 +66,7 @@ def train_without_transformer_engine(
     config: RunConfig, world_size: int
 ) -> tuple[list[float], list[Part]]:
     """On a rank: losses, and the state at the end."""
-    builder.ScaledDotProductAttention = GatheredAttention  # type: ignore[misc]
+    local.ScaledDotProductAttention = GatheredAttention  # type: ignore[misc]
     ParallelConfig.check = lambda *args: None  # type: ignore[method-assign]
     trace, live = Trace(), begin(config, world_size)
     train_stage(live, config, trace)

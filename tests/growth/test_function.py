@@ -62,7 +62,8 @@ def case(
 
 ONE, TP2, PP2 = layout(), layout(tp=2, sequence_parallel=True), layout(pp=2)
 TP2_PP2 = layout(tp=2, pp=2)
-DEPTHS = [name for name in OPERATORS["depth"].builtin if name not in ("explicit", "llama_pro")]
+OTHERS = "explicit", "llama_pro", "unshare"  # need options, or a source of their own
+DEPTHS = [name for name in OPERATORS["depth"].builtin if name not in OTHERS]
 CASES: dict[int, dict[str, RunConfig]] = {
     1: {
         **{f"{depth} 2": case(depth, 2, ONE, ONE) for depth in DEPTHS},

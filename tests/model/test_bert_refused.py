@@ -28,10 +28,6 @@ MODELS: dict[str, tuple[ModelConfig, str]] = {
         bert(sentence_head="yes"),
         r"model\.options\.sentence_head=yes must be ",
     ),
-    "two sentences of one type": (
-        bert(token_types=1),
-        r"model\.options\.token_types=1 .* sentence_head=next_sentence .*give it 2, ",
-    ),
     "less than no types": (bert(token_types=-1), r"model\.options\.token_types=-1 must be "),
 }
 
@@ -54,6 +50,17 @@ def test_layers_of_transformer_engine() -> None:
     train = replace(config.train, transformer_impl="transformer_engine")
     with pytest.raises(UserError, match=r"^train\.transformer_impl=.* must be local$"):
         architecture_of(BERT).check(stage_of(config), train, "stages[0]")
+
+
+def test_two_sentences_of_one_type() -> None:
+    """A model imported so is one; it cannot be trained on pairs."""
+    model = bert(token_types=1)
+    config = run_config(StageSection(parallel=layout()), model=model)
+    message = (
+        r"^stages\[0\]: model\.options\.token_types=1 .* sentence_head=next_sentence .*give it 2"
+    )
+    with pytest.raises(UserError, match=message):
+        architecture_of(model).check(stage_of(config), config.train, "stages[0]")
 
 
 def test_tokens_of_a_sequence_shared_among_ranks() -> None:

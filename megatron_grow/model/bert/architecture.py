@@ -55,15 +55,6 @@ class BERT(Architecture):
     """Neighbouring tokens that share a place behind the first layer, all but the first token and
     the masked ones (CompoundGrow, Gu et al. 2020); 1: each has its own."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.has_sentence_head and self.token_types == 1:
-            raise UserError(
-                f"token_types=1 has no second kind for the second sentence, which sentence_head="
-                f"{self.sentence_head} is about; give it 2, 0 to not tell them apart, or "
-                "sentence_head: none"
-            )
-
     def changes_since(self, before: Self, where: str) -> dict[str, str]:
         """A model with fewer tokens in a place computes something else with the same weights."""
         was, is_ = before.pool_size, self.pool_size
@@ -103,8 +94,14 @@ class BERT(Architecture):
         )
 
     def check(self, stage: Stage, train: TrainSection, where: str) -> None:
-        """Besides: what attention to both sides rules out, and rows of the table of positions."""
+        """Besides: kinds of tokens, what attention to both sides rules out, rows of positions."""
         model, parallel = stage.model, stage.parallel
+        if self.has_sentence_head and self.token_types == 1:
+            raise UserError(
+                f"{where}: model.options.token_types=1 has no second kind for the second sentence, "
+                f"which sentence_head={self.sentence_head} is about; give it 2, 0 to not tell them "
+                "apart, or sentence_head: none"
+            )
         if parallel.context_parallel_size > 1:
             raise UserError(
                 f"{where}: parallel.context_parallel_size={parallel.context_parallel_size}: ranks "
