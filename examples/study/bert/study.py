@@ -159,8 +159,16 @@ def _directory(name: str, seed: int) -> Path:
     return RUNS / f"seed{seed}" / name
 
 
+def _done(name: str, seed: int) -> bool:
+    """Whether a run has finished."""
+    status = _directory(name, seed) / "status.json"
+    return status.is_file() and json.loads(status.read_text())["status"] == "done"
+
+
 def _last(name: str, seed: int) -> dict[str, Any]:
-    """All last numbers of a run."""
+    """All last numbers of a finished run."""
+    if not _done(name, seed):
+        raise SystemExit(f"{name}, seed {seed}, has not finished, and others are measured by it")
     with (_directory(name, seed) / "metrics.jsonl").open() as file:
         rows = [json.loads(line) for line in file]
     return {key: value for row in rows for key, value in row.items()}
@@ -174,8 +182,7 @@ def _table(names: list[str], seed: int) -> str:
     ]
     whole = _last("full", seed)
     for name in names:
-        status = _directory(name, seed) / "status.json"
-        if not status.is_file() or json.loads(status.read_text())["status"] != "done":
+        if not _done(name, seed):
             continue
         last = _last(name, seed)
         cost = (f"{last[key] / whole[key]:.3f}" for key in ("flops_total", "flops_block"))
