@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
-from tests.toy import MODEL
+from tests.toy import MODEL, shares
 
 BERT = replace(MODEL, architecture="bert", num_query_groups=None)
 MOST_MASKED = 4
@@ -56,12 +53,4 @@ def samples(step: int, vocab: int, batch: int, length: int) -> dict[str, torch.T
 
 def micro_batches(config: RunConfig, first_step: int) -> Iterator[dict[str, torch.Tensor]]:
     """This data-parallel rank's share of :func:`samples`, micro-batch by micro-batch."""
-    stages = config.resolve(dist.get_world_size())
-    peers = parallel_state.get_data_parallel_world_size()
-    rank = parallel_state.get_data_parallel_rank()
-    for step in count(first_step):
-        shape = next((s for s in stages if step < s.last_step), stages[-1]).batch
-        whole = samples(step, config.model.vocabulary, shape.global_batch_size, shape.seq_length)
-        size = shape.micro_batch_size
-        for start in range(rank * size, shape.global_batch_size, peers * size):
-            yield {name: values[start : start + size] for name, values in whole.items()}
+    return shares(config, first_step, samples)

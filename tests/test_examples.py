@@ -1,7 +1,9 @@
 """The run files in ``examples/`` parse, and their stages fit the job that they name."""
 
 import itertools
+import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_grow.config.run import parse_run, to_yaml
+from megatron_grow.config.run import RunConfig, parse_run, to_yaml
 from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.growth.plan import growth, initialisation
 from megatron_grow.methods import methods_of
@@ -30,19 +32,35 @@ JOBS = {
     "grow_llama": (2, 1024),
     "bert_base": (8, 30522),
     "bert_quickstart": (2, 4096),
+    "bert": (1, 512),
 }
 """Ranks, and the size of the vocabulary."""
 FILES = sorted(
     path
-    for path in EXAMPLES.glob("*/*.yaml")
+    for path in EXAMPLES.glob("**/*.yaml")
     if "run" in yaml.safe_load(path.read_text())  # others are of the converter
 )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_run_file(path: Path, tmp_path: Path) -> None:
-    world_size, vocabulary = JOBS[path.parent.name]
     config = parse_run(["--config", str(path)])
+    check_stages(config, *JOBS[path.parent.name])
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(to_yaml(config))
+    assert parse_run(["--config", str(resolved)]) == config
+
+
+def test_the_runs_of_the_study() -> None:
+    study = runpy.run_path(str(EXAMPLES / "study/bert/study.py"))
+    for variant in study["VARIANTS"].values():
+        stages = json.dumps(variant.stages)
+        config = parse_run(["--config", str(study["RUN_FILE"]), "--stages", stages])
+        check_stages(config, *JOBS["bert"])
+
+
+def check_stages(config: RunConfig, world_size: int, vocabulary: int) -> None:
+    """Raise what a run would refuse before it reads data."""
     config = replace(config, model=replace(config.model, vocab_size=vocabulary))
     stages = config.resolve(world_size)
     data_options_of(config.model, config.data)
@@ -53,9 +71,6 @@ def test_run_file(path: Path, tmp_path: Path) -> None:
     for before, stage in itertools.pairwise(stages):
         plan = growth(before.model, stage.model, stage.grow, target_depth=depth, seed=1)
         methods_of(stage, config, plan)
-    resolved = tmp_path / "resolved.yaml"
-    resolved.write_text(to_yaml(config))
-    assert parse_run(["--config", str(resolved)]) == config
 
 
 def test_the_7b_example_is_the_published_size() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Any
@@ -99,22 +99,40 @@ def tokens(step: int, vocab: int, batch: int, length: int) -> torch.Tensor:
     return torch.randint(0, vocab // 4, (batch, length + 1), generator=generator) * 3
 
 
-def micro_batches(config: RunConfig, first_step: int) -> Iterator[dict[str, torch.Tensor]]:
-    """This data-parallel rank's share of :func:`tokens`, micro-batch by micro-batch."""
+def shares(
+    config: RunConfig,
+    first_step: int,
+    samples: Callable[[int, int, int, int], dict[str, torch.Tensor]],
+) -> Iterator[dict[str, torch.Tensor]]:
+    """This data-parallel rank's share of ``samples``, micro-batch by micro-batch.
+
+    Those are asked for by step, vocabulary, samples in a global batch and length.
+    """
     stages = config.resolve(dist.get_world_size())
     peers = parallel_state.get_data_parallel_world_size()
     rank = parallel_state.get_data_parallel_rank()
     for step in count(first_step):
         shape = next((s for s in stages if step < s.last_step), stages[-1]).batch
-        length = shape.seq_length
-        batch = tokens(step, config.model.vocab_size, shape.global_batch_size, length)
-        for micro in batch.split(shape.micro_batch_size)[rank::peers]:
-            yield {
-                "tokens": micro[:, :-1],
-                "labels": micro[:, 1:],
-                "position_ids": torch.arange(length).expand(len(micro), -1),
-                "loss_mask": torch.ones(len(micro), length),
-            }
+        whole = samples(step, config.model.vocabulary, shape.global_batch_size, shape.seq_length)
+        size = shape.micro_batch_size
+        for start in range(rank * size, shape.global_batch_size, peers * size):
+            yield {name: values[start : start + size] for name, values in whole.items()}
+
+
+def running_text(step: int, vocab: int, batch: int, length: int) -> dict[str, torch.Tensor]:
+    """:func:`tokens` as a GPT reads them."""
+    text = tokens(step, vocab, batch, length)
+    return {
+        "tokens": text[:, :-1],
+        "labels": text[:, 1:],
+        "position_ids": torch.arange(length).expand(batch, -1),
+        "loss_mask": torch.ones(batch, length),
+    }
+
+
+def micro_batches(config: RunConfig, first_step: int) -> Iterator[dict[str, torch.Tensor]]:
+    """This data-parallel rank's share of :func:`running_text`."""
+    return shares(config, first_step, running_text)
 
 
 @dataclass

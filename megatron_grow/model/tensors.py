@@ -65,6 +65,31 @@ def norm_tensors(
     return [gain] if model.normalization == "RMSNorm" else [gain, bias]
 
 
+def pre_norm_layers(prefix: str, model: ModelConfig, target_depth: int) -> list[LogicalTensor]:
+    """All tensors of layers whose norms begin the branches.
+
+    Args:
+        prefix: of the keys, before ``self_attention.`` and ``mlp.``.
+        model: the shape.
+        target_depth: the depth that the run ends with, which scales the initial outputs.
+    """
+    attention, mlp = f"{prefix}self_attention.", f"{prefix}mlp."
+    # Megatron keeps the norms under the names that they have when fused with the projection.
+    norms = {
+        f"{attention}linear_qkv.layer_norm_": f"{prefix}input_layernorm.",
+        f"{mlp}linear_fc1.layer_norm_": f"{prefix}pre_mlp_layernorm.",
+    }
+    return [
+        *(
+            tensor
+            for fused, unfused in norms.items()
+            for tensor in norm_tensors(fused, hidden(model), model, unfused=unfused)
+        ),
+        *attention_tensors(attention, model, target_depth),
+        *mlp_tensors(mlp, model, target_depth),
+    ]
+
+
 def attention_tensors(
     prefix: str, model: ModelConfig, target_depth: int | None
 ) -> list[LogicalTensor]:

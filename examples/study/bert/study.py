@@ -1,4 +1,4 @@
-"""The runs of docs/study/bert.md: each name is one run of a toy BERT on one CPU core.
+"""The study of BERT, shared or small at first: each name is a run of a toy on one CPU core.
 
   python examples/study/bert/study.py data books.jsonl books.valid.jsonl   corpora, a vocabulary
   python examples/study/bert/study.py run full swe_f compound --seed 1     all if none is named

@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.model.tensors import attention_tensors, hidden, mlp_tensors, norm_tensors
+from megatron_grow.model.tensors import (
+    attention_tensors,
+    hidden,
+    mlp_tensors,
+    norm_tensors,
+    pre_norm_layers,
+)
 from megatron_grow.state.axes import HIDDEN, POSITION, VOCAB, Axis, AxisRule, Role
 from megatron_grow.state.tensors import Constant, LogicalTensor, Normal, Part
 
@@ -91,16 +97,7 @@ def _embeddings(
 def _layers(model: ModelConfig, target_depth: int | None) -> Iterator[LogicalTensor]:
     """The layers of a pre-norm model, and its final norm."""
     if model.num_layers:
-        # Megatron keeps the norms under the names that they have when fused with the projection.
-        norms = {
-            f"{ATTENTION}linear_qkv.layer_norm_": f"{LAYERS}input_layernorm.",
-            f"{MLP}linear_fc1.layer_norm_": f"{LAYERS}pre_mlp_layernorm.",
-        }
-        for fused, unfused in norms.items():
-            yield from norm_tensors(fused, hidden(model), model, unfused=unfused)
-        depth = target_depth or model.num_layers
-        yield from attention_tensors(ATTENTION, model, depth)
-        yield from mlp_tensors(MLP, model, depth)
+        yield from pre_norm_layers(LAYERS, model, target_depth or model.num_layers)
     yield from norm_tensors(FINAL_NORM, hidden(model), model, layers=False, part="final_norm")
 
 

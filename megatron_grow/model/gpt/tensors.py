@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.model.tensors import attention_tensors, hidden, mlp_tensors, norm_tensors
+from megatron_grow.model.tensors import hidden, norm_tensors, pre_norm_layers
 from megatron_grow.state.axes import POSITION, VOCAB, Axis, Role
 from megatron_grow.state.tensors import LogicalTensor, Normal, Part
 
@@ -30,7 +30,7 @@ def gpt_tensors(model: ModelConfig, target_depth: int | None) -> dict[str, Logic
         positions = Axis(POSITION, model.max_position_embeddings, Role.INDEX)
         tensors.append(_embedding(POSITIONS, positions, model, "positions"))
     if model.num_layers:
-        tensors += _layer_tensors(model, target_depth or model.num_layers)
+        tensors += pre_norm_layers(LAYERS, model, target_depth or model.num_layers)
     # A tied head is the embedding, which copies must not divide among them: the last norm is.
     tied = model.share_embeddings_and_output_weights
     last = hidden(model, Role.CONSUMES if tied else Role.PRODUCES)
@@ -52,19 +52,3 @@ def _embedding(key: str, rows: Axis, model: ModelConfig, part: Part) -> LogicalT
         begins_as=EMBEDDING if key == HEAD else None,
         tied_as=HEAD if key == EMBEDDING and model.share_embeddings_and_output_weights else None,
     )
-
-
-def _layer_tensors(model: ModelConfig, target_depth: int) -> list[LogicalTensor]:
-    # Megatron keeps the norms under the names that they have when fused with the projection.
-    norms = {
-        f"{ATTENTION}linear_qkv.layer_norm_": f"{LAYERS}input_layernorm.",
-        f"{MLP}linear_fc1.layer_norm_": f"{LAYERS}pre_mlp_layernorm.",
-    }
-    tensors: list[LogicalTensor] = []
-    for fused, unfused in norms.items():
-        tensors += norm_tensors(fused, hidden(model), model, unfused=unfused)
-    return [
-        *tensors,
-        *attention_tensors(ATTENTION, model, target_depth),
-        *mlp_tensors(MLP, model, target_depth),
-    ]

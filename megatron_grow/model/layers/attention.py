@@ -32,7 +32,6 @@ class ScaledDotProductAttention(torch.nn.Module):
         self.causal = attn_mask_type is AttnMaskType.causal
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
-        self.sequence_parallel = config.sequence_parallel
 
     def forward(
         self,
