@@ -34,6 +34,7 @@ class Variant:
     length: float | str = 1.0
     """Share of the full-size run's steps; or a run as whose twin it takes as many FLOPs."""
     stages: Stages = field(default_factory=list)
+    model: dict[str, Any] = field(default_factory=dict)
 
 
 def _swe(sharing: str, until: Any = 0.1, **stage: Any) -> Stages:
@@ -56,6 +57,8 @@ _NARROW = {"ffn_hidden_size": 64}, {"ffn_hidden_size": 128}
 _SHORT = {"options": {"pool_size": 2}}, {"options": {"pool_size": 2}}
 _COMPOUND = tuple({**a, **b, **c} for a, b, c in zip(_SHALLOW, _NARROW, _SHORT, strict=True))
 _MEASURED = {"every": 60, "rho": 0.5}
+_DEEP = {"num_layers": 24}
+_DEEP_POST = {**_DEEP, "options.norm_position": "post"}
 VARIANTS = {
     "full": Variant(),
     # Sharing, then unsharing, in half of the steps.
@@ -81,6 +84,12 @@ VARIANTS = {
     "ffn_twin": Variant("ffn"),
     "length_twin": Variant("length"),
     "compound_twin": Variant("compound"),
+    # Does sharing help where depth makes training hard? Three times the layers, a third of the
+    # steps.
+    "deep": Variant(1 / 3, model=_DEEP),
+    "deep_swe_f": Variant(1 / 3, _swe("1x24"), _DEEP),
+    "deep_post": Variant(1 / 3, model=_DEEP_POST),
+    "deep_post_swe_f": Variant(1 / 3, _swe("1x24"), _DEEP_POST),
 }
 
 
@@ -141,6 +150,8 @@ def _train(name: str, seed: int) -> None:
     command += ["--run.name", name, "--run.output_dir", _directory(name, seed)]
     command += ["--run.seed", str(seed), "--train.train_iters", str(_steps(name, seed))]
     command += ["--stages", json.dumps(VARIANTS[name].stages)]
+    for field_name, value in VARIANTS[name].model.items():
+        command += [f"--model.{field_name}", str(value)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([str(part) for part in command], cwd=ROOT, env=env, check=True)
 
