@@ -1,7 +1,6 @@
 """The run files in ``examples/`` parse, and their stages fit the job that they name."""
 
 import itertools
-import json
 import os
 import runpy
 import shutil
@@ -51,11 +50,13 @@ def test_run_file(path: Path, tmp_path: Path) -> None:
     assert parse_run(["--config", str(resolved)]) == config
 
 
-def test_the_runs_of_the_study() -> None:
-    study = runpy.run_path(str(EXAMPLES / "study/bert/study.py"))
+def test_the_runs_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = EXAMPLES / "study/bert"
+    monkeypatch.syspath_prepend(folder)
+    study = runpy.run_path(str(folder / "study.py"))
     for variant in study["VARIANTS"].values():
-        stages = json.dumps(variant.stages)
-        config = parse_run(["--config", str(study["RUN_FILE"]), "--stages", stages])
+        overrides = study["overrides"](variant)
+        config = parse_run(["--config", str(study["RUN_FILE"]), *overrides])
         check_stages(config, *JOBS["bert"])
 
 

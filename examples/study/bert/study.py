@@ -3,6 +3,7 @@
   python examples/study/bert/study.py data books.jsonl books.valid.jsonl   corpora, a vocabulary
   python examples/study/bert/study.py run full swe_f compound --seed 1     all if none is named
   python examples/study/bert/study.py table --seed 1                       what has finished
+  python examples/study/bert/study.py plot curves.png --seed 1             a picture of it
 
 A run that has finished is left as it is, one that was stopped goes on. Several can run at once.
 """
@@ -18,10 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # a checkout need not be installed
+
 import yaml
+from curves import draw
+
+from megatron_grow.report.runs import load_run
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT))  # a checkout need not be installed
 RUN_FILE = Path(__file__).with_name("run.yaml")
 RUNS = ROOT / "runs" / "study_bert"
 Stages = list[dict[str, Any]]
@@ -37,12 +42,10 @@ class Variant:
     model: dict[str, Any] = field(default_factory=dict)
 
 
-def _swe(sharing: str, until: Any = 0.1, **stage: Any) -> Stages:
+def _swe(sharing: str, until: Any = 0.1, methods: Stages | None = None, **then: Any) -> Stages:
     """Layers that train as one, then not."""
-    return [
-        {"until": until, "model": {"layer_sharing": sharing}, **stage},
-        {"grow": {"depth": "unshare"}},
-    ]
+    first = {"until": until, "model": {"layer_sharing": sharing}, "methods": methods or []}
+    return [first, {"grow": {"depth": "unshare"}, **then}]
 
 
 def _stacked(*models: dict[str, Any], **growth: Any) -> Stages:
@@ -72,6 +75,9 @@ VARIANTS = {
         0.5, [{"methods": [{"name": "split_sharing", "layer_sharing": "1x8", **_MEASURED}]}]
     ),
     "swe_long": Variant(0.5, _swe("1x8", 0.4)),
+    "swe_reset": Variant(
+        0.5, _swe("1x8", grow={"depth": "unshare", "optimizer_state": "reset"}, rewarmup_iters=100)
+    ),
     "swe_2x4": Variant(0.5, _swe("2x4")),
     "swe_4x2": Variant(0.5, _swe("4x2")),
     # Growth in all of the steps, and finished full-size runs of equal FLOPs.
@@ -106,9 +112,16 @@ def main() -> None:
         each = verbs.add_parser(verb)
         each.add_argument("names", nargs="*", metavar="NAME", help=", ".join(VARIANTS))
         each.add_argument("--seed", type=int, default=1)
+    plot = verbs.add_parser("plot")
+    plot.add_argument("output", type=Path, metavar="PICTURE")
+    plot.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     if args.verb == "data":
         _make_data(args.train, args.valid)
+        return
+    if args.verb == "plot":
+        done = [name for name in VARIANTS if _done(name, args.seed)]
+        draw({name: load_run(_directory(name, args.seed)) for name in done}, args.output)
         return
     unknown = set(args.names) - set(VARIANTS)
     if unknown:
@@ -149,11 +162,15 @@ def _train(name: str, seed: int) -> None:
     command = [sys.executable, ROOT / "pretrain_progressive.py", "--config", RUN_FILE]
     command += ["--run.name", name, "--run.output_dir", _directory(name, seed)]
     command += ["--run.seed", str(seed), "--train.train_iters", str(_steps(name, seed))]
-    command += ["--stages", json.dumps(VARIANTS[name].stages)]
-    for field_name, value in VARIANTS[name].model.items():
-        command += [f"--model.{field_name}", str(value)]
+    command += overrides(VARIANTS[name])
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([str(part) for part in command], cwd=ROOT, env=env, check=True)
+
+
+def overrides(variant: Variant) -> list[str]:
+    """Of the run file, besides the steps."""
+    model = [f"--model.{field}={value}" for field, value in variant.model.items()]
+    return ["--stages", json.dumps(variant.stages), *model]
 
 
 def _steps(name: str, seed: int) -> int:
