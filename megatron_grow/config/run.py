@@ -69,6 +69,12 @@ class RunConfig:
                 "run.overwrite=true sets aside the run that checkpoint.load=auto resumes: leave "
                 "one of them out"
             )
+        cooldown, iterations = self.schedule.cooldown_iters, self.train.train_iters
+        if cooldown >= iterations:
+            raise UserError(
+                f"schedule.cooldown_iters={cooldown} must be less than "
+                f"train.train_iters={iterations}"
+            )
         stages = resolve_stages(
             self.stages,
             self.model,
@@ -78,6 +84,11 @@ class RunConfig:
         )
         for stage in stages:
             where, model, batch = f"stages[{stage.index}]", stage.model, stage.batch
+            if stage.lr is not None and stage.lr < self.optimizer.min_lr:
+                raise UserError(
+                    f"{where}.lr={stage.lr} must be at least "
+                    f"optimizer.min_lr={self.optimizer.min_lr}"
+                )
             if model.position_embedding_type == "learned_absolute" and (
                 batch.seq_length > model.max_position_embeddings
             ):

@@ -132,10 +132,15 @@ class ScheduleSection:
 
     lr_decay_style: Literal["WSD", "cosine", "linear", "constant"] = "WSD"
     lr_warmup_fraction: Share = 0.02
-    """Share of train_iters in linear warm-up."""
+    """Share of lr_decay_iters in linear warm-up."""
     lr_wsd_decay_fraction: Share = 0.1
-    """WSD: share of train_iters in the final decay."""
+    """WSD: share of lr_decay_iters in the final decay."""
     lr_wsd_decay_style: Literal["linear", "cosine", "minus_sqrt", "exponential"] = "linear"
+    lr_decay_iters: Count | None = None
+    """Steps that the style is laid out over; absent: train_iters."""
+    cooldown_iters: CountOrZero = 0
+    """Last steps of the run, in which the rate falls from where the style has it to min_lr, as
+    lr_wsd_decay_style says: for a run that ends before its style has decayed."""
 
     def __post_init__(self) -> None:
         check_fields(self, "schedule.")

@@ -13,7 +13,7 @@ from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.until import StageRule, resolve_rule, step_of
 from megatron_grow.inputs.errors import UserError
-from megatron_grow.inputs.ranges import CountOrZero, NotNegative, Range, check_fields
+from megatron_grow.inputs.ranges import CountOrZero, NotNegative, Positive, Range, check_fields
 from megatron_grow.inputs.typed import typed
 
 if TYPE_CHECKING:
@@ -40,8 +40,11 @@ class StageSection:
     """How this stage grows out of the one before; required in every stage but the first."""
     methods: list[str | dict[str, Any]] = field(default_factory=list)
     """What acts while the stage trains: names or ``{name: NAME, ...its options}``."""
+    lr: Positive | None = None
+    """Peak learning rate of this stage; absent: optimizer.lr. Other peaks (muon_lr, those of
+    multipliers) move in proportion; where the decay ends does not."""
     lr_multiplier: NotNegative = 1.0
-    """Factor on the learning rate of this stage."""
+    """Factor on the learning rate of this stage, where the decay ends included."""
     rewarmup_iters: CountOrZero = 0
     """Steps over which the learning rate rises again from 0 at the start of this stage."""
 
@@ -66,6 +69,8 @@ class Stage:
     """Training tokens consumed before the stage begins; a multiple of its ``seq_length``."""
     eval_iters: int = 0
     """Global batches of this stage in one evaluation: in every stage the same tokens."""
+    lr: float | None = None
+    """Its peak learning rate; None: the optimizer's."""
     lr_multiplier: float = 1.0
     rewarmup_iters: int = 0
     rule: StageRule | None = None
@@ -184,6 +189,7 @@ def resolve_stages(
             batch=batch,
             first_token=stages[-1].tokens_at(first_step) if stages else 0,
             eval_iters=train.eval_iters * train.batch.tokens // batch.tokens,
+            lr=section.lr,
             lr_multiplier=section.lr_multiplier,
             rewarmup_iters=section.rewarmup_iters,
             rule=rule,

@@ -17,7 +17,7 @@ from megatron_grow.optim.schedule import LearningRateSchedule
 
 _TOLD = {"optimizer": None, "schedule": None, "train": ("train_iters", "eval_iters")}
 """Sections, and fields of them (None: all), whose changes are said and not refused."""
-_TOLD_OF_STAGES = ("until", "methods", "lr_multiplier", "rewarmup_iters")
+_TOLD_OF_STAGES = ("until", "methods", "lr", "lr_multiplier", "rewarmup_iters")
 _JUMP = 1.5
 """The rate may be so many times what it was without a word."""
 

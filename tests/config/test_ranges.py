@@ -44,6 +44,8 @@ OUTSIDE = {
     "optimizer.sgd_momentum": [1.0],
     "optimizer.muon_num_ns_steps": [-1, 0],
     "schedule.lr_warmup_fraction": [1.1],
+    "schedule.lr_decay_iters": [0],
+    "schedule.cooldown_iters": [-1],
     "data.num_workers": [-1],
     "data.train_data_path": [None, [float("nan"), "a"]],
     "checkpoint.keep_last": [-1],
@@ -73,6 +75,7 @@ def test_values_outside_are_refused(field: str, value: object, tmp_path: Path) -
 STAGES = {
     "stages[0].rewarmup_iters=-10 must be at least 0": {"rewarmup_iters": -10},
     "stages[0].lr_multiplier=-1.0 must be at least 0": {"lr_multiplier": -1.0},
+    "stages[0].lr=0.0 must be more than 0": {"lr": 0.0},
     "stages[0].until=-0.5 must be more than 0": {"until": -0.5},
     "stages[0].grow.mask_iters=-1 must be at least 0": {"grow": {"mask_iters": -1}},
 }

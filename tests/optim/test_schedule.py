@@ -91,6 +91,39 @@ def test_a_stage_does_not_restart_the_rate_unless_it_asks() -> None:
     assert rewarmed == [0.125, 0.25, 0.375, 0.5, 0.5]
 
 
+def test_a_stage_s_own_peak() -> None:
+    """The shape of the whole run's schedule times it; where that ends is the run's."""
+    own = replace(_stage(), lr=0.125)
+    for style in ("WSD", "cosine"):
+        schedule = _schedule(0.1, lr_decay_style=style)
+        for step in (5001, 9250, 9999, ITERS):
+            assert schedule.lr(step, 0.5, own) == schedule.lr(step, 0.125)
+            assert schedule.lr(step, 2.0, own) == schedule.lr(step, 0.5), "in proportion"
+            assert schedule.lr(step, 0.5, replace(own, lr=0.5)) == schedule.lr(step, 0.5)
+    rewarmed = replace(own, rewarmup_iters=4, lr_multiplier=0.5)
+    assert [_schedule().lr(5000 + k, 0.5, rewarmed) for k in (1, 4, 5)] == [1 / 64, 1 / 16, 1 / 16]
+
+
+@pytest.mark.parametrize(
+    ("style", "middle"),
+    [("linear", 0.5), ("cosine", 0.5), ("exponential", 0.41421), ("minus_sqrt", 0.29289)],
+)
+def test_a_cool_down_falls_from_where_the_curve_is(style: str, middle: float) -> None:
+    """5,000 steps of a schedule laid out over 10,000, the last 1,000 of them of a cool-down."""
+    shape = {"lr_decay_iters": ITERS, "lr_wsd_decay_style": style}
+    for whole in ("WSD", "cosine", "linear", "constant"):
+        curve = _schedule(0.1, lr_decay_style=whole)
+        schedule = _schedule(0.1, 5000, cooldown_iters=1000, lr_decay_style=whole, **shape)
+        for step in (1, 200, 3999, 4000):
+            assert schedule.lr(step, 0.5) == curve.lr(step, 0.5)
+        begins = curve.lr(4000, 0.5)
+        assert schedule.lr(4500, 0.5) == pytest.approx(0.1 + middle * (begins - 0.1), abs=1e-5)
+        assert schedule.lr(4001, 0.5) == pytest.approx(begins, rel=0.05)
+        assert schedule.lr(5000, 0.5) == pytest.approx(0.1)
+    alone = _schedule(lr_decay_style="constant", cooldown_iters=2000)
+    assert alone.factor(9000) == 0.5
+
+
 def test_compound_growth_s_schedule() -> None:
     """Each stage's own of the TF Model Garden, as one of a run of three stages.
 

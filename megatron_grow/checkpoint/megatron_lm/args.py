@@ -228,7 +228,7 @@ def run_to_args(config: dict[str, Any]) -> dict[str, Any]:
     if "precision" in train:
         args |= {"bf16": train["precision"] == "bf16", "fp16": False}
     if schedule := config.get("schedule"):
-        iterations = train["train_iters"]
+        iterations = schedule.get("lr_decay_iters") or train["train_iters"]
         args |= {
             "lr_decay_style": schedule["lr_decay_style"],
             "lr_wsd_decay_style": schedule["lr_wsd_decay_style"],
@@ -236,4 +236,6 @@ def run_to_args(config: dict[str, Any]) -> dict[str, Any]:
             "lr_warmup_iters": round(schedule["lr_warmup_fraction"] * iterations),
             "lr_wsd_decay_iters": round(schedule["lr_wsd_decay_fraction"] * iterations),
         }
+        if schedule.get("lr_decay_iters"):
+            args["lr_decay_iters"] = iterations
     return args
