@@ -221,3 +221,28 @@ def _replacing_lists(argv: list[str]) -> list[str]:
 def to_yaml(config: RunConfig) -> str:
     """The complete configuration as YAML, defaults included; parses back to the same run."""
     return yaml.safe_dump(asdict(config), sort_keys=False)
+
+
+def to_run_file(config: RunConfig) -> str:
+    """What of ``config`` is not as it is by default, as somebody would write it; parses back to it.
+
+    A run file for a reader, where :func:`to_yaml` is a record.
+    """
+    values, defaults = asdict(config), asdict(RunConfig())
+    written: dict[str, Any] = {
+        name: _unlike(section, defaults[name])
+        for name, section in values.items()
+        if name != "stages"
+    }
+    written["stages"] = [_unlike(stage, asdict(StageSection())) for stage in values["stages"]]
+    return yaml.safe_dump(
+        {name: section for name, section in written.items() if section},
+        sort_keys=False,
+        default_flow_style=None,
+        width=100,
+    )
+
+
+def _unlike(section: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """The fields of which ``section`` has another value than ``default``."""
+    return {name: value for name, value in section.items() if value != default[name]}

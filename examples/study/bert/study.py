@@ -24,7 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # a checkout need 
 import yaml
 from curves import draw
 
+from megatron_grow.config.run import parse_run
 from megatron_grow.report.runs import load_run
+from megatron_grow.report.twin import twin_of
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN_FILE = Path(__file__).with_name("run.yaml")
@@ -161,7 +163,7 @@ def _train(name: str, seed: int) -> None:
     print(f"== {name}, seed {seed}", flush=True)
     command = [sys.executable, ROOT / "pretrain_progressive.py", "--config", RUN_FILE]
     command += ["--run.name", name, "--run.output_dir", _directory(name, seed)]
-    command += ["--run.seed", str(seed), "--train.train_iters", str(_steps(name, seed))]
+    command += ["--run.seed", str(seed), "--train.train_iters", str(_steps(name))]
     command += overrides(VARIANTS[name])
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([str(part) for part in command], cwd=ROOT, env=env, check=True)
@@ -173,13 +175,13 @@ def overrides(variant: Variant) -> list[str]:
     return ["--stages", json.dumps(variant.stages), *model]
 
 
-def _steps(name: str, seed: int) -> int:
+def _steps(name: str) -> int:
     """How many a run takes."""
     full: int = yaml.safe_load(RUN_FILE.read_text())["train"]["train_iters"]
     length = VARIANTS[name].length
     if isinstance(length, str):
-        costs = [_last(run, seed)["flops_total"] for run in (length, "full")]
-        length = costs[0] / costs[1]
+        grown = parse_run(["--config", str(RUN_FILE), *overrides(VARIANTS[length])])
+        return twin_of(grown, "flops").config.train.train_iters
     return round(length * full)
 
 
