@@ -78,6 +78,15 @@ class ModelConfig:
     """Normalise queries and keys per head."""
     share_embeddings_and_output_weights: bool = True
     """Tie the head to the token embedding."""
+    softmax_scale: Positive | None = None
+    """What attention scores are multiplied by; absent: 1 / sqrt(size of a head), or what the
+    parametrization says; so with the three below, which are 1."""
+    embedding_multiplier: Positive | None = None
+    """What the sum of all embeddings of a token is multiplied by."""
+    residual_multiplier: Positive | None = None
+    """What each residual branch is multiplied by before it is added to the stream."""
+    logits_scaling: Positive | None = None
+    """What logits are divided by (those of all heads)."""
     init_method_std: NotNegative = 0.02
     """Standard deviation of fresh weights; the two residual outputs of a layer get
     init_method_std / sqrt(2 x the depth of the run's *target*)."""
@@ -116,6 +125,7 @@ class ModelConfig:
             kv_channels=self.head_dim,
             layer_sharing=None if self.sharing is None else [*self.sharing],
             ffn_hidden_size=self.ffn_size,
+            **self.multipliers,
             make_vocab_size_divisible_by=1,
         )
 
@@ -148,6 +158,24 @@ class ModelConfig:
     def ffn_size(self) -> int:
         """Width of the feed-forward layer."""
         return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def plain_multipliers(self) -> dict[str, float]:
+        """The factors in its function where no field says otherwise, by field."""
+        return {
+            "softmax_scale": self.head_dim**-0.5,
+            "embedding_multiplier": 1.0,
+            "residual_multiplier": 1.0,
+            "logits_scaling": 1.0,
+        }
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """The factors in its function, by field."""
+        return {
+            name: plain if (said := getattr(self, name)) is None else said
+            for name, plain in self.plain_multipliers.items()
+        }
 
     @property
     def gated(self) -> bool:

@@ -81,6 +81,8 @@ def _compare_models(a: ModelConfig, b: ModelConfig, found: Comparison) -> None:
         name, x, y = entry.name, getattr(a, entry.name), getattr(b, entry.name)
         if derived := _DERIVED.get(name):
             x, y = getattr(a, derived), getattr(b, derived)
+        elif name in a.multipliers:
+            x, y = a.multipliers[name], b.multipliers[name]
         elif name == "options":  # those left out have a value as well
             x, y = (asdict(architecture_of(model)) for model in (a, b))
         if x == y:

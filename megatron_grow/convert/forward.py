@@ -103,6 +103,7 @@ def _by_engine(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torc
     ignore_expected_warnings()
     # The converter starts without megatron-core, which takes seconds to import.
     from megatron_grow.live.check import check_model
+    from megatron_grow.live.multipliers import apply_multipliers
     from megatron_grow.live.placement import placement, without_padding
     from megatron_grow.parallel import cpu, process_groups
 
@@ -113,6 +114,7 @@ def _by_engine(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torc
     architecture = architecture_of(model)
     (chunk,) = architecture.build(model, layout, TrainSection(precision="fp32"))
     check_model([chunk], source.tensors, model.architecture)
+    apply_multipliers(chunk, source.tensors, model)
     for parameter, where in placement(chunk, source.tensors):
         values = source.read(where.key, MAIN_PARAM, where.box).to(dtype)
         without_padding(parameter.data, where.box).copy_(values)

@@ -28,9 +28,7 @@ def moment_map(gradient: TensorMap, policy: Policy, power: int) -> TensorMap:
         # A head that was tied is a copy of the embedding, which goes on as the original.
         terms = _originals(tuple(t for t in terms if t.source == gradient.target.key))
 
-    terms = tuple(
-        replace(term, axes=tuple(axis.to_power(power) for axis in term.axes)) for term in terms
-    )
+    terms = tuple(term.to_power(power) for term in terms)
     return replace(gradient, terms=terms, fresh=ZERO)
 
 

@@ -14,6 +14,7 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.growth.claims import check_draws, check_function, check_new_units
 from megatron_grow.growth.composition import compose
+from megatron_grow.growth.folding import Folding
 from megatron_grow.growth.grown import grown_axes, summary, working_operators
 from megatron_grow.growth.optimizer_state import Policy, moment_map
 from megatron_grow.inputs.errors import UserError
@@ -144,6 +145,7 @@ def growth(
         grown[LAYER] = (source.num_layers, target.num_layers)
     post_norm = any(tensor.stream_norm for tensor in tensors.values())
     operators = working_operators(grow, grown, source, target, where, post_norm=post_norm)
+    folding = Folding(source, target)
     asked = {key: tuple(o.questions(before, source, target)) for key, o in operators.items()}
 
     new: dict[str, NewUnits] = {}
@@ -161,17 +163,19 @@ def growth(
         }
         weights, gradients = (
             {
-                key: compose(
-                    tensor,
-                    before.get(tensor.drawn_from(before)),
-                    [drawn(o, how, tensor) for o in knowing.values()],
-                    layers,
-                    summed=how == "gradients",
-                    where=where,
+                key: folded(
+                    compose(
+                        tensor,
+                        before.get(tensor.drawn_from(before)),
+                        [drawn(o, how, tensor) for o in knowing.values()],
+                        layers,
+                        summed=how == "gradients",
+                        where=where,
+                    )
                 )
                 for key, tensor in tensors.items()
             }
-            for how in ("weights", "gradients")
+            for how, folded in (("weights", folding.weights), ("gradients", folding.gradients))
         )
         for key, o in knowing.items():
             units = o.new_units(source, target)
@@ -184,11 +188,16 @@ def growth(
             grow.optimizer_state or "carry",
             seed,
             "; ".join(
-                (summary(knowing, grown, source, target), *_in_words(source, target), *options)
+                (
+                    summary(knowing, grown, source, target),
+                    *_in_words(source, target),
+                    *folding.in_words(),
+                    *options,
+                )
             ),
-            (*_caveats(knowing, source, target, masked=False), *options),
+            (*_caveats(knowing, source, target, masked=False), *options, *folding.caveats()),
             _new_units(knowing, source, target),
-            (*_caveats(knowing, source, target, masked=True), *options),
+            (*_caveats(knowing, source, target, masked=True), *options, *folding.caveats()),
             optimizer or optimizer_of(OptimizerSection()),
         )
 

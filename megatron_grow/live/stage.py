@@ -19,6 +19,7 @@ from megatron_grow.live.check import check_model
 from megatron_grow.live.correlation import Pair, differing, gradient_correlations
 from megatron_grow.live.data_parallel import wrap_data_parallel
 from megatron_grow.live.layers import Layers
+from megatron_grow.live.multipliers import apply_multipliers
 from megatron_grow.live.passes import Batches, Passes
 from megatron_grow.live.pieces import (
     Piece,
@@ -73,6 +74,8 @@ class LiveStage:
         )
         chunks = architecture_of(stage.model).build(stage.model, stage.parallel, config.train)
         check_model(chunks, tensors, stage.model.architecture)
+        for chunk in chunks:
+            apply_multipliers(chunk, tensors, stage.model)
         groups = groups_of(stage.model.sharing or ())
         self.chunks = wrap_data_parallel(
             chunks,

@@ -23,6 +23,19 @@ class Term:
     source: str
     """Key of the source tensor."""
     axes: tuple[AxisMap, ...]
+    scale: tuple[int, tuple[float, ...]] | None = None
+    """An axis, and what each of its entries is multiplied by, once it is drawn; None: by 1."""
+
+    def factors(self, axis: int, start: int, stop: int) -> torch.Tensor:
+        """By what :attr:`scale` multiplies entries ``start:stop`` of an axis; fp64."""
+        if self.scale is None or self.scale[0] != axis:
+            return torch.ones(stop - start, dtype=torch.float64)
+        return torch.tensor(self.scale[1][start:stop], dtype=torch.float64)
+
+    def to_power(self, power: int) -> Term:
+        """The same of a moment that carries a power of the gradient."""
+        scale = self.scale and (self.scale[0], tuple(f**power for f in self.scale[1]))
+        return replace(self, axes=tuple(axis.to_power(power) for axis in self.axes), scale=scale)
 
     @cached_property
     def noise(self) -> tuple[int, Noise] | None:

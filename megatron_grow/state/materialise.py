@@ -161,7 +161,11 @@ def _draw(term: Term, block: Sequence[Segment], kind: str, read: Read) -> torch.
         if segment.scale is not None:
             values = _scaled(_wide(values), segment.scale, axis)
     # One row of a mix may stand for many entries.
-    return values.expand(shape_of(_target(block)))
+    values = values.expand(shape_of(_target(block)))
+    if term.scale is not None:
+        axis = term.scale[0]
+        values = _scaled(_wide(values), term.factors(axis, *block[axis].target), axis)
+    return values
 
 
 def _select(values: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:

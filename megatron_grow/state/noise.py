@@ -66,8 +66,10 @@ def _deviations(tensor_map: TensorMap, how: Noise, box: Box) -> list[torch.Tenso
     of_terms = [term.axes[0].powers(how.rms[term.source], *box[0]) for term in tensor_map.terms]
     # Of terms that draw on several layers each target layer has the power of the first that it has.
     powers = [next(p for p in layer if p is not None) for layer in zip(*of_terms, strict=True)]
-    others = zip(tensor_map.terms[0].axes[1:], box[1:], strict=True)
-    return [
+    first = tensor_map.terms[0]
+    others = zip(first.axes[1:], box[1:], strict=True)
+    found = [
         torch.tensor([sqrt(power) for power in powers], dtype=torch.float64),
         *(axis.factors(*extent) for axis, extent in others),
     ]
+    return [each * first.factors(axis, *box[axis]) for axis, each in enumerate(found)]

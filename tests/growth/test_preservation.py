@@ -27,6 +27,12 @@ from tests.growth.algebra import (
 )
 
 EPS = GPT2.layernorm_epsilon
+FACTORS = {
+    "softmax_scale": 0.3,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 5.0,
+}
 PRESERVING: dict[str, Case] = {
     "ffn fpi": Case({"ffn": "fpi"}, {"ffn_hidden_size": 20}),
     "ffn tiled": Case({"ffn": "hypercloning"}, {"ffn_hidden_size": 48}),
@@ -128,6 +134,16 @@ PRESERVING: dict[str, Case] = {
         },
         carries=False,
     ),
+    # Factors in the function, for which weights make up.
+    "multipliers": Case({}, FACTORS),
+    "multipliers, untied": Case(
+        {}, {**FACTORS, "share_embeddings_and_output_weights": False}, carries=False
+    ),
+    "multipliers, everything": Case(
+        {"depth": "copying_zero", "width": "hypercloning", "heads": "zero", "ffn": "fpi"},
+        {"num_layers": 5, "hidden_size": 16, "groups": 7, "ffn_hidden_size": 30, **FACTORS},
+    ),
+    "multipliers, head size": Case({"heads": "head_size"}, {"kv_channels": 8, **FACTORS}),
     "depth explicit": Case(
         {"depth": {"operator": "explicit", "layers": [0, -1, 1, 0], "zero": [1, 3]}},
         {"num_layers": 4},

@@ -53,6 +53,8 @@ def logits(
     x = embedding[text.tokens] + positions[:length]
     if (types := weights.get("embedding.tokentype_embeddings.weight")) is not None:
         x = x + types[text.types]
+    x = x * (model.embedding_multiplier or 1.0)
+    residual, scaling = model.residual_multiplier or 1.0, model.logits_scaling or 1.0
     if post:
         x = norm(model, weights, "embedding.embedding_dropout.0", x)
     padding = text.padding[:, None, None, None, :]
@@ -62,10 +64,11 @@ def logits(
         asking = read
         if layer == 0 and places is not None:
             x, asking = (torch.stack([y[:, p].mean(1) for p in places], 1) for y in (x, read))
-        x = x + attention(model, mine, read, padding, asking)
+        x = x + residual * attention(model, mine, read, padding, asking)
         x = after(model, mine, "self_attn_bda.norm", x)
         read = x if post else norm(model, mine, "mlp.linear_fc1.layer_norm", x)
-        x = after(model, mine, "mlp_bda.norm", x + feed_forward(model, mine, "mlp", read))
+        x = x + residual * feed_forward(model, mine, "mlp", read)
+        x = after(model, mine, "mlp_bda.norm", x)
     if not post:
         x = norm(model, weights, "encoder.final_layernorm", x)
     head = (
@@ -79,5 +82,6 @@ def logits(
     )
     sentence = None
     if "binary_head.weight" in weights:
-        sentence = linear(weights, "binary_head", linear(weights, "pooler.dense", x[:, 0]).tanh())
-    return Logits(guess @ head.T + weights["output_layer.bias"], sentence)
+        pooled = linear(weights, "pooler.dense", x[:, 0]).tanh()
+        sentence = linear(weights, "binary_head", pooled / scaling)
+    return Logits(guess / scaling @ head.T + weights["output_layer.bias"], sentence)

@@ -19,21 +19,25 @@ def losses(
     x = embedding[tokens]
     if model.position_embedding_type == "learned_absolute":
         x = x + weights["embedding.position_embeddings.weight"][: tokens.shape[1]]
+    x = x * (model.embedding_multiplier or 1.0)
     future = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
+    residual = model.residual_multiplier or 1.0
     for layer in range(model.num_layers):
         mine = layer_of(weights, "decoder.layers.", layer)
         normed = norm(model, mine, "self_attention.linear_qkv.layer_norm", x)
-        x = x + after(model, mine, "self_attn_bda.norm", attention(model, mine, normed, future))
+        branch = attention(model, mine, normed, future)
+        x = x + residual * after(model, mine, "self_attn_bda.norm", branch)
         normed = norm(model, mine, "mlp.linear_fc1.layer_norm", x)
-        x = x + after(model, mine, "mlp_bda.norm", feed_forward(model, mine, "mlp", normed))
+        branch = feed_forward(model, mine, "mlp", normed)
+        x = x + residual * after(model, mine, "mlp_bda.norm", branch)
         if "second_norm.weight" in mine:
             normed = norm(model, mine, "second_norm", x)
-            x = x + feed_forward(model, mine, "second_mlp", normed)
+            x = x + residual * feed_forward(model, mine, "second_mlp", normed)
     x = norm(model, weights, "decoder.final_layernorm", x)
     head = (
         embedding if model.share_embeddings_and_output_weights else weights["output_layer.weight"]
     )
-    logits = x @ head.T
+    logits = x @ head.T / (model.logits_scaling or 1.0)
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(
         labels.shape
     )
@@ -97,7 +101,8 @@ def attention(
         key = norm(model, weights, "self_attention.k_layernorm", key)
     if model.position_embedding_type == "rope":
         query, key = _rotate(model, query), _rotate(model, key)
-    scores = torch.einsum("bsghd,btgxd->bghst", query, key) / model.head_dim**0.5
+    scale = model.softmax_scale or model.head_dim**-0.5
+    scores = torch.einsum("bsghd,btgxd->bghst", query, key) * scale
     weight = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     context = torch.einsum("bghst,btgxd->bsghd", weight, value)
     return linear(weights, "self_attention.linear_proj", context.flatten(2))

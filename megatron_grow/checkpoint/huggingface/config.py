@@ -130,7 +130,7 @@ def to_config(
         original: the ``config.json`` that the model came with, whose token ids and other fields
             without influence on the function stay; may be empty.
     """
-    resolved = _resolved(model)
+    resolved = _resolved(model) | model.multipliers
     kept = HARMLESS | family.harmless
     values = {name: value for name, value in original.items() if name in kept}
     for name, field in family.fields.items():
@@ -204,7 +204,7 @@ def _check(name: str, value: Any, hint: Any, least: int) -> None:
     if hint is bool:
         if not isinstance(value, bool):
             raise UserError(f"{name}={value!r} must be true or false")
-    elif hint is float:
+    elif hint in (float, float | None):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
             raise UserError(f"{name}={value!r} must be a number, and not negative")
     elif isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -216,6 +216,9 @@ def _obstacle(model: ModelConfig, family: Family) -> str | None:
     for field, value in family.model.items():
         if getattr(model, field) != value:
             return f"model.{field}={getattr(model, field)}"
+    for field, value in model.multipliers.items():
+        if value != model.plain_multipliers[field] and field not in family.fields.values():
+            return f"model.{field}={value}"
     if model.activation not in family.activations.values():
         return f"model.activation={model.activation}"
     if reason := family.obstacle(model):

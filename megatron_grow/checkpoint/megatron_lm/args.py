@@ -72,6 +72,7 @@ _EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "spec": (),
     "standalone_embedding_stage": (),
     "use_legacy_models": (),
+    "use_mup": (),
     "window_size": (),
     "normalization": ("LayerNorm", "RMSNorm"),
     "position_embedding_type": ("learned_absolute", "rope"),

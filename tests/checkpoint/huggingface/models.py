@@ -36,6 +36,12 @@ _LLAMA3 = {
     "rope_theta": 500000.0,
 }
 _LINEAR = {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0}
+_FACTORS = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 3.0,
+}
 GPTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", _GPT2),
     "gpt2 untied": ("GPT2LMHeadModel", {**_GPT2, "tie_word_embeddings": False, "n_inner": 48}),
@@ -57,6 +63,8 @@ GPTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2 untied": ("Qwen2ForCausalLM", {**_ROTARY, "num_key_value_heads": 4}),
     "qwen3": ("Qwen3ForCausalLM", {**_ROTARY, "head_dim": 12}),
     "qwen3 tied": ("Qwen3ForCausalLM", {**_ROTARY, "head_dim": 8, "tie_word_embeddings": True}),
+    "granite": ("GraniteForCausalLM", {**_ROTARY, **_FACTORS, "tie_word_embeddings": True}),
+    "granite untied": ("GraniteForCausalLM", {**_ROTARY, "logits_scaling": 8.0}),
 }
 _BERT: dict[str, Any] = {
     "hidden_size": 32,

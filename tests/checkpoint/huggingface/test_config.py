@@ -385,6 +385,8 @@ def test_the_family_follows_from_the_model() -> None:
     assert choose_family(LLAMA, "mistral", {"model_type": "llama"}).model_type == "mistral"
     assert choose_family(replace(LLAMA, add_qkv_bias=True), None, {}).model_type == "qwen2"
     assert choose_family(replace(LLAMA, qk_layernorm=True), None, {}).model_type == "qwen3"
+    factors = replace(LLAMA, residual_multiplier=0.5)
+    assert choose_family(factors, None, {"model_type": "llama"}).model_type == "granite"
     # A grown model may no longer be what it was.
     narrow = replace(LLAMA, num_attention_heads=10, kv_channels=64)
     assert choose_family(narrow, None, {"model_type": "llama"}).model_type == "mistral"
@@ -407,6 +409,12 @@ def test_a_model_of_no_family_is_refused_by_name(
 def test_a_family_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match=r"as qwen2: model\.add_qkv_bias=False"):
         choose_family(LLAMA, "qwen2", {})
+    with pytest.raises(UserError, match=r"as llama: model\.logits_scaling=4\.0$"):
+        choose_family(replace(LLAMA, logits_scaling=4.0), "llama", {})
+    with pytest.raises(
+        UserError, match=r"no Hugging Face family .*gpt2: model\.softmax_scale=0\.5;"
+    ):
+        choose_family(replace(GPT2, softmax_scale=0.5), None, {})
     with pytest.raises(UserError, match="family=bert is not one of"):
         choose_family(LLAMA, "bert", {})
     both = replace(LLAMA, use_rope_scaling=True, rotary_seq_len_interpolation_factor=2.0)

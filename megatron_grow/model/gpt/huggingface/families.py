@@ -41,6 +41,12 @@ _LLAMA_DEFAULTS: dict[str, Any] = {
     "initializer_range": 0.02,
     "attention_dropout": 0.0,
 }
+_GRANITE_FIELDS = {
+    "attention_multiplier": "softmax_scale",
+    "embedding_multiplier": "embedding_multiplier",
+    "residual_multiplier": "residual_multiplier",
+    "logits_scaling": "logits_scaling",
+}
 _WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _LLAMA_BUFFERS = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
@@ -52,6 +58,7 @@ def _llama_like(
     model: dict[str, Any],
     defaults: dict[str, Any],
     only: dict[str, Any],
+    fields: dict[str, str] | None = None,
     **more: Any,
 ) -> GPTFamily:
     return GPTFamily(
@@ -61,7 +68,7 @@ def _llama_like(
         rows=rows,
         buffers=_LLAMA_BUFFERS,
         model=_ROTARY | model,
-        fields=_LLAMA_FIELDS,
+        fields=_LLAMA_FIELDS | (fields or {}),
         activation_field="hidden_act",
         activations={"silu": "swiglu", "swish": "swiglu"},
         defaults=_LLAMA_DEFAULTS | defaults,
@@ -158,6 +165,15 @@ FAMILIES: dict[str, Family] = {
             model={"add_qkv_bias": False, "qk_layernorm": True},
             defaults={"num_key_value_heads": 32, "head_dim": 128, **_WINDOW},
             only={"attention_bias": False, "sliding_window": None, "use_sliding_window": False},
+        ),
+        _llama_like(
+            "granite",
+            "GraniteForCausalLM",
+            names.LLAMA,
+            model={"add_qkv_bias": False, "qk_layernorm": False},
+            defaults=dict.fromkeys(_GRANITE_FIELDS, 1.0),
+            only={"attention_bias": False, "mlp_bias": False},
+            fields=_GRANITE_FIELDS,
         ),
     )
 }
