@@ -119,13 +119,14 @@ class ModelConfig:
     def resolved(self) -> ModelConfig:
         """The same model, its absent sizes filled in, and the padding, which is the layout's
         affair, the same for all."""
+        multipliers: dict[str, Any] = self.multipliers
         return replace(
             self,
             num_query_groups=self.query_groups,
             kv_channels=self.head_dim,
             layer_sharing=None if self.sharing is None else [*self.sharing],
             ffn_hidden_size=self.ffn_size,
-            **self.multipliers,
+            **multipliers,
             make_vocab_size_divisible_by=1,
         )
 
