@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Any
@@ -20,7 +20,7 @@ from megatron_grow.growth import filling
 from megatron_grow.growth.plan import Plan, growth, initialisation
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods import methods_of
-from megatron_grow.methods.base import Context
+from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.train.loop import Loop
 
@@ -184,13 +184,19 @@ def grow(
     return grown
 
 
-def loop_over(live: LiveStage, config: RunConfig, step: int | None = None) -> Loop:
+def loop_over(
+    live: LiveStage,
+    config: RunConfig,
+    step: int | None = None,
+    others: Sequence[TrainingMethod] = (),
+) -> Loop:
     """The loop over a stage of which ``step`` steps of the run are done; none of its own."""
     world_size, stage = dist.get_world_size(), live.stage
     plan = plan_of(config, world_size, stage.index)
     methods = methods_of(stage, config, plan)
     step = stage.first_step if step is None else step
-    return Loop(Context(config, config.resolve(world_size), live, plan, step, methods))
+    ctx = Context(config, config.resolve(world_size), live, plan, step, methods)
+    return Loop(ctx, others)
 
 
 def train_stage(live: LiveStage, config: RunConfig, trace: Trace, steps: int | None = None) -> None:

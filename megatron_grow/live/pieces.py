@@ -52,6 +52,10 @@ class Shard:
         assert self.main.grad is not None, "gradients are ready"
         return self.main.grad
 
+    def values(self, storage: torch.Tensor) -> torch.Tensor:
+        """What memory of the form of ``main`` holds of the tensor, flat, without padding."""
+        return storage.detach().view(-1)[: max(0, volume(self.box) - (self.start or 0))]
+
     def views(self, storage: torch.Tensor) -> list[tuple[Box, torch.Tensor]]:
         """Boxes of the logical tensor, and where they lie in memory of the form of ``main``."""
         if self.start is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,6 +14,7 @@ from megatron_grow.config.sections import TrainSection
 from megatron_grow.inputs.ranges import check_fields
 from megatron_grow.model.huggingface import Family
 from megatron_grow.model.masks import MaskPoints
+from megatron_grow.model.probes import Probe
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:  # the converter starts without megatron-core, which takes seconds to import
@@ -235,6 +236,12 @@ class Architecture(ABC):
         )
         said = type(self).mask_points is not Architecture.mask_points
         return said and issubclass(says, has)
+
+    def probes(self, chunk: torch.nn.Module) -> Iterable[Probe]:
+        """Where a chunk can be measured while it computes: all layers that are megatron-core's."""
+        from megatron_grow.model.layers.probes import transformer_probes
+
+        return transformer_probes(chunk)
 
     def layer_reads(self, model: ModelConfig, seq_length: int, data_options: Any) -> int:
         """Parameters of the layers, each as often as it is applied to a sample.

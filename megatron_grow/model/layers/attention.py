@@ -54,15 +54,24 @@ class ScaledDotProductAttention(torch.nn.Module):
         Returns:
             (sequence, batch, query heads x head size).
         """
-        attended = None
-        if not self.causal and attention_mask is not None:
-            attended = ~attention_mask | attention_mask.all(-1, keepdim=True)
+        query, attended = self.reads(query, attention_mask)
         if self.training and self.dropout > 0.0:
             with tensor_parallel.get_cuda_rng_tracker().fork():
                 context = self._attend(query, key, value, attended, self.dropout)
         else:
             context = self._attend(query, key, value, attended, 0.0)
         return context.permute(2, 0, 1, 3).flatten(2)
+
+    def reads(
+        self, query: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The queries that attend, and what they attend to: (batch, 1, 1, sequence) bool.
+
+        None where a mask says nothing: they attend to all, or, if causal, to all before them.
+        """
+        if self.causal or attention_mask is None:
+            return query, None
+        return query, ~attention_mask | attention_mask.all(-1, keepdim=True)
 
     def _attend(
         self,

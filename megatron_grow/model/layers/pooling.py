@@ -36,23 +36,13 @@ def _shares(x: torch.Tensor, places: torch.Tensor, counts: torch.Tensor) -> torc
 class PooledQueryAttention(ScaledDotProductAttention):
     """Attention of places to tokens: the query of a place is the mean of its tokens' queries."""
 
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **unused: object,
-    ) -> torch.Tensor:
-        """As the parent's, where ``attention_mask`` is the places.
-
-        Returns:
-            (places, batch, query heads x head size).
-        """
+    def reads(
+        self, query: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As the parent's, where ``attention_mask`` is the places: (places, batch, ...) queries."""
         assert attention_mask is not None, "the places"
         padding = ~attention_mask.any(1)
-        query = average(query, attention_mask)
-        return super().forward(query, key, value, padding[:, None, None])
+        return super().reads(average(query, attention_mask), padding[:, None, None])
 
 
 class PoolingLayer(TransformerLayer):
