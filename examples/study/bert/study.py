@@ -41,7 +41,8 @@ class Variant:
     length: float | str = 1.0
     """Share of the full-size run's steps; or a run as whose twin it takes as many FLOPs."""
     stages: Stages = field(default_factory=list)
-    model: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Of the run file, by path."""
 
 
 def _swe(sharing: str, until: Any = 0.1, methods: Stages | None = None, **then: Any) -> Stages:
@@ -62,10 +63,13 @@ _NARROW = {"ffn_hidden_size": 64}, {"ffn_hidden_size": 128}
 _SHORT = {"options": {"pool_size": 2}}, {"options": {"pool_size": 2}}
 _COMPOUND = tuple({**a, **b, **c} for a, b, c in zip(_SHALLOW, _NARROW, _SHORT, strict=True))
 _MEASURED = {"every": 60, "rho": 0.5}
-_DEEP = {"num_layers": 24}
-_DEEP_POST = {**_DEEP, "options.norm_position": "post"}
+_DEEP = {"model.num_layers": 24}
+_DEEP_POST = {**_DEEP, "model.options.norm_position": "post"}
 VARIANTS = {
     "full": Variant(),
+    # Is the rate that all have a good one for the full size?
+    "slow": Variant(fields={"optimizer.lr": 1.0e-3}),
+    "fast": Variant(fields={"optimizer.lr": 4.0e-3}),
     # Sharing, then unsharing, in half of the steps.
     "half": Variant(0.5),
     "swe_f": Variant(0.5, _swe("1x8")),
@@ -94,9 +98,9 @@ VARIANTS = {
     "compound_twin": Variant("compound"),
     # Does sharing help where depth makes training hard? Three times the layers, a third of the
     # steps.
-    "deep": Variant(1 / 3, model=_DEEP),
+    "deep": Variant(1 / 3, fields=_DEEP),
     "deep_swe_f": Variant(1 / 3, _swe("1x24"), _DEEP),
-    "deep_post": Variant(1 / 3, model=_DEEP_POST),
+    "deep_post": Variant(1 / 3, fields=_DEEP_POST),
     "deep_post_swe_f": Variant(1 / 3, _swe("1x24"), _DEEP_POST),
 }
 
@@ -171,8 +175,8 @@ def _train(name: str, seed: int) -> None:
 
 def overrides(variant: Variant) -> list[str]:
     """Of the run file, besides the steps."""
-    model = [f"--model.{field}={value}" for field, value in variant.model.items()]
-    return ["--stages", json.dumps(variant.stages), *model]
+    fields = [f"--{path}={value}" for path, value in variant.fields.items()]
+    return ["--stages", json.dumps(variant.stages), *fields]
 
 
 def _steps(name: str) -> int:
