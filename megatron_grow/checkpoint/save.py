@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from megatron_grow.checkpoint.formats import DEFAULT, FORMATS
@@ -28,6 +28,7 @@ def save(
     *,
     with_optimizer: bool = True,
     keep_last: int = 0,
+    keep: Collection[int] = (),
     holder: Holder | None = None,
 ) -> Path:
     """Write ``root/iter_*`` in the format of runs; every rank takes part.
@@ -42,6 +43,7 @@ def save(
         tensors: the model's logical tensors.
         with_optimizer: save main parameters and moments too.
         keep_last: complete checkpoints to keep, this one included; 0 keeps all.
+        keep: steps whose checkpoints stay in any case.
         holder: on rank 0, as whom ``root`` is held; None: nobody else writes there.
 
     Returns:
@@ -68,7 +70,7 @@ def save(
         publish(written, final, record.step)
 
     def thin_out() -> None:
-        prune(root, record.step, keep_last)
+        prune(root, record.step, keep_last, keep)
         sweep(root)
 
     try:

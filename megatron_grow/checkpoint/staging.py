@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from megatron_grow.checkpoint.layout import PENDING, TRACKER, replaced, step_dir
@@ -53,7 +54,7 @@ def _move_tracker(root: Path) -> None:
     sync(root)
 
 
-def prune(root: Path, step: int, keep_last: int) -> None:
+def prune(root: Path, step: int, keep_last: int, keep: Collection[int] = ()) -> None:
     """Mark all but the last checkpoints for deletion, counted back from the one just written.
 
     Those of later steps are not this run's past, and stay.
@@ -62,9 +63,12 @@ def prune(root: Path, step: int, keep_last: int) -> None:
         root: their directory.
         step: that of the checkpoint just written.
         keep_last: how many to keep, this one included; 0 keeps all.
+        keep: steps whose checkpoints stay in any case.
     """
     past = [saved for saved in saved_steps(root) if saved <= step]
     for old in past[:-keep_last] if keep_last else []:
+        if old in keep:
+            continue
         doomed = step_dir(root, old)
         # Renamed first, so that a half-deleted one never looks whole.
         doomed.rename(doomed.with_name(f".{doomed.name}.deleted"))

@@ -82,6 +82,7 @@ class RunConfig:
             self.train,
             grows_at_load=bool(checkpoint.initial or checkpoint.load_directory),
         )
+        self._check_releases(stages)
         for stage in stages:
             where, model, batch = f"stages[{stage.index}]", stage.model, stage.batch
             if stage.lr is not None and stage.lr < self.optimizer.min_lr:
@@ -98,6 +99,19 @@ class RunConfig:
                 )
             stage.parallel.check(model, replace(self.train, **asdict(batch)), world_size, where)
         return stages
+
+    def _check_releases(self, stages: list[Stage]) -> None:
+        releases = {s.index: s.release.name for s in stages if s.release is not None}
+        for index, name in releases.items():
+            where = f"stages[{index}].release"
+            if not self.checkpoint.save_optimizer:
+                raise UserError(
+                    f"{where} goes on from a checkpoint, with the optimizer's state: "
+                    "checkpoint.save_optimizer=false must be true"
+                )
+            first = next(other for other in releases if releases[other] == name)
+            if first != index:
+                raise UserError(f"{where}.name={name} is that of stages[{first}].release already")
 
 
 _PRINT = "--print_config"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import gcd
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -10,6 +10,7 @@ from megatron_grow.config.batch import BatchShape
 from megatron_grow.config.grow import GrowSection, check_growth
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.release import ReleaseSection
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.until import StageRule, resolve_rule, step_of
 from megatron_grow.inputs.errors import UserError
@@ -40,6 +41,8 @@ class StageSection:
     """How this stage grows out of the one before; required in every stage but the first."""
     methods: list[str | dict[str, Any]] = field(default_factory=list)
     """What acts while the stage trains: names or ``{name: NAME, ...its options}``."""
+    release: ReleaseSection | None = None
+    """What the stage leaves behind, finished, when it ends; absent: nothing."""
     lr: Positive | None = None
     """Peak learning rate of this stage; absent: optimizer.lr. Other peaks (muon_lr, those of
     multipliers) move in proportion; where the decay ends does not."""
@@ -75,6 +78,8 @@ class Stage:
     rewarmup_iters: int = 0
     rule: StageRule | None = None
     """What may end the stage before its last step; None: nothing, or it is known where it ends."""
+    release: ReleaseSection | None = None
+    """What it leaves behind, with its name."""
     methods: dict[str, str | dict[str, Any]] = field(default_factory=dict)
     """As the run file has them, by the place in the stage's section that asks for each."""
 
@@ -132,12 +137,17 @@ def stage_section(values: Any, where: str) -> StageSection:
     Raises:
         UserError: an unknown name or a value of another type; the message begins with ``where``.
     """
-    grow = values.get("grow") if isinstance(values, dict) else None
-    if grow is None:
+    if not isinstance(values, dict):
         return override(StageSection(), values, where)
-    section = override(StageSection(), {**values, "grow": None}, where)
-    section.grow = override(GrowSection(), grow, f"{where}.grow")
+    written = {name: values[name] for name in _NESTED if values.get(name) is not None}
+    section = override(StageSection(), {**values, **dict.fromkeys(written)}, where)
+    for name, nested in written.items():
+        setattr(section, name, override(_NESTED[name](), nested, f"{where}.{name}"))
     return section
+
+
+_NESTED: dict[str, Any] = {"grow": GrowSection, "release": ReleaseSection}
+"""Fields of a stage that have fields themselves."""
 
 
 def resolve_stages(
@@ -193,6 +203,7 @@ def resolve_stages(
             lr_multiplier=section.lr_multiplier,
             rewarmup_iters=section.rewarmup_iters,
             rule=rule,
+            release=_named(section.release, index),
             methods=methods_by_place(section),
         )
         _check_batch(stage, stages[-1] if stages else None, train, where)
@@ -205,6 +216,10 @@ def resolve_stages(
             )
         stages.append(stage)
     return stages
+
+
+def _named(release: ReleaseSection | None, index: int) -> ReleaseSection | None:
+    return release and replace(release, name=release.name or f"stage_{index}")
 
 
 def _end(

@@ -7,30 +7,25 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields
 from datetime import timedelta
-from pathlib import Path
 
 import torch.distributed as dist
 
 from megatron_grow.checkpoint.format import Format
 from megatron_grow.checkpoint.formats import FORMATS, Formats, other
-from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.checkpoint.reader import Reader
-from megatron_grow.checkpoint.writer import Writer
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.convert.arguments import LAYOUT, build_parser
-from megatron_grow.convert.checks import check_held, check_layout, check_precision
 from megatron_grow.convert.compare import compare, same_shape
-from megatron_grow.convert.conversion import check_destination, convert
 from megatron_grow.convert.forward import TEXT, compare_logits, read_text
 from megatron_grow.convert.growths import grow
 from megatron_grow.convert.inspection import check_digests, check_files, inspect
 from megatron_grow.convert.preview import preview
 from megatron_grow.convert.progress import Progress
 from megatron_grow.convert.selection import WeightsOnly, open_weights
-from megatron_grow.growth.offline import spelled_out
+from megatron_grow.convert.target import target
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.strict_yaml import parse_yaml
 from megatron_grow.parallel.agreement import leads, together
@@ -171,43 +166,28 @@ def _write(
     source: Reader, made: Format, args: argparse.Namespace, notes: Sequence[str] = ()
 ) -> int:
     """Convert, or tell what that would be."""
-    if not made.shared_layers:
-        source = spelled_out(source)
-    precision = args.precision or source.record.precision
-    # Training itself has rounded the weights that it computed with.
-    rounded = precision == source.record.precision and source.of_a_run
-    check_precision(source, precision, args.allow_rounding or source.trains or rounded)
-    layout = _layout(made, args)
-    check_layout(source.record.model_config, layout)
-    check_held(source, made, precision)
-    record = replace(source.record, precision=precision, parallel=asdict(layout))
-    for note in (*source.notes, *notes, *together(lambda: list(made.notes(source)))):
-        _tell(f"note: {note}")
-    # A link to an empty directory stays.
-    final = step_dir(args.dst, record.step) if made.numbered else args.dst.resolve()
-    together(lambda: check_destination(args.dst, final, source.path) if leads() else None)
-
-    def make(directory: Path) -> Writer:
-        return made.writer(directory, source, record)
-
+    found = target(
+        source,
+        made,
+        args.dst,
+        precision=args.precision,
+        allow_rounding=args.allow_rounding,
+        layout=_layout(made, args),
+        notes=notes,
+        tell=_tell,
+    )
+    verifies, final = not args.no_verify, found.final
     if args.dry_run:
-        for line in preview(source, make(final), threads=args.threads, verifies=not args.no_verify):
+        for line in preview(
+            found.source, found.writer(final), threads=args.threads, verifies=verifies
+        ):
             _tell(line)
         return 0
-    outcome = convert(
-        source,
-        final,
-        make,
-        step=record.step if made.numbered else None,
-        side_files=together(lambda: made.kept_beside(source)),
-        threads=args.threads,
-        verifies=not args.no_verify,
-        progress=Progress(leads()),
-    )
+    outcome = found.write(threads=args.threads, verifies=verifies)
     if leads():
         size, seconds = outcome.stored_bytes / 1e9, outcome.seconds
         checked = f"verified in {outcome.check_seconds:.1f} s"
-        if args.no_verify:
+        if not verifies:
             checked = "not verified"
         print(f"{final}: {size:.2f} GB in {seconds:.1f} s ({size / seconds:.2f} GB/s), {checked}")
     return 0

@@ -71,7 +71,6 @@ def convert(
     Raises:
         UserError: the source is damaged or not finite, or the destination cannot take it.
     """
-    torch.set_num_threads(1)  # the parallelism is over tasks
     began = time.perf_counter()
     writer = together(lambda: make_writer(partial(final)))
     tasks = copy.tasks(source, writer)
@@ -80,6 +79,8 @@ def convert(
     work = {number: tasks[number] for number in range(rank, len(tasks), ranks)}
     mine = sum(copy.stored_bytes(block, writer) for task in work.values() for block in task)
     with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # the parallelism is over tasks
         together(lambda: stack.enter_context(_staged(final, total)) if leads() else None)
         together(lambda: _io(writer.prepare) if leads() else None)
         with progress.task("writing", mine) as advance:

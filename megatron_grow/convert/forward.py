@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -100,24 +102,53 @@ def _logits(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torch.T
 
 
 def _by_engine(source: Reader, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    with engine():
+        return by_engine(source, dtype)(tokens)
+
+
+@contextmanager
+def engine() -> Iterator[None]:
+    """megatron-core on this process alone, where models can be built for the time of a block."""
     ignore_expected_warnings()
     # The converter starts without megatron-core, which takes seconds to import.
+    from megatron_grow.parallel import process_groups
+
+    process_groups.start()
+    process_groups.set_up(ParallelConfig(), seed=1)
+    try:
+        yield
+    finally:
+        process_groups.tear_down()
+
+
+def by_engine(source: Reader, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a checkpoint's model makes of tokens in megatron-core, within :func:`engine`.
+
+    Args:
+        source: the checkpoint, all of whose weights are read.
+        dtype: to which they are rounded; what follows is calculated in fp32.
+
+    Returns:
+        From ids, (samples, length), to logits, (samples, length, vocabulary), fp32, on the CPU.
+    """
     from megatron_grow.live.check import check_model
     from megatron_grow.live.multipliers import apply_multipliers
     from megatron_grow.live.placement import placement, without_padding
-    from megatron_grow.parallel import cpu, process_groups
+    from megatron_grow.parallel import cpu
 
-    layout = ParallelConfig()
-    process_groups.start()
-    process_groups.set_up(layout, seed=1)
     model = source.record.model_config
     architecture = architecture_of(model)
-    (chunk,) = architecture.build(model, layout, TrainSection(precision="fp32"))
+    (chunk,) = architecture.build(model, ParallelConfig(), TrainSection(precision="fp32"))
     check_model([chunk], source.tensors, model.architecture)
     apply_multipliers(chunk, source.tensors, model)
-    for parameter, where in placement(chunk, source.tensors):
-        values = source.read(where.key, MAIN_PARAM, where.box).to(dtype)
-        without_padding(parameter.data, where.box).copy_(values)
-    logits = architecture.logits(chunk.eval(), tokens.to(cpu.device())).cpu()
-    process_groups.tear_down()
+    with torch.no_grad():
+        for parameter, where in placement(chunk, source.tensors):
+            values = source.read(where.key, MAIN_PARAM, where.box).to(dtype)
+            without_padding(parameter.data, where.box).copy_(values)
+    chunk.eval()
+
+    @torch.no_grad()
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        return architecture.logits(chunk, tokens.to(cpu.device())).cpu()
+
     return logits

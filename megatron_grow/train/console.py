@@ -8,7 +8,14 @@ import rich.console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from megatron_grow.train.rows import EvaluationRow, GrowthRow, StageEndRow, TrainRow, is_share
+from megatron_grow.train.rows import (
+    EvaluationRow,
+    GrowthRow,
+    ReleaseRow,
+    StageEndRow,
+    TrainRow,
+    is_share,
+)
 
 
 class Console:
@@ -100,6 +107,13 @@ class Console:
             told = "not measured after: asked to stop" if after is None else f"{after:.4f} after"
             lines.append(f"val loss    {before:.4f} before, {told}")
         self.message("\n    ".join(lines))
+
+    def release(self, row: ReleaseRow) -> None:
+        """Print that a branch leaves the run."""
+        self.event(
+            row["step"],
+            f"releases {row['name']}: {row['steps']} steps of its own in {row['output_dir']}",
+        )
 
     def event(self, step: int, text: str) -> None:
         """Print what happened in a step."""

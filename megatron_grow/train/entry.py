@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 
@@ -90,56 +89,21 @@ def _train(config: RunConfig) -> ExitCode:
     ignore_expected_warnings()
 
     from megatron_grow.parallel import process_groups
-    from megatron_grow.parallel.agreement import leads, together
-    from megatron_grow.train.announce import announcements
+    from megatron_grow.parallel.agreement import leads
     from megatron_grow.train.console import Console
     from megatron_grow.train.finite import DivergedError
-    from megatron_grow.train.metrics import MetricsLog
-    from megatron_grow.train.preflight import check, prepare
-    from megatron_grow.train.run_directory import claimed, make_room
+    from megatron_grow.train.job import Job
     from megatron_grow.train.signals import StopRequest
-    from megatron_grow.train.status import RunStatus
-    from megatron_grow.train.trainer import Trainer
 
     process_groups.start()
+    code = ExitCode.DONE
     try:
-        with ExitStack() as stack:
-            stop = stack.enter_context(StopRequest())
-            checked = together(lambda: check(config))
-            prepared = prepare(checked, stack.enter_context(claimed(config)))
-            speaks, start, resumed = leads(), prepared.start, prepared.resumed
-            console = stack.enter_context(
-                Console(config.train.train_iters, speaks, config.logging.progress_bar)
-            )
-
-            def open_output() -> tuple[list[str], RunStatus, MetricsLog]:
-                notes = make_room(config, prepared.choice)
-                status = stack.enter_context(RunStatus(config.run.output_dir))
-                metrics = MetricsLog(
-                    config.run.output_dir,
-                    begins=not prepared.choice.own,
-                    resume_step=start.step if start else 0,
-                    resume_stage=start.stage if start else 0,
-                    tensorboard=config.logging.tensorboard,
-                    wandb_project=config.logging.wandb_project,
-                    wandb_id=resumed.wandb_id if resumed and prepared.choice.own else None,
-                    run_name=config.run.name,
-                    warn=console.warning,
-                )
-                return notes, status, stack.enter_context(metrics)
-
-            notes, status, metrics = together(lambda: open_output() if speaks else ([], None, None))
-            for line in (*notes, *announcements(prepared)):
-                console.message(line)
-            begun = not stop.poll()
-            done = begun and Trainer(prepared, console, metrics, stop).run()
-            code = ExitCode.DONE if done else ExitCode.STOPPED
-            if not done:
-                text = _stopped(config, begun)
-                console.message(text)
+        with StopRequest() as stop:
+            job = Job(config, stop)
+            if not job.run():
+                code, text = ExitCode.STOPPED, _stopped(config, job.begun)
+                Console(1, leads(), progress_bar=False).message(text)
                 tell_agent(text)
-            if status is not None:
-                status.code = code
     except DivergedError as error:
         report(error, process_groups.watch())
         return ExitCode.DIVERGED

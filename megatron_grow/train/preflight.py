@@ -23,6 +23,7 @@ from megatron_grow.train.choice import Choice
 from megatron_grow.train.ending import rule_of
 from megatron_grow.train.fits import check_fits
 from megatron_grow.train.metrics import check_wandb
+from megatron_grow.train.releases import check_releases
 from megatron_grow.train.start import Start, find_start
 
 
@@ -120,10 +121,12 @@ def prepare(checked: Checked, holder: Holder | None = None) -> Prepared:
     """
     config, stages, corpora = checked.config, checked.stages, checked.corpora
     choice, start, first = find_start(config, stages, corpora)
+    plans = [first, *checked.growths]
+    together(lambda: check_releases(config, stages, plans))
     return Prepared(
         config=config,
         stages=start.stages if start else stages,
-        plans=[first, *checked.growths],
+        plans=plans,
         methods=[together(lambda: methods_of(stages[0], config, first)), *checked.methods],
         choice=choice,
         start=start,

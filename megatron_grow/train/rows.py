@@ -71,6 +71,18 @@ class StageEndRow(Progress):
     """The rule and what it found, or what a method said; ``at_most`` where nothing was found."""
 
 
+class ReleaseRow(Progress):
+    """A branch that leaves the run after ``step`` steps, to be a model of its own."""
+
+    event: str
+    """``release``."""
+    name: str
+    steps: int
+    """Of the branch."""
+    output_dir: str
+    """Of the branch, a run like any other."""
+
+
 class GrowthRow(TypedDict):
     """One growth, between ``step`` and the next."""
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 from megatron_grow.checkpoint.layout import PENDING, TRACKER, step_dir
 from megatron_grow.checkpoint.lock import Holder, held
 from megatron_grow.checkpoint.staging import point, sweep
+from megatron_grow.config.release import RELEASES
 from megatron_grow.config.run import RunConfig, to_yaml
 from megatron_grow.files.durable import flush
 from megatron_grow.inputs.errors import UserError
@@ -24,6 +25,7 @@ from megatron_grow.parallel.agreement import gather, leads, together
 from megatron_grow.train import rows, status
 from megatron_grow.train.choice import Choice, latest_or_none
 from megatron_grow.train.identity import FILE_NAME, Identity, jobs
+from megatron_grow.train.releases import EXPORT
 
 Result = TypeVar("Result")
 
@@ -90,7 +92,7 @@ def make_room(config: RunConfig, choice: Choice) -> list[str]:
 def _make_room(root: Path, output: Path, choice: Choice) -> list[str]:
     if choice.clears:
         tracker = [root / TRACKER] if (root / TRACKER).exists() else []
-        names = [FILE_NAME, status.FILE_NAME, _CONFIG, "tensorboard"]
+        names = [FILE_NAME, status.FILE_NAME, _CONFIG, "tensorboard", RELEASES, EXPORT]
         old = [*(output / name for name in names), *output.glob(f"{rows.FILE_NAME}*")]
         found = [path for path in old if path.exists()]
         moved = [_set_aside(root, [*tracker, *root.glob("iter_*")]), _set_aside(output, found)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from megatron_grow.checkpoint.record import GrowthEvent, Record, StageEnd
@@ -35,10 +36,10 @@ class Saving(TrainingMethod):
         if interval and ctx.step % interval == 0 and not ctx.stopping:
             self.save(ctx)
 
-    def save(self, ctx: Context) -> None:
-        """Save, once for each step."""
+    def save(self, ctx: Context) -> Path:
+        """Save, once for each step; the checkpoint."""
         if self._guard.saved is not None and self._guard.saved[0] == ctx.step:
-            return
+            return self._guard.saved[1]
         self._guard.check_state(ctx)
         config = ctx.run
         path = save(
@@ -48,10 +49,12 @@ class Saving(TrainingMethod):
             ctx.live.tensors,
             with_optimizer=config.checkpoint.save_optimizer,
             keep_last=config.checkpoint.keep_last,
+            keep=[past.last_step for past in ctx.stages[: ctx.stage.index] if past.release],
             holder=self._prepared.holder,
         )
         self._guard.saved = ctx.step, path
         self._output.console.checkpoint(ctx.step, path)
+        return path
 
     def _record(self, ctx: Context) -> Record:
         stage, config, choice = ctx.stage, ctx.run, self._prepared.choice

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NamedTuple
+
 from megatron_grow.config.timing import ended
 from megatron_grow.growth.filling import fresh
 from megatron_grow.live.stage import LiveStage, filled
@@ -16,12 +19,23 @@ from megatron_grow.train.finite import FiniteGuard
 from megatron_grow.train.growing import grow
 from megatron_grow.train.loop import Loop
 from megatron_grow.train.metrics import MetricsLog
-from megatron_grow.train.output import Output
+from megatron_grow.train.output import Output, progress
 from megatron_grow.train.preflight import Prepared
+from megatron_grow.train.releases import Branch, due
 from megatron_grow.train.reports import Reports
+from megatron_grow.train.rows import ReleaseRow
 from megatron_grow.train.saving import Saving
 from megatron_grow.train.signals import StopRequest
 from megatron_grow.train.training_rows import TrainingRows
+
+
+class Ended(NamedTuple):
+    """How far a run was trained."""
+
+    done: bool
+    """To its last step; else to the end of a stage, or until it was asked to stop."""
+    branch: Branch | None = None
+    """What is to be trained before it goes on."""
 
 
 class Trainer:
@@ -48,8 +62,8 @@ class Trainer:
         self.evaluation = Evaluation(self.output, self.datasets.valid, stop)
         self.saving = Saving(prepared, self.output, self.guard)
 
-    def run(self) -> bool:
-        """Train; True if the run reached its end, False if it saved and stopped on request.
+    def run(self) -> Ended:
+        """Train to the end of the run, or of a stage that has something to release.
 
         Raises:
             DivergedError: what the run has computed is not finite; it has not been saved.
@@ -57,16 +71,39 @@ class Trainer:
         loop = self._resume() if self.prepared.start else self._begin()
         while self._train(loop):
             if loop.ctx.stage is self.stages[-1]:
-                self.saving.save(loop.ctx)
-                loop.end()
-                return True
+                return self._leave(loop, self._branch(loop.ctx, self.saving.save(loop.ctx)))
             # The loss is known already unless the run resumed right here.
             found = self.evaluation.report(loop.ctx)
             if self.stop.poll():  # a growth is not left half-way
                 break
+            if loop.ctx.stage.release and (
+                branch := self._branch(loop.ctx, self.saving.save(loop.ctx))
+            ):
+                return self._leave(loop, branch)
             loop = self._grow(loop, found)
         self.saving.save(loop.ctx)
-        return False
+        return Ended(False)
+
+    def _branch(self, ctx: Context, checkpoint: Path) -> Branch | None:
+        """What leaves the run at ``checkpoint``, if that is due."""
+        branch = due(self.config, self.stages, ctx.stage.index, ctx.step, checkpoint)
+        if branch is not None:
+            row: ReleaseRow = {
+                "event": "release",
+                **progress(ctx),
+                "name": branch.name,
+                "steps": branch.steps,
+                "output_dir": branch.config.run.output_dir,
+            }
+            self.output.console.release(row)
+            self.output.write(row)
+        return branch
+
+    def _leave(self, loop: Loop, branch: Branch | None) -> Ended:
+        """Let go of the model at the end of a stage, so that another run has room."""
+        loop.end()
+        loop.ctx.live.release()
+        return Ended(loop.ctx.stage.index == len(self.stages) - 1, branch)
 
     def _train(self, loop: Loop) -> bool:
         """Train to the end of the stage; False if asked to stop before."""

@@ -11,7 +11,8 @@ from megatron_grow.config.stages import StageSection
 from megatron_grow.inputs.errors import UserError
 
 STAGE_FIELDS = (
-    "known are grow, lr, lr_multiplier, methods, model, parallel, rewarmup_iters, train, until"
+    "known are grow, lr, lr_multiplier, methods, model, parallel, release, rewarmup_iters, "
+    "train, until"
 )
 REFUSED = {
     "stages: [{untl: 3}]": f"stages[0].untl is not a field; {STAGE_FIELDS}",

@@ -44,7 +44,7 @@ def launch(
     results = run_ranks(world_size, command, [*argv, *options], stop_at)
     assert len({code for code, _, _ in results}) == 1, results
     for _, output, errors in results[1:]:
-        assert output == errors == "", "only rank 0 speaks"
+        assert output == errors == "", f"only rank 0 speaks: {output}{errors}"
     return results[0]
 
 

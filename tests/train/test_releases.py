@@ -1,0 +1,151 @@
+"""What a release may say, what its branch is, and what of it a run sets aside."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_grow.config.grow import GrowSection
+from megatron_grow.config.release import ReleaseSection
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import (
+    CheckpointSection,
+    OptimizerSection,
+    RunSection,
+    ScheduleSection,
+)
+from megatron_grow.config.stages import StageSection, stage_section
+from megatron_grow.config.timing import ended
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.train.choice import Choice
+from megatron_grow.train.releases import branch_of, check_releases
+from megatron_grow.train.run_directory import make_room
+from tests.toy import MODEL, plan_of, run_config
+
+
+def _run(*releases: dict[str, Any] | None, **first: Any) -> RunConfig:
+    """Two layers for 10 steps, then four for another 10; what each stage releases."""
+    sections = [
+        StageSection(until=10, model={"num_layers": 2}),
+        StageSection(grow=GrowSection(depth="copying_stack")),
+    ]
+    for section, release in zip(sections, releases, strict=False):
+        section.release = None if release is None else ReleaseSection(**release)
+    sections[0] = replace(sections[0], **first)
+    return run_config(*sections)
+
+
+def _check(config: RunConfig) -> None:
+    check_releases(config, config.resolve(1), [plan_of(config, 1, index) for index in (0, 1)])
+
+
+SHARED = {"num_layers": 2, "layer_sharing": "1x2"}
+REFUSED: dict[str, tuple[RunConfig, str]] = {
+    "decayed already": (_run(None, {}), "stages[1].release: the run's own rate has decayed"),
+    "a method that ends the stage": (
+        _run({}, model=SHARED, until={"at_most": 10}, methods=["end_sharing"]),
+        "stages[0].release, as a run of its own: stages[0].methods[0] ends the stage",
+    ),
+    "not a Hugging Face model": (
+        replace(_run({"export_hf": True}), model=replace(MODEL, activation="squared_relu")),
+        "stages[0].release, as a run of its own: no Hugging Face family can express the model",
+    ),
+    "one name twice": (
+        _run({"name": "a"}, {"name": "a"}),
+        "stages[1].release.name=a is that of stages[0].release already",
+    ),
+    "the name of another stage": (
+        _run({}, {"name": "stage_0"}),
+        "stages[1].release.name=stage_0 is that of stages[0].release already",
+    ),
+    "no optimizer state": (
+        replace(_run({}), checkpoint=CheckpointSection(save_optimizer=False)),
+        "stages[0].release goes on from a checkpoint, with the optimizer's state: ",
+    ),
+    "a peak below where the decay ends": (
+        replace(_run(lr=1e-4), optimizer=OptimizerSection(min_lr=2e-4)),
+        "stages[0].lr=0.0001 must be at least optimizer.min_lr=0.0002",
+    ),
+    "a cool-down of the whole run": (
+        replace(_run(), schedule=ScheduleSection(cooldown_iters=20)),
+        "schedule.cooldown_iters=20 must be less than train.train_iters=20",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_released(what: str) -> None:
+    config, message = REFUSED[what]
+    with pytest.raises(UserError) as caught:
+        _check(config)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"name": "../a"}, "stages[1].release.name=../a must be of letters, digits, dots, dashes"),
+        ({"name": ".a"}, "stages[1].release.name=.a must be of letters"),
+        ({"decay_iters": 0}, "stages[1].release.decay_iters=0 must be more than 0"),
+        ({"decay_iters": 1.5}, "stages[1].release.decay_iters=1.5 must be a number of steps, or"),
+        ({"decay": 3}, "stages[1].release.decay is not a field; known are decay_iters, export_hf"),
+        (3, "stages[1].release=3 must be fields and their values"),
+    ],
+)
+def test_what_a_release_cannot_say(written: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        stage_section({"release": written}, "stages[1]")
+    assert str(caught.value).startswith(message)
+
+
+def test_a_share_is_of_the_steps_before_the_branch() -> None:
+    steps = [ReleaseSection(decay_iters=k).steps_after(250) for k in (0.1, 0.001, 1.0, 1, 300)]
+    assert steps == [25, 1, 250, 1, 300]
+
+
+def test_the_branch_of_a_stage_that_a_rule_ended() -> None:
+    """It leaves at the step where the stage did end, and knows the batches before it."""
+    sections = [
+        StageSection(
+            until={"rule": "loss_below", "loss": 1, "at_most": 8}, model={"num_layers": 1}
+        ),
+        StageSection(
+            until=12,
+            model={"num_layers": 2, "share_embeddings_and_output_weights": False},
+            train={"global_batch_size": 4},
+            grow=GrowSection(depth="random", vocab=None),
+            release=ReleaseSection(name="middle", decay_iters=0.5),
+            lr=5e-3,
+        ),
+        StageSection(grow=GrowSection(depth="random")),
+    ]
+    target = replace(MODEL, share_embeddings_and_output_weights=False)
+    config = run_config(*sections, model=target, eval_interval=1)
+    stages = ended(config.resolve(1), 0, 6)
+    branch = branch_of(config, stages, 1, 12, Path("trunk/iter_0000012"))
+    resolved = branch.config.resolve(1)
+    assert [(s.first_step, s.last_step) for s in resolved] == [(0, 6), (6, 18)]
+    assert [s.model for s in resolved] == [s.model for s in stages[:2]]
+    assert [s.tokens_at(s.last_step) for s in resolved[:1]] == [stages[0].tokens_at(6)]
+    assert resolved[1].tokens_at(12) == stages[1].tokens_at(12)
+    assert (resolved[1].lr, resolved[1].release, branch.steps) == (5e-3, None, 6)
+    schedule = branch.config.schedule
+    assert (schedule.lr_decay_iters, schedule.cooldown_iters) == (20, 6)
+    assert branch.config.checkpoint.load == "trunk/iter_0000012"
+    assert branch.config.checkpoint_dir == Path("runs/run/releases/middle/checkpoints")
+    assert branch.config.cache_dir == config.cache_dir
+    elsewhere = replace(config, checkpoint=CheckpointSection(save="disk/run"))
+    assert branch_of(elsewhere, stages, 1, 12, Path("x")).config.checkpoint_dir == Path(
+        "disk/run/releases/middle"
+    )
+
+
+def test_a_run_that_begins_anew_sets_aside_what_it_had_released(tmp_path: Path) -> None:
+    (tmp_path / "releases" / "small").mkdir(parents=True)
+    config = replace(run_config(), run=RunSection(output_dir=str(tmp_path)))
+    make_room(config, Choice(None, clears=True))
+    (found,) = tmp_path.rglob("small")
+    assert found.parents[1].name.startswith("set_aside_")
