@@ -26,9 +26,6 @@ class Member:
     """FLOPs of the branch."""
     flops: dict[Cost, float]
     """FLOPs of all that it came from: of the trunk up to the branch, and of the branch."""
-    equal_steps: int | None = None
-    """Steps that a run of its size alone makes for the same FLOPs of the whole model; None of the
-    trunk."""
 
     @property
     def loss(self) -> float:
@@ -86,9 +83,7 @@ def _member(output_dir: Path, release: dict[str, Any]) -> Member:
         raise UserError(
             f"{run.output_dir} is at step {steps} of {release['steps']}: the branch is not finished"
         )
-    per_step = own["flops_total"] / steps
-    equal_steps = round(flops["flops_total"] / per_step)
-    return Member(release["name"], run, release["step"], own, flops, equal_steps)
+    return Member(release["name"], run, release["step"], own, flops)
 
 
 def lines(family: Family, alone: Path | None = None) -> Iterator[str]:
@@ -131,7 +126,6 @@ def summary(family: Family) -> dict[str, Any]:
                 "steps": int(member.run.steps[-1]),
                 "begins": member.begins,
                 "val_loss": member.loss,
-                "equal_steps": member.equal_steps,
                 "own": member.own,
                 **member.flops,
             }
