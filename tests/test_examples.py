@@ -32,6 +32,7 @@ JOBS = {
     "bert_base": (8, 30522),
     "bert_quickstart": (2, 4096),
     "bert": (1, 512),
+    "family": (1, 1024),
 }
 """Ranks, and the size of the vocabulary."""
 FILES = sorted(
