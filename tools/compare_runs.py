@@ -1,9 +1,14 @@
-"""Compare a progressive run with its fixed-size twin.
+"""Compare runs that grow with fixed-size runs; docs/comparing.md.
 
-Writes summary.json and pictures to --output, of the loss (loss.png, loss_vs_flops.png) and of each
-other number that both runs have (masked_lm_accuracy.png), and prints a table:
+Two runs, a progressive one and its fixed-size twin:
 
     python tools/compare_runs.py runs/progressive runs/fixed --output runs/report
+
+Any number of runs, seeds and lengths; those that never grew are what the others are compared with:
+
+    python tools/compare_runs.py runs/seed*/* --output runs/report
+
+Writes summary.json and pictures to --output, and prints tables.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from rich.console import Console
 
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.report.fair_summary import FIGURES, fair_tables, write_fair_report
 from megatron_grow.report.summary import figures_of, summary_table, write_report
 
 
@@ -27,24 +33,49 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="output_dir of a run")
-    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="output_dir of the other")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="output_dirs of runs")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="what the others are compared with (default: the runs that never grew)",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--tolerance",
         type=float,
         default=0.01,
-        help="relative gap of validation losses at which the runs count as mixed (default 0.01)",
+        help="relative gap of validation losses at which runs count as mixed (default 0.01)",
+    )
+    parser.add_argument(
+        "--flops-tolerance",
+        type=float,
+        default=0.02,
+        help="relative gap of FLOPs at which finished runs count as equal (default 0.02)",
     )
     args = parser.parse_args()
     try:
-        summary = write_report(args.run_a, args.run_b, args.output, tolerance=args.tolerance)
+        if len(args.runs) == 2 and not args.against:
+            ours, twin = args.runs
+            summary = write_report(ours, twin, args.output, tolerance=args.tolerance)
+            tables, pictures = [summary_table(summary)], figures_of(summary)
+        else:
+            summary = write_fair_report(
+                args.runs,
+                args.against,
+                args.output,
+                tolerance=args.tolerance,
+                cost_tolerance=args.flops_tolerance,
+            )
+            tables, pictures = fair_tables(summary), list(FIGURES)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     console = Console(highlight=False)
-    console.print(summary_table(summary))
-    for name in figures_of(summary):
+    console.print(*tables)
+    for name in pictures:
         console.print(args.output / name, soft_wrap=True)
 
 

@@ -28,6 +28,9 @@ from megatron_grow.inputs.names import nearest
 from megatron_grow.inputs.ranges import shown
 from megatron_grow.inputs.strict_yaml import parse_yaml, read_yaml
 
+RESOLVED = "config.yaml"
+"""In the directory of a run: the complete run file (:func:`to_yaml`)."""
+
 
 @dataclass
 class RunConfig:

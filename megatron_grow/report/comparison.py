@@ -14,6 +14,7 @@ import numpy as np
 
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.report.runs import COSTS, Cost, Run
+from megatron_grow.rules.curves import reached
 
 
 def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[str, Any]:
@@ -34,13 +35,14 @@ def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[
     if sound and last_steps[0] != last_steps[1]:
         raise UserError(
             f"{progressive.output_dir} was last evaluated at step {last_steps[0]}, "
-            f"{fixed_size.output_dir} at step {last_steps[1]}; compare runs of as many steps"
+            f"{fixed_size.output_dir} at step {last_steps[1]}; compare runs of as many steps, or "
+            "finished runs of others by --against"
         )
     return {
         "progressive": _final(progressive),
         "fixed_size": _final(fixed_size),
         "final_step": max(last_steps),
-        "final_gap_percent": _percent_above(progressive.val_loss[-1], fixed_size.val_loss[-1]),
+        "final_gap_percent": percent_above(progressive.val_loss[-1], fixed_size.val_loss[-1]),
         "others": {
             name: {
                 "progressive": _number(progressive.numbers[name][-1]),
@@ -49,7 +51,7 @@ def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[
             for name in others(progressive, fixed_size)
         },
         "savings_percent": {
-            cost: _percent_below(progressive.flops[cost][-1], fixed_size.flops[cost][-1])
+            cost: percent_below(progressive.flops[cost][-1], fixed_size.flops[cost][-1])
             if sound
             else None
             for cost in COSTS
@@ -58,6 +60,7 @@ def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[
         "growths": [vars(growth) for growth in progressive.growths],
         "tolerance": tolerance,
         "mixing_time_steps": mixing_time(progressive, fixed_size, tolerance),
+        "head_start_steps": head_start(progressive, fixed_size),
         "equal_flops": {cost: equal_flops(progressive, fixed_size, cost) for cost in COSTS},
     }
 
@@ -83,6 +86,26 @@ def mixing_time(progressive: Run, fixed_size: Run, tolerance: float) -> int | No
     return None
 
 
+def head_start(progressive: Run, fixed_size: Run) -> float | None:
+    """Steps of a run from nothing that all before the last growth was worth.
+
+    Asked at the last evaluation before the rate begins to fall: at which step did the twin have
+    the loss that the grown run has there? The steps since the growth are subtracted. None for a run
+    that did not grow before, whose rate is never constant, or whose loss its twin had at no step.
+    """
+    if not progressive.growths:
+        return None
+    grown_at = progressive.growths[-1].step
+    constant = min(progressive.constant_until, fixed_size.constant_until)
+    since = (progressive.steps > grown_at) & (progressive.steps <= constant)
+    before = fixed_size.steps <= constant
+    if not since.any():
+        return None
+    step, loss = progressive.steps[since][-1], progressive.val_loss[since][-1]
+    at = reached(fixed_size.steps[before].tolist(), fixed_size.val_loss[before].tolist(), loss)
+    return None if at is None else float(at - (step - grown_at))
+
+
 def equal_flops(progressive: Run, fixed_size: Run, cost: Cost) -> dict[str, float | str | None]:
     """Both validation losses when as much was spent as the cheaper run spent in all.
 
@@ -102,7 +125,7 @@ def equal_flops(progressive: Run, fixed_size: Run, cost: Cost) -> dict[str, floa
         "flops": float(budget),
         "progressive_val_loss": ours,
         "fixed_size_val_loss": theirs,
-        "gap_percent": None if ours is None or theirs is None else _percent_above(ours, theirs),
+        "gap_percent": None if ours is None or theirs is None else percent_above(ours, theirs),
         "not_decayed": next((name for name, flops in spent.items() if flops > budget), None),
     }
 
@@ -124,10 +147,11 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _percent_above(value: float, reference: float) -> float | None:
-    return _number(100 * (value / reference - 1))
+def percent_above(value: float, reference: float) -> float | None:
+    """How far ``value`` is above ``reference``; None for what JSON cannot hold."""
+    return _number(100 * (value / reference - 1)) if reference else None
 
 
-def _percent_below(value: float, reference: float) -> float | None:
+def percent_below(value: float, reference: float) -> float | None:
     """None for a reference of 0: the transformer layers of a model without any."""
     return float(100 * (1 - value / reference)) if reference else None

@@ -23,17 +23,23 @@ PROGRESSIVE, FIXED_SIZE, GROWTH = "tab:blue", "0.35", "tab:orange"
 
 
 def figure_of(
-    progressive: Run, fixed_size: Run, panels: list[Against], name: str = "loss"
+    progressive: Run,
+    fixed_size: Run,
+    panels: list[Against],
+    name: str = "loss",
+    *,
+    worth: bool = True,
 ) -> bytes:
     """A PNG of a validation loss or metric, one panel for each quantity on the horizontal axis.
 
-    Growths are vertical lines; panels of FLOPs mark what the progressive run saves. The curve of a
+    Growths are vertical lines; panels of FLOPs mark what the progressive run did not
+    spend, which is a saving if its loss is ``worth`` the twin's. The curve of a
     run that diverged ends in a cross, and the legend says so.
     """
     figure = Figure(figsize=(5.4 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for panel, against in zip(axes, panels, strict=True):
-        _draw(panel, progressive, fixed_size, against, name)
+        _draw(panel, progressive, fixed_size, against, name, worth)
     axes[0].set_ylabel(f"Validation {name.replace('_', ' ')}")
     axes[0].set_ylim(*_range(progressive, fixed_size, name))
     axes[-1].legend(frameon=False)
@@ -42,7 +48,9 @@ def figure_of(
     return png.getvalue()
 
 
-def _draw(panel: Axes, progressive: Run, fixed_size: Run, against: Against, name: str) -> None:
+def _draw(
+    panel: Axes, progressive: Run, fixed_size: Run, against: Against, name: str, worth: bool
+) -> None:
     for run, label, color in (
         (fixed_size, "fixed size", FIXED_SIZE),
         (progressive, "progressive", PROGRESSIVE),
@@ -92,8 +100,8 @@ def _draw(panel: Axes, progressive: Run, fixed_size: Run, against: Against, name
     if spent < reference:
         arrow = {"arrowstyle": "<->", "color": PROGRESSIVE, "shrinkA": 0, "shrinkB": 0}
         panel.annotate("", (spent, value), (reference, value), arrowprops=arrow)
-        saved = f"{1 - spent / reference:.0%} saved"
-        panel.annotate(saved, ((spent + reference) / 2, value), **beside)
+        said = f"{1 - spent / reference:.0%} {'saved' if worth else 'fewer FLOPs'}"
+        panel.annotate(said, ((spent + reference) / 2, value), **beside)
 
 
 def _positions(run: Run, against: Against) -> NDArray:

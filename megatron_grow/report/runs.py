@@ -11,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_grow.config.run import RESOLVED
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.inputs.strict_yaml import read_yaml
 from megatron_grow.train.rows import FILE_NAME, read_rows
 
 Cost = Literal["flops_total", "flops_block"]
@@ -51,11 +53,41 @@ class Run:
     """The step from which on its numbers were not finite; None for a sound run."""
     skipped_iters: int
     """Steps without an update, because loss or gradients were not finite."""
+    config: dict[str, Any]
+    """The whole run file, as the run has recorded it; empty where it has not."""
 
     @property
     def val_loss(self) -> NDArray[np.float64]:
         """All that is trained on; (evaluations,)."""
         return self.numbers["loss"]
+
+    @property
+    def last_step(self) -> int:
+        """Of its last evaluation."""
+        return int(self.steps[-1])
+
+    @property
+    def asked_steps(self) -> int:
+        """Steps of the whole run; of one without a record those that it has done."""
+        return int(self.config["train"]["train_iters"]) if self.config else self.last_step
+
+    @property
+    def seed(self) -> int | None:
+        """None for a run without a record."""
+        return self.config["run"]["seed"] if self.config else None
+
+    @property
+    def constant_until(self) -> int:
+        """The last step at which the rate stands at its peak; 0 where it never does, or is not
+        known."""
+        if not self.config or self.config["schedule"]["lr_decay_style"] not in ("WSD", "constant"):
+            return 0
+        schedule, steps = self.config["schedule"], self.asked_steps
+        until = steps - schedule.get("cooldown_iters", 0)
+        if schedule["lr_decay_style"] == "WSD":
+            laid_out = schedule.get("lr_decay_iters") or steps
+            until = min(until, laid_out - round(schedule["lr_wsd_decay_fraction"] * laid_out))
+        return until
 
 
 def load_run(output_dir: Path) -> Run:
@@ -92,9 +124,22 @@ def load_run(output_dir: Path) -> Run:
             wall_seconds=_wall_seconds(train, growth),
             diverged_at=diverged_at,
             skipped_iters=len(_skipped(rows)),
+            config=_config(output_dir / RESOLVED),
         )
     except KeyError as error:
         raise UserError(f"{path} has a row without the field {error}") from error
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The recorded run file; empty where there is none."""
+    if not path.exists():
+        return {}
+    config = read_yaml(path, "the record")
+    try:
+        config["run"]["seed"], config["train"]["train_iters"], config["schedule"]["lr_decay_style"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is no run file that a run has recorded: {error!r}") from None
+    return config
 
 
 def _evaluations(

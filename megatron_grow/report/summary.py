@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from megatron_grow.files.durable import write_whole
-from megatron_grow.inputs.errors import UserError
 from megatron_grow.report.comparison import compare, others
 from megatron_grow.report.figures import Against, figure_of
+from megatron_grow.report.files import write_files
 from megatron_grow.report.runs import load_run
-from megatron_grow.report.words import gap, value
+from megatron_grow.report.words import gap, is_worth, saved, value
 
 FIGURES: dict[str, list[Against]] = {
     "loss.png": ["step", "flops_total"],
@@ -42,18 +40,16 @@ def write_report(
     if fixed_size.growths and not progressive.growths:
         progressive, fixed_size = fixed_size, progressive
     summary = compare(progressive, fixed_size, tolerance)
-    files = {file: figure_of(progressive, fixed_size, panels) for file, panels in FIGURES.items()}
+    worth = is_worth(summary["final_gap_percent"], tolerance)
+    files = {
+        file: figure_of(progressive, fixed_size, panels, worth=worth)
+        for file, panels in FIGURES.items()
+    }
     files |= {
-        f"{name}.png": figure_of(progressive, fixed_size, FIGURES["loss.png"], name)
+        f"{name}.png": figure_of(progressive, fixed_size, FIGURES["loss.png"], name, worth=worth)
         for name in others(progressive, fixed_size)
     }
-    files["summary.json"] = json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            write_whole(output / name, [data])
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error}") from error
+    write_files(output, summary, files)
     return summary
 
 
@@ -89,21 +85,21 @@ def summary_table(summary: dict[str, Any]) -> Table:
         f"{twin['consumed_tokens']:.3g}",
         f"{tokens:+.1f} %",
     )
+    worth = is_worth(summary["final_gap_percent"], summary["tolerance"])
     labels = {"flops_total": "whole model", "flops_block": "layers only"}
     for cost, label in labels.items():
-        saved = summary["savings_percent"][cost]
         table.add_row(
             f"FLOPs, {label}",
             f"{ours[cost]:.3g}",
             f"{twin[cost]:.3g}",
-            _saved(saved),
+            saved(summary["savings_percent"][cost], worth=worth),
         )
     ratio = summary["wall_time_ratio"]
     table.add_row(
         "training time",
         f"{ours['wall_seconds']:.0f} s",
         f"{twin['wall_seconds']:.0f} s",
-        _saved(None if ratio is None else 100 * (1 - ratio)),
+        saved(None if ratio is None else 100 * (1 - ratio), worth=worth),
     )
     for cost, label in labels.items():
         equal = summary["equal_flops"][cost]
@@ -122,6 +118,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "",
         "",
     )
+    start = summary["head_start_steps"]
+    if start is not None:
+        table.add_row("head start at the growth", f"{start:.0f} steps", "", "")
     skipped = [run["skipped_iters"] for run in (ours, twin)]
     if any(skipped):
         table.add_row("steps without an update", *map(str, skipped), "")
@@ -136,12 +135,6 @@ def _final_loss(run: dict[str, Any]) -> str:
 
 def _gap(percent: float | None) -> str:
     return "-" if percent is None else f"{percent:+.2f} %"
-
-
-def _saved(percent: float | None) -> str:
-    if percent is None:
-        return "-"
-    return f"{abs(percent):.1f} % {'saved' if percent >= 0 else 'more'}"
 
 
 def _loss(value: float | None, decayed: bool) -> str:

@@ -18,7 +18,7 @@ from megatron_grow.checkpoint.layout import PENDING, TRACKER, step_dir
 from megatron_grow.checkpoint.lock import Holder, held
 from megatron_grow.checkpoint.staging import point, sweep
 from megatron_grow.config.release import RELEASES
-from megatron_grow.config.run import RunConfig, to_yaml
+from megatron_grow.config.run import RESOLVED, RunConfig, to_yaml
 from megatron_grow.files.durable import flush
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.parallel.agreement import gather, leads, together
@@ -29,8 +29,6 @@ from megatron_grow.train.releases import EXPORT
 
 Result = TypeVar("Result")
 
-_CONFIG = "config.yaml"
-"""The complete run file."""
 _ROOM = 1 << 16
 """Bytes without which there is no use in beginning."""
 _PATIENCE_SECONDS = 5.0
@@ -85,14 +83,14 @@ def make_room(config: RunConfig, choice: Choice) -> list[str]:
     root, output = config.checkpoint_dir, Path(config.run.output_dir)
     lines = _make_room(root, output, choice)
     Identity(choice.run_id, jobs(os.environ)).write(output)
-    (output / _CONFIG).write_text(to_yaml(config))
+    (output / RESOLVED).write_text(to_yaml(config))
     return lines
 
 
 def _make_room(root: Path, output: Path, choice: Choice) -> list[str]:
     if choice.clears:
         tracker = [root / TRACKER] if (root / TRACKER).exists() else []
-        names = [FILE_NAME, status.FILE_NAME, _CONFIG, "tensorboard", RELEASES, EXPORT]
+        names = [FILE_NAME, status.FILE_NAME, RESOLVED, "tensorboard", RELEASES, EXPORT]
         old = [*(output / name for name in names), *output.glob(f"{rows.FILE_NAME}*")]
         found = [path for path in old if path.exists()]
         moved = [_set_aside(root, [*tracker, *root.glob("iter_*")]), _set_aside(output, found)]

@@ -150,6 +150,15 @@ def test_what_costs_more_is_not_called_saved(runs, tmp_path):
     assert "2.0 % more" in column and not any(cell.startswith("-2") for cell in column)
 
 
+def test_fewer_flops_for_a_worse_loss_are_not_called_saved(runs, tmp_path, monkeypatch):
+    said, annotate = [], Axes.annotate
+    monkeypatch.setattr(Axes, "annotate", lambda *a, **k: said.append(a[1]) or annotate(*a, **k))
+    summary = write_report(*runs, tmp_path / "report", tolerance=0.004)  # it ends 0.5 % above
+    column = list(summary_table(summary).columns[3].cells)
+    assert "32.0 % less" in column and not any("saved" in cell for cell in column)
+    assert "32% fewer FLOPs" in said and not any("saved" in text for text in said)
+
+
 @pytest.mark.parametrize(("tolerance", "mixing"), [(0.25, 20), (0.006, 60), (0.004, None)])
 def test_mixing_time_depends_on_the_tolerance(runs, tolerance, mixing):
     summary = compare(*map(load_run, runs), tolerance)
