@@ -8,6 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron_grow.model.architecture import Loss
 from megatron_grow.model.gpt.architecture import GPT
@@ -47,8 +50,12 @@ class TwoLosses(GPT):
 
 
 def _sums(batch: Mapping[str, torch.Tensor], losses: torch.Tensor) -> dict[str, torch.Tensor]:
-    each = parts(batch["labels"])
-    found = {name: torch.stack([(losses * part).sum(), part.sum()]) for name, part in each.items()}
-    marked = each["marked_loss"]
-    below = ((losses < 5) & marked).float().sum()
-    return {**found, "marked_below_5": torch.stack([below, marked.sum()])}
+    """Of this rank's tokens, and counts of all."""
+    here = get_batch_on_this_cp_rank(parts(batch["labels"]))
+    marked = here["marked_loss"]
+    sums = {name: (losses * part).sum() for name, part in here.items()}
+    sums["marked_below_5"] = ((losses < 5) & marked).float().sum()
+    counts = {name: part.sum() for name, part in {**here, "marked_below_5": marked}.items()}
+    for count in counts.values():
+        dist.all_reduce(count, group=parallel_state.get_context_parallel_group())
+    return {name: torch.stack([sums[name], counts[name]]) for name in sums}

@@ -78,6 +78,42 @@ def test_a_file_that_is_no_vocabulary(tmp_path):
         load_tokenizer(str(path))
 
 
+SPECIALS = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
+
+
+def test_lines_of_another_system_and_twice_the_same(tmp_path):
+    """A token that is there twice has the number of its last line, as in transformers."""
+    path = tmp_path / "vocab.txt"
+    path.write_bytes((SPECIALS + "a\nb\na\n##c\n\n").replace("\n", "\r\n").encode())
+    ours, theirs = load_tokenizer(str(path)), BertTokenizerFast(vocab=str(path))
+    assert ours.encode("A b Bc d") == [7, 6, 6, 8, 1]
+    assert theirs("A b Bc d", add_special_tokens=False)["input_ids"] == [7, 6, 6, 8, 1]
+    assert masking_tokens(ours).ordinary.tolist() == [6, 7, 8]
+
+
+def test_settings_that_are_no_choice(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text(SPECIALS + "a\n")
+    config = path.with_name("tokenizer_config.json")
+    config.write_text('{"do_lower_case": "yes", "strip_accents": null}')
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(str(path))
+    assert str(caught.value) == f"{config}: do_lower_case='yes' must be true or false"
+    config.write_text('{"strip_accents": null}')
+    assert load_tokenizer(str(path)).encode("A") == [5]
+
+
+def test_special_tokens_alone(tmp_path):
+    """Every text is unknown, and no token is left to stand in another's place."""
+    path = tmp_path / "vocab.txt"
+    path.write_text(SPECIALS)
+    with pytest.raises(UserError) as caught:
+        masking_tokens(load_tokenizer(str(path)))
+    assert str(caught.value) == (
+        f"data.tokenizer={path} has special tokens alone, none of which can be masked"
+    )
+
+
 @pytest.mark.parametrize("cased", [False, True])
 def test_trained_on_the_input(tmp_path, cased):
     """The same for any number of workers; transformers loads it, with BERT's frame."""

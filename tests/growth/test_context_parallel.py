@@ -62,12 +62,17 @@ class GatheredAttention(ScaledDotProductAttention):
         return context.permute(2, 0, 1, 3).flatten(2)
 
 
+def allow_context_parallelism() -> None:
+    """On a rank without Transformer Engine."""
+    local.ScaledDotProductAttention = GatheredAttention  # type: ignore[misc]
+    ParallelConfig.check = lambda *args: None  # type: ignore[method-assign]
+
+
 def train_without_transformer_engine(
     config: RunConfig, world_size: int
 ) -> tuple[list[float], list[Part]]:
     """On a rank: losses, and the state at the end."""
-    local.ScaledDotProductAttention = GatheredAttention  # type: ignore[misc]
-    ParallelConfig.check = lambda *args: None  # type: ignore[method-assign]
+    allow_context_parallelism()
     trace, live = Trace(), begin(config, world_size)
     train_stage(live, config, trace)
     live = grow(live, config, world_size)

@@ -132,6 +132,24 @@ def test_function_and_gradients() -> None:
         torch.testing.assert_close(found, truth[key], rtol=1e-9, atol=1e-12, msg=key)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "depth"), [("2x2", "2x2", None), ("2x2", None, "unshare")]
+)
+def test_layers_that_share_parameters(before: str, after: str | None, depth: str | None) -> None:
+    """Each unique layer has units of its own, its layers the same ones; none by weights of others,
+    though answers are of two layers and the model has four."""
+    source = replace(GPT2, num_layers=4, layer_sharing=before)
+    target = replace(source, ffn_hidden_size=17, layer_sharing=after)
+    plan = growth(source, target, GrowSection(ffn=IMPORTANCE, depth=depth), target_depth=4, seed=1)
+    values = weights_of(source)
+    made, units = applied(plan, source, values, MAIN_PARAM), chosen(values[FC2], 17)
+    assert units[0] != units[1]
+    for new, old in enumerate([0, 1] if after else [0, 1, 0, 1]):
+        assert torch.equal(made[FC1][new], values[FC1][old][units[old]])
+        expected = values[FC2][old][:, units[old]] * shares(units[old])
+        torch.testing.assert_close(made[FC2][new], expected, rtol=1e-12, atol=0)
+
+
 def test_noise_beside_it_has_the_power_of_its_own_layer() -> None:
     """Units are drawn layer by layer, columns of hidden units in all layers at once."""
     source = replace(GPT2, hidden_size=64, ffn_hidden_size=96, vocab_size=512)

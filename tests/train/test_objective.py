@@ -17,6 +17,7 @@ from megatron_grow.config.stages import StageSection
 from megatron_grow.model.architectures import logical_tensors
 from tests.architectures.two_losses import parts
 from tests.distributed import run_ranks
+from tests.growth.test_context_parallel import allow_context_parallelism
 from tests.model import reference
 from tests.state.snapshot import Part, assemble, snapshot
 from tests.toy import TIED, begin, layout, loop_over, micro_batches, tokens
@@ -57,6 +58,8 @@ def run(parallel: dict[str, Any], micro_batch_size: int) -> RunConfig:
 
 def trained(world_size: int, parallel: dict[str, Any]) -> dict[int, Found]:
     """On a rank, by the size of micro-batches."""
+    if "context_parallel_size" in parallel:
+        allow_context_parallelism()
     found = {}
     for size in (1, 2, 4):
         config = run(parallel, size)
@@ -123,6 +126,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP2": (2, layout(pp=2)),
     "VPP2": (2, layout(pp=2, pipeline_model_parallel_layout="E|t|t|L")),
     "TP2 DP2": (4, layout(tp=2)),
+    "CP2 DP2": (4, layout(context_parallel_size=2)),
 }
 
 

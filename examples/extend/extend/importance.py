@@ -24,18 +24,19 @@ class Importance(AxisOperator):
     def questions(
         self, tensors: Mapping[str, LogicalTensor], source: ModelConfig, target: ModelConfig
     ) -> list[Question]:
-        """How large each column is, in each layer."""
+        """How large each column is, in each layer; of layers that share parameters, once."""
         return [Question(tensors[FC2], ("layer", "ffn"))]
 
     def expansions(self, source: ModelConfig, target: ModelConfig) -> list[dict[str, Expansion]]:
         """A draw for each layer, with the units of that layer."""
-        (columns,) = self.answers.values()  # (layer, ffn)
+        (columns,) = self.answers.values()  # (unique layer, ffn)
         largest_first = columns.argsort(stable=True, descending=True).tolist()
         new, found = target.ffn_size - source.ffn_size, []
-        for layer, units in enumerate(largest_first):
+        for unique, units in enumerate(largest_first):
             copies = [units[i % len(units)] for i in range(new)]
             index = (*range(len(units)), *copies)
-            only = tuple(i if i == layer else FRESH for i in range(len(columns)))
+            layers = enumerate(source.unique_layer_of)
+            only = tuple(layer if number == unique else FRESH for layer, number in layers)
             grown = Expansion(index, share=even_shares(index))
             found.append({"layer": Expansion(only), "ffn": grown})
         return found

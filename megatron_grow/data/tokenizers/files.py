@@ -103,6 +103,17 @@ def _read_settings(config: Path) -> dict[str, Any]:
     return content
 
 
+def _treatment(config: Path) -> dict[str, bool]:
+    """How a tokenizer_config.json says that a BERT's text is treated, as far as it does."""
+    names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+    content = _read_settings(config)
+    said = {name: content[name] for name in names if content.get(name) is not None}
+    for name, value in said.items():
+        if not isinstance(value, bool):
+            raise UserError(f"{config}: {name}={value!r} must be true or false")
+    return said
+
+
 def read_vocabulary(path: Path) -> tuple[tokenizers.Tokenizer, str]:
     """The WordPiece tokenizer of a vocab.txt, a token a line, and its end-of-document token.
 
@@ -128,13 +139,13 @@ def read_vocabulary(path: Path) -> tuple[tokenizers.Tokenizer, str]:
                 "on each line"
             )
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    settings = _read_settings(path.with_name(SETTINGS))
+    said = _treatment(path.with_name(SETTINGS))
     words = vocabulary.keys() - set(SPECIAL)
     backend = word_piece(
         models.WordPiece(vocab=vocabulary, unk_token=UNKNOWN),
-        lower_case=settings.get("do_lower_case", all(word == word.lower() for word in words)),
-        strip_accents=settings.get("strip_accents"),
-        chinese=settings.get("tokenize_chinese_chars", True),
+        lower_case=said.get("do_lower_case", all(word == word.lower() for word in words)),
+        strip_accents=said.get("strip_accents"),
+        chinese=said.get("tokenize_chinese_chars", True),
     )
     _check_ids(where, backend, SEPARATOR)
     return backend, SEPARATOR

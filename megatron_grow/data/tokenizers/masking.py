@@ -48,7 +48,7 @@ def masking_tokens(tokenizer: Tokenizer) -> MaskingTokens:
     A ``tokenizer_config.json`` beside its file may name them, as those of the Hub do.
 
     Raises:
-        UserError: it has no token of a kind that they need.
+        UserError: it has no token of a kind that they need, or no other tokens.
     """
     parts = json.loads(tokenizer.to_json())
     vocabulary = _vocabulary(parts)
@@ -57,12 +57,17 @@ def masking_tokens(tokenizer: Tokenizer) -> MaskingTokens:
     special |= {*ids.values(), tokenizer.eod}
     if tokenizer.unknown is not None:
         special.add(tokenizer.unknown)
+    ordinary = {*vocabulary.values()} - special
+    if not ordinary:
+        raise UserError(
+            f"data.tokenizer={tokenizer.name} has special tokens alone, none of which can be masked"
+        )
     return MaskingTokens(
         cls=ids["cls_token"],
         sep=ids["sep_token"],
         mask=ids["mask_token"],
         pad=ids["pad_token"],
-        ordinary=np.array(sorted({*vocabulary.values()} - special), dtype=np.int64),
+        ordinary=np.array(sorted(ordinary), dtype=np.int64),
         continues=_continues(parts, vocabulary, tokenizer.vocab_size),
     )
 
