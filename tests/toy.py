@@ -22,6 +22,7 @@ from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods import methods_of
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.optim.optimizers import optimizer_of
+from megatron_grow.parametrization.table import run_parametrization
 from megatron_grow.train.loop import Loop
 
 MODEL = ModelConfig(
@@ -149,7 +150,7 @@ def plan_of(config: RunConfig, world_size: int, index: int) -> Plan:
     stages, depth, seed = config.resolve(world_size), config.model.num_layers, config.run.seed
     stage = stages[index]
     if index == 0:
-        return initialisation(stage.model, depth, seed)
+        return initialisation(stage.model, depth, seed, run_parametrization(config).tensors)
     return growth(
         stages[index - 1].model,
         stage.model,
@@ -157,6 +158,7 @@ def plan_of(config: RunConfig, world_size: int, index: int) -> Plan:
         target_depth=depth,
         seed=seed,
         optimizer=optimizer_of(config.optimizer),
+        tensors_of=run_parametrization(config).tensors,
     )
 
 

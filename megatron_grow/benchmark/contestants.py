@@ -21,6 +21,7 @@ from megatron_grow.growth.plan import Plan, growth, initialisation
 from megatron_grow.methods.base import Context
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel import process_groups
+from megatron_grow.parametrization.table import run_parametrization
 from megatron_grow.train.loop import Loop
 
 OPTIMIZER = OptimizerSection(lr=1e-4)
@@ -62,12 +63,19 @@ class MegatronGrow:
     def plan(self, index: int) -> Plan:
         """How stage ``index`` begins."""
         stage, depth = self.stages[index], self.config.model.num_layers
+        tensors_of = run_parametrization(self.config).tensors
         if index == 0:
-            return initialisation(stage.model, depth, seed=0)
+            return initialisation(stage.model, depth, 0, tensors_of)
         before = self.stages[index - 1].model
         optimizer = optimizer_of(self.config.optimizer)
         return growth(
-            before, stage.model, stage.grow, target_depth=depth, seed=0, optimizer=optimizer
+            before,
+            stage.model,
+            stage.grow,
+            target_depth=depth,
+            seed=0,
+            optimizer=optimizer,
+            tensors_of=tensors_of,
         )
 
     def step(self) -> float:

@@ -18,6 +18,7 @@ from megatron_grow.config.sections import (
     DataSection,
     LoggingSection,
     OptimizerSection,
+    ParametrizationSection,
     RunSection,
     ScheduleSection,
     TrainSection,
@@ -43,6 +44,7 @@ class RunConfig:
     """The layout of stages that do not name another."""
     train: TrainSection = field(default_factory=TrainSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    parametrization: ParametrizationSection = field(default_factory=ParametrizationSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     data: DataSection = field(default_factory=DataSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)

@@ -127,6 +127,25 @@ class OptimizerSection:
 
 
 @dataclass
+class ParametrizationSection:
+    """How init, rates and multipliers follow from the sizes of the run's target."""
+
+    name: str = "standard"
+    """standard, mup, completep, spectral, or an import path (package.module:Class)."""
+    base: dict[str, Any] = field(default_factory=dict)
+    """Fields of ``model`` in which the base model differs from the target: that for which rates,
+    decay, epsilon and init_method_std are meant. Multipliers that it does not give are plain."""
+    depth_exponent: Annotated[float, Range(least=0, most=1)] = 1.0
+    """completep only: residual branches are multiplied by (depth / base depth)^-this; 1 is
+    CompleteP, 0.5 depth-muP."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of a parametrization's own: those that this section does not have."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "parametrization.")
+
+
+@dataclass
 class ScheduleSection:
     """The learning rate over the run, as a function of the global step alone."""
 
@@ -187,6 +206,10 @@ FIXED = (
     "data.merge_file",
     "data.options",
     "optimizer.optimizer",
+    "parametrization.name",
+    "parametrization.base",
+    "parametrization.depth_exponent",
+    "parametrization.options",
 )
 """Fields that a run keeps when it is resumed: a change would be another run, under its name."""
 
@@ -216,8 +239,8 @@ class CheckpointSection:
     """A run that begins from ``initial``: at step 0 with the first sample, or with the step, the
     schedule and the samples where that checkpoint stands."""
     allow_changes: list[Literal[FIXED]] = field(default_factory=list)  # type: ignore[valid-type]
-    """Fields that may differ from those of the checkpoint that is resumed: of run.seed, data.* and
-    optimizer.optimizer."""
+    """Fields that may differ from those of the checkpoint that is resumed: of run.seed, data.*,
+    optimizer.optimizer and parametrization.*."""
 
     def __post_init__(self) -> None:
         check_fields(self, "checkpoint.")

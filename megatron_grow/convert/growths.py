@@ -15,6 +15,7 @@ from megatron_grow.growth.plan import growth
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.strict_yaml import read_yaml
 from megatron_grow.optim.optimizers import recorded_optimizer
+from megatron_grow.parametrization.table import recorded_parametrization
 
 
 def read_growths(path: Path) -> list[dict[str, Any]]:
@@ -55,6 +56,7 @@ def grow(source: Reader, path: Path, seed: int | None, tell: Callable[[str], Non
     # Weights alone are grown without their optimizer, which may not be here.
     trains = any(len(source.kinds(key)) > 1 for key in source.tensors)
     optimizer = recorded_optimizer(config) if trains else None
+    parametrization = recorded_parametrization(config, source.record.model_config)
     depth = int(config.get("model", {}).get("num_layers", 0))
     shapes = []
     model = source.record.model_config
@@ -80,6 +82,7 @@ def grow(source: Reader, path: Path, seed: int | None, tell: Callable[[str], Non
             target_depth=target_depth,
             seed=seed,
             optimizer=optimizer,
+            tensors_of=parametrization.tensors,
             where=f"{where}.grow",
         )
         source = GrownReader(source, plan, after, section)

@@ -28,6 +28,10 @@ from megatron_grow.state.maps import TensorMap, all_fresh, identity
 from megatron_grow.state.questions import Answers, Question
 from megatron_grow.state.tensors import LogicalTensor
 
+TensorsOf = Callable[[ModelConfig, int | None], dict[str, LogicalTensor]]
+"""From a shape and the depth that its run ends with to all tensors, with the rules of their init:
+those of the architecture, or of a parametrization."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -98,9 +102,11 @@ class Plan:
         return self.made(ask(self.questions))
 
 
-def initialisation(model: ModelConfig, target_depth: int, seed: int) -> Plan:
+def initialisation(
+    model: ModelConfig, target_depth: int, seed: int, tensors_of: TensorsOf = logical_tensors
+) -> Plan:
     """The plan that makes a state from nothing: a run's first."""
-    tensors = logical_tensors(model, target_depth)
+    tensors = tensors_of(model, target_depth)
     fresh = {key: all_fresh(tensor) for key, tensor in tensors.items()}
     return Plan(tensors, fresh, fresh, "reset", seed, "fresh weights")
 
@@ -120,6 +126,7 @@ def growth(
     target_depth: int,
     seed: int,
     optimizer: Optimizer | None = None,
+    tensors_of: TensorsOf = logical_tensors,
     where: str = "grow",
 ) -> Plan:
     """The plan that grows ``source`` into ``target``.
@@ -131,6 +138,7 @@ def growth(
         target_depth: the depth that the whole run ends with, for the init of fresh layers.
         seed: decides fresh values.
         optimizer: whose state is carried; that of a run file that names none, if absent.
+        tensors_of: how fresh entries are made.
         where: begins the message of an error, for example ``stages[1].grow``.
 
     Raises:
@@ -138,7 +146,7 @@ def growth(
     """
     grow = grow or GrowSection()
     options = _changed_options(source, target, where)
-    tensors, before = logical_tensors(target, target_depth), logical_tensors(source)
+    tensors, before = tensors_of(target, target_depth), logical_tensors(source)
     grown = grown_axes(before, tensors)
     layers = source.unique_layer_of, target.unique_layer_of
     if layers[0] != layers[1]:

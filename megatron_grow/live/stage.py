@@ -36,6 +36,7 @@ from megatron_grow.optim.builder import build_optimizer
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.optim.state import set_step
 from megatron_grow.parallel import process_groups
+from megatron_grow.parametrization.table import multipliers_of_run
 from megatron_grow.state.tensors import LogicalTensor
 
 
@@ -88,6 +89,7 @@ class LiveStage:
             config.optimizer,
             tensors,
             tensors_of(self.chunks, tensors),
+            multipliers_of_run(config, tensors),
             precision=config.train.precision,
             use_distributed_optimizer=sharded,
         )

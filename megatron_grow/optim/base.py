@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron_grow.inputs.ranges import Positive, check_fields
+from megatron_grow.optim.roles import fan_in
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:  # asked of their state alone, optimizers need not torch's
@@ -48,6 +49,20 @@ class Optimizer(ABC):
         """What keeps its update finite where gradients vanish, the field ``eps`` of its groups;
         None: it has none that may differ between groups."""
         return None
+
+    def response(self, tensor: LogicalTensor, gradient: float) -> float:
+        """How far an update at a rate of 1 changes what a tensor makes of its inputs.
+
+        Up to a factor that is the same for all sizes of the model: only ratios are asked for.
+        Entries of inputs and outputs are of order 1, and updates of a few steps line up with the
+        inputs. Unless it says otherwise, each entry moves by the rate whatever its gradient is, as
+        Adam's do.
+
+        Args:
+            tensor: that is under this rule; of those that look up, what an entry moves by.
+            gradient: order of the entries of its gradient.
+        """
+        return fan_in(tensor)
 
     def rule(self, tensor: LogicalTensor) -> Optimizer:
         """Which rule ``tensor`` is under: this one, or another that it is left to."""

@@ -22,7 +22,7 @@ from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.optim.algorithms.fused_rows import row_pattern
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.groups import ParameterGroup, parameter_groups
-from megatron_grow.optim.multipliers import multipliers_of
+from megatron_grow.optim.multipliers import MultipliersOf
 from megatron_grow.optim.state import init_state
 from megatron_grow.state.boxes import Box
 from megatron_grow.state.tensors import LogicalTensor
@@ -33,6 +33,7 @@ def build_optimizer(
     section: OptimizerSection,
     tensors: Mapping[str, LogicalTensor],
     shards: Mapping[torch.nn.Parameter, tuple[LogicalTensor, Box]],
+    multipliers: MultipliersOf,
     *,
     precision: str,
     use_distributed_optimizer: bool,
@@ -53,6 +54,7 @@ def build_optimizer(
         section: the update rule.
         tensors: of the whole model.
         shards: of each parameter, its tensor and the box of it that the parameter holds.
+        multipliers: of the rate, decay and epsilon of each tensor.
         precision: ``fp32`` or ``bf16``; with bf16, main parameters and state are fp32.
         use_distributed_optimizer: shard the state over data-parallel ranks, as the chunks'
             gradient buffers do; for optimizers that allow it.
@@ -62,7 +64,7 @@ def build_optimizer(
         param for chunk in model_chunks for param in chunk.parameters() if param.requires_grad
     ]
     chained = []
-    for experts, rule, groups in _wrapped_apart(section, tensors):
+    for experts, rule, groups in _wrapped_apart(section, tensors, multipliers):
         of_groups = [
             [param for param in params if shards[param][0].key in group.keys] for group in groups
         ]
@@ -87,14 +89,13 @@ def build_optimizer(
 
 
 def _wrapped_apart(
-    section: OptimizerSection, tensors: Mapping[str, LogicalTensor]
+    section: OptimizerSection, tensors: Mapping[str, LogicalTensor], multipliers: MultipliersOf
 ) -> Iterator[tuple[bool, Optimizer, list[ParameterGroup]]]:
     """Whether it is of experts that ranks share, the rule and the groups of each wrapper.
 
     Such experts have replicas, and gradient buffers, of their own.
     """
     shared = parallel_state.get_expert_model_parallel_world_size() > 1
-    multipliers = multipliers_of(section, tensors)
     for experts in (False, True):
         for rule, groups in parameter_groups(section, tensors, multipliers):
             those = [

@@ -38,12 +38,7 @@ class Multipliers:
 
 
 MultipliersOf = Callable[[LogicalTensor], Multipliers]
-"""The multipliers of each tensor of a model: what parameter groups are made from.
-
-A transferable parametrization is a function of a tensor and its namesake in a base model, by the
-:mod:`.roles` and fans of both; with the base filled in, it is one of these, to be multiplied with
-the run file's.
-"""
+"""The multipliers of each tensor of a model: what parameter groups are made from."""
 
 
 @dataclass(frozen=True)

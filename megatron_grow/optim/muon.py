@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron_grow.inputs.ranges import Count, Positive, ShareBelowOne
 from megatron_grow.optim.adam import Adam
 from megatron_grow.optim.base import Optimizer
-from megatron_grow.optim.roles import role
+from megatron_grow.optim.roles import fan_in, fan_out, role
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:
@@ -25,6 +26,19 @@ class MuonRule(Optimizer):
     muon_use_nesterov: bool
     muon_num_ns_steps: Count
     muon_scale_mode: str
+
+    def response(self, tensor: LogicalTensor, gradient: float) -> float:
+        """Singular values of its update are all the same: what the scale says."""
+        from megatron_grow.optim.algorithms.muon import SCALES
+
+        of = role(tensor)
+        rows, columns = tensor.checkpoint_shape[-2:]
+        if of == "matrix":  # of which several may be fused
+            rows, columns = fan_out(tensor), fan_in(tensor)
+        scale = SCALES[self.muon_scale_mode](rows, columns)
+        if of == "embedding":  # of which single rows are read
+            return scale / sqrt(max(rows, columns))
+        return scale * sqrt(columns / rows)
 
     def build(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> torch.optim.Optimizer:
         """Ours, over the ranks that share matrices and those that have copies of them."""

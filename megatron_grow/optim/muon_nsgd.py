@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod, sqrt
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron_grow.inputs.ranges import ShareBelowOne
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.muon import MuonRule
-from megatron_grow.optim.roles import role
+from megatron_grow.optim.roles import fan_in, role
 from megatron_grow.state.tensors import LogicalTensor
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ class NormalisedSGD(Optimizer):
     states: ClassVar = {"momentum_buffer": 1}
 
     muon_momentum: ShareBelowOne
+
+    def response(self, tensor: LogicalTensor, gradient: float) -> float:
+        """The root mean square of entries is 1 / sqrt(number), that of a layer's."""
+        entries = prod(axis.size for axis in tensor.axes if not axis.rule.stacks)
+        return fan_in(tensor) / sqrt(entries)
 
     def build(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> torch.optim.Optimizer:
         """Ours, over the ranks that share tensors."""

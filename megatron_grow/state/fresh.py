@@ -45,7 +45,19 @@ def fresh(
     for name, shape, windows in _matrices(tensor, box, values):
         _normal(f"{seed}/{name}", shape, windows)
     values.mul_(init.std)
+    if init.parts:
+        _multiply_parts(tensor, box, init.parts, values)
     return out if values is out else out.copy_(values)
+
+
+def _multiply_parts(
+    tensor: LogicalTensor, box: Box, factors: tuple[float, ...], values: torch.Tensor
+) -> None:
+    """Multiply what ``values`` has of each of the matrices that are fused in a tensor."""
+    place = next(i for i, axis in enumerate(tensor.axes) if axis.fuses)
+    entries = zip(factors, tensor.axes[place].fuses, strict=True)
+    each = [factor for factor, count in entries for _ in range(count)][slice(*box[place])]
+    values.mul_(torch.tensor(each).view([-1 if i == place else 1 for i in range(values.ndim)]))
 
 
 _Window = tuple[Box, torch.Tensor]

@@ -20,6 +20,8 @@ class Normal:
     """Fresh entries are drawn from N(0, std^2)."""
 
     std: float
+    parts: tuple[float, ...] = ()
+    """Of matrices that are fused along an axis, what is multiplied by in each; empty: 1."""
 
 
 @dataclass(frozen=True)

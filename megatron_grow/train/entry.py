@@ -18,6 +18,7 @@ from megatron_grow.parallel.failure import lost_a_rank, report, tell_agent
 from megatron_grow.parallel.launch import complete_environment
 from megatron_grow.parallel.parent import end_with_agent
 from megatron_grow.parallel.watch import Watch
+from megatron_grow.parametrization.table import parametrized
 
 _RANK_0_IS_GONE = timedelta(minutes=2)
 """What a rank with a mistake waits for the others to join."""
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> ExitCode:
 
 def _read(argv: list[str] | None) -> RunConfig:
     config = parse_run(argv)
-    config = replace(config, model=with_vocabulary(config.model, config.data))
+    config = parametrized(replace(config, model=with_vocabulary(config.model, config.data)))
     stages = config.resolve(int(os.environ.get("WORLD_SIZE", "1")))
     check_optimizer(config.optimizer, [logical_tensors(stage.model) for stage in stages])
     return config

@@ -19,6 +19,7 @@ from megatron_grow.methods.base import TrainingMethod
 from megatron_grow.model.architectures import architecture_of, data_options_of, logical_tensors
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.agreement import together
+from megatron_grow.parametrization.table import run_parametrization
 from megatron_grow.train.choice import Choice
 from megatron_grow.train.ending import rule_of
 from megatron_grow.train.fits import check_fits
@@ -148,6 +149,7 @@ def _growths(config: RunConfig, stages: list[Stage]) -> list[Plan]:
             target_depth=config.model.num_layers,
             seed=config.run.seed,
             optimizer=optimizer,
+            tensors_of=run_parametrization(config).tensors,
             where=f"stages[{stage.index}].grow",
         )
         for before, stage in pairwise(stages)

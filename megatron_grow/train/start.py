@@ -24,6 +24,7 @@ from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.ranges import shown
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel.agreement import gather, leads, place, together
+from megatron_grow.parametrization.table import run_parametrization
 from megatron_grow.state.piece import Piece
 from megatron_grow.train.changes import check_changes, rate_jump, remembered
 from megatron_grow.train.choice import Choice, advising, choose, other_formats
@@ -95,13 +96,13 @@ def _open(
 ) -> tuple[Start | None, Plan]:
     first = stages[0]
     if choice.path is None:
-        return None, initialisation(first.model, config.model.num_layers, config.run.seed)
+        return None, _initialisation(config, first)
     if choice.grows:
         start = _grow(open_reader(choice.path, also=other_formats(config)), config, stages)
         return start, start.plan
     start = _resume(choice, config, stages, corpora)
     if first.grow is None and config.checkpoint.initial is None:
-        return start, initialisation(first.model, config.model.num_layers, config.run.seed)
+        return start, _initialisation(config, first)
     begun = next((event for event in reversed(start.growths) if event.stage == 0), None)
     if begun is None:
         raise UserError(
@@ -227,6 +228,11 @@ def _check_tokens(record: Record, where: str, config: RunConfig, stage: Stage) -
         )
 
 
+def _initialisation(config: RunConfig, stage: Stage) -> Plan:
+    tensors_of = run_parametrization(config).tensors
+    return initialisation(stage.model, config.model.num_layers, config.run.seed, tensors_of)
+
+
 def _first_plan(source: ModelConfig, config: RunConfig, stage: Stage) -> Plan:
     where = "stages[0]"
     check_growth(source, stage.model, stage.grow, where)
@@ -237,6 +243,7 @@ def _first_plan(source: ModelConfig, config: RunConfig, stage: Stage) -> Plan:
         target_depth=config.model.num_layers,
         seed=config.run.seed,
         optimizer=optimizer_of(config.optimizer),
+        tensors_of=run_parametrization(config).tensors,
         where=f"{where}.grow",
     )
 

@@ -43,6 +43,7 @@ OUTSIDE = {
     "optimizer.adam_eps": [0.0],
     "optimizer.sgd_momentum": [1.0],
     "optimizer.muon_num_ns_steps": [-1, 0],
+    "parametrization.depth_exponent": [-0.5, 1.5],
     "schedule.lr_warmup_fraction": [1.1],
     "schedule.lr_decay_iters": [0],
     "schedule.cooldown_iters": [-1],

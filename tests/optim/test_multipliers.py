@@ -13,9 +13,7 @@ from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.groups import parameter_groups
-from megatron_grow.optim.multipliers import Multipliers, check_optimizer, multipliers_of
-from megatron_grow.optim.roles import fan_in, role
-from megatron_grow.state.tensors import LogicalTensor
+from megatron_grow.optim.multipliers import check_optimizer, multipliers_of
 from tests.distributed import run_ranks
 from tests.optim.toy import build, gpt, train, whole
 
@@ -68,29 +66,6 @@ def test_muon_multiplies_its_own_rate() -> None:
     assert [type(rule).__name__ for rule, _ in rules] == ["MuonAdam", "Adam"]
     rates = [[group.fields(rule, section)["max_lr"] for group in groups] for rule, groups in rules]
     assert rates == [[2e-2, 1e-2], [1e-3, 1e-3]]
-
-
-def mup(tensor: LogicalTensor, base: LogicalTensor) -> Multipliers:
-    """Adam's rates under muP (Tensor Programs V, arXiv 2203.03466, table 8)."""
-    return Multipliers(lr=fan_in(base) / fan_in(tensor) if role(tensor) == "matrix" else 1.0)
-
-
-def test_a_parametrization_is_a_function_of_a_tensor_and_its_base() -> None:
-    """Twice as wide, a feed-forward of three times: inputs of hidden matrices decide, alone."""
-    base, section = TENSORS, OptimizerSection(lr=1e-2)
-    wide = logical_tensors(gpt(hidden_size=64, num_attention_heads=8, ffn_hidden_size=144))
-    own = multipliers_of(section, wide)
-    [(rule, groups)] = parameter_groups(
-        section, wide, lambda tensor: own(tensor) * mup(tensor, base[tensor.key])
-    )
-    rates = {key: group.fields(rule, section)["max_lr"] for group in groups for key in group.keys}
-    expected = {
-        f"{LAYER}self_attention.linear_qkv.weight": 1e-2 / 2,
-        f"{LAYER}self_attention.linear_proj.weight": 1e-2 / 2,
-        f"{LAYER}mlp.linear_fc1.weight": 1e-2 / 2,
-        f"{LAYER}mlp.linear_fc2.weight": 1e-2 / 3,
-    }
-    assert rates == pytest.approx({key: expected.get(key, 1e-2) for key in wide})
 
 
 REFUSED = {

@@ -17,11 +17,13 @@ from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import (
     OptimizerSection,
+    ParametrizationSection,
     RunSection,
     ScheduleSection,
     TrainSection,
 )
 from megatron_grow.config.stages import StageSection
+from megatron_grow.parametrization.table import parametrized
 from megatron_grow.train.loop import Loop
 from tests.toy import begin, loop_over
 
@@ -93,12 +95,12 @@ def build(
     layout: ParallelConfig | None = None,
     model: ModelConfig | None = None,
     precision: str = "fp32",
+    parametrization: ParametrizationSection | None = None,
 ) -> Toy:
     """Set up ``layout`` and build the toy with the same weights on every layout."""
-    model = model or gpt()
     config = RunConfig(
         run=RunSection(seed=SEED),
-        model=model,
+        model=model or gpt(),
         train=TrainSection(
             global_batch_size=BATCH,
             micro_batch_size=1,
@@ -106,10 +108,24 @@ def build(
             precision=precision,  # type: ignore[arg-type]
         ),
         optimizer=section,
+        parametrization=parametrization or ParametrizationSection(),
         schedule=ScheduleSection(lr_warmup_fraction=0.0, lr_decay_style="constant"),
         stages=[StageSection(parallel=asdict(layout or ParallelConfig()))],
     )
-    return Toy(model, loop_over(begin(config, dist.get_world_size()), config))
+    config = parametrized(config)
+    return Toy(config.model, loop_over(begin(config, dist.get_world_size()), config))
+
+
+def train_each(
+    sections: list[tuple[OptimizerSection, ParametrizationSection]], layout: ParallelConfig
+) -> list[tuple[list[tuple[float, float]], dict]]:
+    """On one rank, one after the other: what :func:`train` finds of each."""
+    found = []
+    for section, parametrization in sections:
+        toy = build(section, layout, parametrization=parametrization)
+        found.append(([toy.step(number) for number in range(4)], toy.state()))
+        toy.loop.ctx.live.release()
+    return found
 
 
 def train(

@@ -11,8 +11,8 @@ from megatron_grow.checkpoint.record import Record
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.groups import parameter_groups
-from megatron_grow.optim.multipliers import multipliers_of
 from megatron_grow.optim.optimizers import recorded_section
+from megatron_grow.parametrization.table import joint_multipliers, recorded_parametrization
 
 SHARDING = "distrib_optim_sharding_type"
 """Where a checkpoint says how its distributed optimizer is sharded."""
@@ -67,7 +67,9 @@ def optimizer_groups(record: Record) -> list[dict[str, Any]]:
     """
     section, tensors = recorded_section(record.config), logical_tensors(record.model_config)
     try:
-        rules = parameter_groups(section, tensors, multipliers_of(section, tensors))
+        parametrization = recorded_parametrization(record.config, record.model_config)
+        multipliers = joint_multipliers(parametrization, section, tensors)
+        rules = parameter_groups(section, tensors, multipliers)
     except UserError:
         return []  # by an import path that is not here; its state is copied all the same
     (rule, of_rule), *others = rules
