@@ -1,4 +1,4 @@
-"""What a run says of its growths before it begins."""
+"""What a run says of its growths and releases before it begins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch.distributed as dist
 from rich.filesize import decimal
 
 from megatron_grow.checkpoint.formats import growth_note
+from megatron_grow.config.stages import Stage
 from megatron_grow.cost.memory import estimate_memory
 from megatron_grow.growth.forecast import forecast
 from megatron_grow.optim.optimizers import optimizer_of
@@ -15,7 +16,7 @@ from megatron_grow.train.preflight import Prepared
 
 
 def announcements(prepared: Prepared) -> Iterator[str]:
-    """Lines on what the run goes on from, and for each growth that is still to come.
+    """Lines on what the run goes on from, and for each growth and release that is still to come.
 
     Of a growth: what, when, between which layouts, how much.
     """
@@ -33,9 +34,7 @@ def announcements(prepared: Prepared) -> Iterator[str]:
             when, grown_from = "while loading", start.source.record.model_config
         else:
             before = stages[stage.index - 1]
-            when, grown_from = f"after step {stage.first_step}", before.model
-            if before.rule:
-                when += f", or earlier by {before.rule.name}"
+            when, grown_from = _end(before), before.model
             layout = f"{before.parallel.describe(world_size)} -> {layout}"
         masked = any(method.masks_new_units for method in methods.values())
         caveats = plan.caveats_masked if masked else plan.caveats
@@ -55,3 +54,17 @@ def announcements(prepared: Prepared) -> Iterator[str]:
             + (f"changes the function ({'; '.join(caveats)})" if caveats else "keeps the function")
             + f" | {growth_note(grown_from, stage.model)}"
         )
+    step = start.step if start else 0
+    for stage in stages:
+        if stage.release is not None and step < stage.last_step:
+            steps = stage.release.steps_after(stage.last_step)
+            yield (
+                f"stages[{stage.index}], {_end(stage)}: releases {stage.release.name} after "
+                f"{steps} steps of its own"
+            )
+
+
+def _end(stage: Stage) -> str:
+    """When a stage ends, as far as it is known."""
+    when = f"after step {stage.last_step}"
+    return f"{when}, or earlier by {stage.rule.name}" if stage.rule else when

@@ -49,6 +49,7 @@ def released(workplace: Path) -> Path:
     """On one rank, with a branch of 4 steps."""
     release = {"name": "small", "decay_iters": 0.4, "export_hf": True}
     output = _trained(workplace, "released", *_stages(release))
+    assert "stages[0], after step 10: releases small after 4 steps of its own" in output
     assert "step 10/20 | releases small: 4 steps of its own" in output
     return workplace / "released"
 
