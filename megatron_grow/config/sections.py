@@ -54,6 +54,12 @@ class TrainSection:
     """bf16 keeps fp32 main parameters, gradients and optimizer state."""
     log_interval: Count = 10
     """Steps between rows of metrics.jsonl."""
+    layers_interval: CountOrZero = 0
+    """Steps between rows on the sizes of layers (docs/layers.md), which the first step of a stage
+    has besides; 0: none. An update is then kept beside the weights for a moment."""
+    dying_share: ShareBelowOne = 0.3
+    """With ``layers_interval``: below what share of what others have a new layer is told to die;
+    0: never."""
     eval_interval: Count = 100
     """Steps between evaluations; the last step and both sides of a growth are always evaluated."""
     eval_iters: CountOrZero = 10

@@ -14,6 +14,7 @@ from megatron_grow.live.square_sums import square_sums
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.model.architectures import architecture_of
 
+QUANTITIES = ("weight", "gain", "update", "gradient", "activation", "entropy")
 Number = float | list[float | None]
 """Of the model's layers in their order, None for those that have it not; or of no layer."""
 Numbers = dict[str, dict[str, Number]]
@@ -105,10 +106,10 @@ class LayerNumbers(TrainingMethod):
 
 
 def _numbers(means: Mapping[Entry, float], num_layers: int) -> Numbers:
-    numbers: Numbers = {}
+    numbers: Numbers = {quantity: {} for quantity in QUANTITIES}
     for (quantity, name, layer), mean in means.items():
         value = mean if quantity == "entropy" else sqrt(mean)
-        named = numbers.setdefault(quantity, {})
+        named = numbers[quantity]
         if layer is None:
             named[name] = value
         else:

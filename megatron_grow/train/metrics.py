@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.train.row_file import RowFile, keep_previous, rewind
-from megatron_grow.train.rows import FILE_NAME, key_of, kind_of
+from megatron_grow.train.rows import FILE_NAME, key_of, kind_of, read_rows
 
 
 class MetricsLog:
@@ -60,7 +60,7 @@ class MetricsLog:
         check_wandb(wandb_project)
         output_dir = Path(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
-        path = output_dir / FILE_NAME
+        self._path = path = output_dir / FILE_NAME
         if begins or resume_step == 0:
             keep_previous(path)
         self._already_written, self._evaluated = rewind(path, resume_step, resume_stage)
@@ -95,26 +95,21 @@ class MetricsLog:
         """
         if key_of(row) in self._already_written:
             return
-        storable = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in row.items()
-        }
-        self._rows.append(json.dumps(storable, allow_nan=False).encode() + b"\n")
+        self._rows.append(json.dumps(_storable(row), allow_nan=False).encode() + b"\n")
 
-        scalars = {
-            f"{kind_of(row)}/{name}": value
-            for name, value in row.items()
-            if isinstance(value, (int, float)) and name != "step"
-        }
+        scalars = {f"{kind_of(row)}/{name}": value for name, value in _scalars(row).items()}
         try:
             if self._tensorboard is not None:
-                for name, value in scalars.items():
-                    self._tensorboard.add_scalar(name, value, row["step"])
+                self._tensorboard.file_writer.add_summary(_summary(scalars), row["step"])
         except OSError as error:  # of its thread, which has ended
             self._tensorboard = None
             self._warn(f"TensorBoard gets no more of this run: {error}")
         if self._wandb is not None:
             self._wandb.log(scalars, step=row["step"])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All that the log has."""
+        return read_rows(self._path)
 
     def has_evaluation(self, step: int, stage: int) -> bool:
         """Whether the log as it was opened says what the loss was after ``step`` in ``stage``."""
@@ -136,6 +131,35 @@ class MetricsLog:
                 self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _storable(value: Any) -> Any:
+    """The same, with None for what JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {name: _storable(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_storable(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row by their names; those of layers as ``weight/KEY/3``."""
+    found = {name: value for name, value in row.items() if name != "step"}
+    for name, named in row.items():
+        if isinstance(named, Mapping):
+            for key, value in named.items():
+                of_layers = enumerate(value) if isinstance(value, list) else ()
+                found |= {f"{name}/{key}": value}
+                found |= {f"{name}/{key}/{layer}": number for layer, number in of_layers}
+    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
+
+
+def _summary(scalars: Mapping[str, float]) -> Any:
+    """One for all: TensorBoard takes 50 us for each by itself."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+    return Summary(value=values)
 
 
 def check_wandb(project: str | None) -> None:

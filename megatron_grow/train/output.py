@@ -10,7 +10,7 @@ from megatron_grow.methods.base import Context
 from megatron_grow.parallel.agreement import any_rank
 from megatron_grow.train.console import Console
 from megatron_grow.train.metrics import MetricsLog
-from megatron_grow.train.rows import Progress
+from megatron_grow.train.rows import Progress, kind_of
 
 
 class Output:
@@ -30,6 +30,11 @@ class Output:
         """Add a row to the metrics."""
         if self._metrics is not None:
             self._metrics.write(row)
+
+    def rows(self, event: str, ctx: Context) -> list[dict[str, Any]]:
+        """Those of an event that the stage has so far; on rank 0 alone."""
+        rows = self._metrics.rows() if self._metrics else []
+        return [row for row in rows if kind_of(row) == event and row["stage"] == ctx.stage.index]
 
     def lacks_evaluation(self, ctx: Context) -> bool:
         """Whether the rows so far lack that of this step; every rank takes part."""

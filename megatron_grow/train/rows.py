@@ -83,6 +83,44 @@ class ReleaseRow(Progress):
     """Of the branch, a run like any other."""
 
 
+OfLayers = dict[str, float | list[float | None]]
+"""By a tensor's key, or a place in the model: a number for each of its layers, None for those that
+have it not; or one number, of what is in no layer. To four digits."""
+
+
+class LayersRow(Progress):
+    """How large layers are, what they compute and learn (:class:`.LayerNumbers`), in one step.
+
+    All but ``entropy`` are root mean squares.
+    """
+
+    event: str
+    """``layers``."""
+    weight: OfLayers
+    """After the update."""
+    gain: OfLayers
+    """Of norms, after the update."""
+    update: OfLayers
+    """What the update has changed."""
+    gradient: OfLayers
+    """Of the global batch, before clipping."""
+    activation: OfLayers
+    """``residual_stream`` behind each layer, what ``attention`` and ``mlp`` add to it, and the
+    ``embedding`` before all."""
+    entropy: OfLayers
+    """Of attention, the mean over heads and some queries, in nats."""
+
+
+class DyingLayersRow(Progress):
+    """Layers that a growth has made, and that have been below ``train.dying_share`` for a while."""
+
+    event: str
+    """``dying_layers``."""
+    found: list[dict[str, Any]]
+    """Of each tensor: ``signal``, ``key``, ``layers``, their ``shares`` of what others have, and
+    the step ``since`` which (:class:`.Dying`)."""
+
+
 class GrowthRow(TypedDict):
     """One growth, between ``step`` and the next."""
 

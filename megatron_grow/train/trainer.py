@@ -17,6 +17,7 @@ from megatron_grow.train.ending import StageEnding
 from megatron_grow.train.evaluation import Evaluation
 from megatron_grow.train.finite import FiniteGuard
 from megatron_grow.train.growing import grow
+from megatron_grow.train.layer_rows import LayerRows
 from megatron_grow.train.loop import Loop
 from megatron_grow.train.metrics import MetricsLog
 from megatron_grow.train.output import Output, progress
@@ -43,7 +44,7 @@ class Trainer:
 
     What happens besides the steps has the form of training methods. It follows those of the stage,
     in this order: the rule that may end the stage, what methods report, the request to stop, the
-    guard against numbers that are not finite, training rows, evaluation, saving.
+    guard against numbers that are not finite, rows of layers, training rows, evaluation, saving.
     """
 
     def __init__(
@@ -198,5 +199,8 @@ class Trainer:
             if place in methods:
                 methods[place].load_state_dict(state)
         ctx = Context(self.config, self.stages, live, self.prepared.plans[index], step, methods)
-        reports, rows = Reports(self.output), TrainingRows(self.output)
-        return Loop(ctx, (reports, self.stop, self.guard, rows, self.evaluation, self.saving))
+        parts = [Reports(self.output), self.stop, self.guard]
+        if self.config.train.layers_interval:
+            parts.append(LayerRows(self.output))
+        parts += [TrainingRows(self.output), self.evaluation, self.saving]
+        return Loop(ctx, parts)

@@ -109,6 +109,26 @@ def test_tensorboard_has_the_same_scalars(tmp_path):
     assert [event.value for event in events.Scalars("validation/val_loss")] == [2.5]
 
 
+def test_numbers_of_layers_are_read_back_layer_by_layer(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    key = "decoder.layers.mlp.router.weight"
+    named = {key: [None, 0.5, math.nan], "embedding": 0.25}
+    log = MetricsLog(tmp_path, tensorboard=True)
+    log.write({"event": "layers", "step": 4, "stage": 1, "weight": named, "entropy": {}})
+    log.write({"event": "gradient_correlation", "step": 4, "stage": 1, "pairs": [(0, 1)]})
+    log.close()
+    stored = {key: [None, 0.5, None], "embedding": 0.25}
+    assert read(tmp_path / "metrics.jsonl")[0]["weight"] == stored
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    names = ["stage", f"weight/{key}/1", f"weight/{key}/2", "weight/embedding"]
+    both = ["gradient_correlation/stage", *(f"layers/{name}" for name in names)]
+    assert sorted(events.Tags()["scalars"]) == sorted(both)
+    [event] = events.Scalars(f"layers/weight/{key}/1")
+    assert (event.step, event.value) == (4, 0.5)
+
+
 def test_missing_wandb_stops_before_any_write(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"logging\.wandb_project=mine .*pip install wandb"):
@@ -144,7 +164,7 @@ def test_a_tensorboard_that_cannot_write_does_not_end_the_run(tmp_path):
     def refuse(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    log._tensorboard.add_scalar = refuse  # as it does once its thread has died of that
+    log._tensorboard.file_writer.add_summary = refuse  # as it does once its thread has died of that
     log.write(train_row(1))
     log.write(train_row(2))
     log.close()
