@@ -141,6 +141,9 @@ class ParametrizationSection:
     base: dict[str, Any] = field(default_factory=dict)
     """Fields of ``model`` in which the base model differs from the target: that for which rates,
     decay, epsilon and init_method_std are meant. Multipliers that it does not give are plain."""
+    target: dict[str, Any] = field(default_factory=dict)
+    """Fields of ``model`` in which the target differs from ``model``; absent: none. The branch of a
+    run ends with a smaller model, and keeps the rates of the run that it left."""
     depth_exponent: Annotated[float, Range(least=0, most=1)] = 1.0
     """completep only: residual branches are multiplied by (depth / base depth)^-this; 1 is
     CompleteP, 0.5 depth-muP."""

@@ -33,16 +33,18 @@ def parametrization_of(section: ParametrizationSection, target: ModelConfig) -> 
 
     Args:
         section: of the run file.
-        target: the shape that the run ends with. Its multipliers are not the base model's.
+        target: the shape that the run ends with, which the section may correct. Its multipliers are
+            not the base model's.
 
     Raises:
         UserError: ``name`` names none, an option or a field of the base is unknown or wrong.
     """
     kind = PARAMETRIZATIONS.find(section.name, "parametrization.name")
+    target = changed_model(target, section.target, "parametrization.target")
     plain: dict[str, Any] = dict.fromkeys(target.plain_multipliers)
     base = changed_model(replace(target, **plain), section.base, "parametrization.base")
     shared = {field.name for field in fields(section)} & {field.name for field in fields(kind)}
-    given = {name: getattr(section, name) for name in shared - {"base"}}
+    given = {name: getattr(section, name) for name in shared - {"base", "target"}}
     return configured(
         kind,
         section.name,

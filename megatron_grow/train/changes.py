@@ -15,7 +15,12 @@ from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.ranges import shown
 from megatron_grow.optim.schedule import LearningRateSchedule
 
-_TOLD = {"optimizer": None, "schedule": None, "train": ("train_iters", "eval_iters")}
+_TOLD = {
+    "optimizer": None,
+    "schedule": None,
+    "train": ("train_iters", "eval_iters"),
+    "parametrization": ("target",),
+}
 """Sections, and fields of them (None: all), whose changes are said and not refused."""
 _TOLD_OF_STAGES = ("until", "methods", "lr", "lr_multiplier", "rewarmup_iters")
 _JUMP = 1.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from megatron_grow.checkpoint.formats import FORMATS, identity
 from megatron_grow.checkpoint.huggingface.config import choose_family
@@ -69,6 +70,9 @@ def branch_of(
             overwrite=False,
         ),
         model=stages[index].model,
+        parametrization=replace(
+            config.parametrization, target=_differences(config.model, stages[index].model)
+        ),
         train=replace(config.train, train_iters=step + steps),
         schedule=replace(
             config.schedule,
@@ -97,9 +101,20 @@ def branch_of(
     return Branch(release.name, branch, step, directory / EXPORT if release.export_hf else None)
 
 
-def _explicit(model: ModelConfig) -> dict:
+def _explicit(model: ModelConfig) -> dict[str, Any]:
     """All that a stage would else take over from the run's ``model``."""
     return {**asdict(model), "options": asdict(architecture_of(model))}
+
+
+def _differences(model: ModelConfig, other: ModelConfig) -> dict[str, Any]:
+    """Fields that make ``model`` of ``other``, as a run file has them."""
+    said, options = _explicit(model), asdict(architecture_of(other))
+    found = {name: value for name, value in said.items() if value != getattr(other, name)}
+    if said["options"] == options:
+        found.pop("options", None)
+    if "num_attention_heads" in found:  # else groups would follow the heads
+        found["num_query_groups"] = model.num_query_groups
+    return found
 
 
 def due(

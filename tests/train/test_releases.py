@@ -14,12 +14,15 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import (
     CheckpointSection,
     OptimizerSection,
+    ParametrizationSection,
     RunSection,
     ScheduleSection,
 )
 from megatron_grow.config.stages import StageSection, stage_section
 from megatron_grow.config.timing import ended
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.model.architectures import logical_tensors
+from megatron_grow.parametrization.table import multipliers_of_run, parametrized
 from megatron_grow.train.choice import Choice
 from megatron_grow.train.releases import branch_of, check_releases
 from megatron_grow.train.run_directory import make_room
@@ -141,6 +144,28 @@ def test_the_branch_of_a_stage_that_a_rule_ended() -> None:
     assert branch_of(elsewhere, stages, 1, 12, Path("x")).config.checkpoint_dir == Path(
         "disk/run/releases/middle"
     )
+
+
+@pytest.mark.parametrize("rule", ["mup", "completep"])
+def test_a_branch_keeps_the_rates_of_the_run_that_it_left(rule: str) -> None:
+    """They follow from the sizes of the run's target, which the branch does not reach."""
+    config = _run({})
+    small = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "kv_channels": 8}
+    stages = [
+        replace(config.stages[0], model={**small, "num_query_groups": 2}),
+        replace(config.stages[1], grow=GrowSection(recipe="hypercloning", depth="copying_stack")),
+    ]
+    section = ParametrizationSection(name=rule, base=small)
+    config = parametrized(replace(config, stages=stages, parametrization=section))
+    resolved = config.resolve(1)
+    branch = branch_of(config, resolved, 0, 10, Path("checkpoint")).config
+    assert parametrized(branch) == branch
+    tensors = logical_tensors(resolved[0].model)
+    ours, trunk = (multipliers_of_run(each, tensors.values()) for each in (branch, config))
+    of_small = replace(branch, parametrization=section)
+    others = multipliers_of_run(of_small, tensors.values())
+    assert all(ours(tensor) == trunk(tensor) for tensor in tensors.values())
+    assert any(ours(tensor) != others(tensor) for tensor in tensors.values())
 
 
 def test_a_run_that_begins_anew_sets_aside_what_it_had_released(tmp_path: Path) -> None:
