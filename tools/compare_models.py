@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from megatron_grow.checkpoint.formats import other
 from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.convert.divergence import check_members, lines, measure, seq_length
-from megatron_grow.data.excerpts import excerpts
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--source-format", metavar="FORMAT", help="as of convert_checkpoint.py")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
     args = parser.parse_args(argv)
+    ignore_expected_warnings()
+    from megatron_grow.data.excerpts import excerpts  # imports megatron-core
+
     try:
         also = other(args.source_format, "--source-format")
         sources = [open_reader(path, also=also) for path in args.models]
