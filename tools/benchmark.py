@@ -2,6 +2,7 @@
 
   python tools/benchmark.py throughput            tokens/s against transformers' GPT-2
   python tools/benchmark.py seam                  what the CPU seam costs
+  python tools/benchmark.py layer-rows            what a row on the sizes of layers costs its step
   python tools/benchmark.py growth-step           a step after growth against a fixed-size run's
   python tools/benchmark.py growth-pause          the pause of a growth against a checkpoint save
   python tools/benchmark.py conversion            conversions of a checkpoint against cp
@@ -34,7 +35,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "benchmark",
-        choices=("throughput", "seam", "growth-step", "growth-pause", "conversion", "symmetry"),
+        choices=(
+            "throughput",
+            "seam",
+            "layer-rows",
+            "growth-step",
+            "growth-pause",
+            "conversion",
+            "symmetry",
+        ),
     )
     add = parser.add_argument
     add("--num-layers", type=int, metavar="N", help="default 6; growth-pause, conversion 12")
@@ -94,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         conversion,
         growth_pause,
         growth_step,
+        layer_rows,
         seam,
         symmetry,
         throughput,
@@ -114,6 +124,8 @@ def main(argv: list[str] | None = None) -> None:
         report = throughput.measure(model, args.batch, precisions, *turns)
     elif args.benchmark == "seam":
         report = seam.measure(model, args.batch, (args.precision or ["fp32"])[0], *turns)
+    elif args.benchmark == "layer-rows":
+        report = layer_rows.measure(model, args.batch, (args.precision or ["fp32"])[0], *turns)
     elif args.benchmark == "growth-step":
         report = growth_step.measure(model, args.batch, (args.precision or ["fp32"])[0], *turns)
     elif args.benchmark == "conversion":

@@ -120,7 +120,7 @@ def load_run(output_dir: Path) -> Run:
             numbers=numbers,
             flops={cost: _spent_at(steps, rows, cost) for cost in COSTS},
             tokens=round(_spent_at(steps, rows, "consumed_tokens")[-1]),
-            growths=_growths(train, growth),
+            growths=growths_of(rows),
             wall_seconds=_wall_seconds(train, growth),
             diverged_at=diverged_at,
             skipped_iters=len(_skipped(rows)),
@@ -211,14 +211,14 @@ def _spent_at(
     return np.interp(steps, knots, [known[step] for step in knots])
 
 
-def _growths(train: list[dict[str, Any]], growth: list[dict[str, Any]]) -> list[Growth]:
+def growths_of(rows: list[dict[str, Any]]) -> list[Growth]:
     """From the growth rows; in a log without them, from the depths of the training rows.
 
     A stage that changed the layout or the batch alone is none.
     """
-    changes = growth or [
+    changes = [row for row in rows if row.get("event") == "growth"] or [
         {**before, "from_layers": before["num_layers"], "to_layers": after["num_layers"]}
-        for before, after in pairwise(train)
+        for before, after in pairwise(row for row in rows if "loss" in row)
     ]
     found = (
         Growth(row["step"], row["from_layers"], row["to_layers"], _what(row)) for row in changes
