@@ -99,7 +99,7 @@ class LayerNumbers(TrainingMethod):
 
     def on_stage_end(self, ctx: Context) -> None:
         """Let go of the stage's memory."""
-        self._shards = []
+        self._shards, self._activations = [], Activations(())
 
     def _entries(self, quantity: str) -> list[Entry]:
         return [Entry(quantity, shard.key, shard.layer) for shard in self._shards]

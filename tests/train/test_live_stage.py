@@ -12,6 +12,7 @@ from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import StageSection
 from megatron_grow.optim.state import inner_optimizers
+from megatron_grow.train.layer_numbers import LayerNumbers
 from tests.distributed import run_ranks
 from tests.toy import Trace, begin, grow, layout, loop_over, micro_batches, run_config, train_stage
 
@@ -19,11 +20,15 @@ from tests.toy import Trace, begin, grow, layout, loop_over, micro_batches, run_
 def _survivors(config: RunConfig, world_size: int) -> int:
     """Buffers and parameters that outlive their stage."""
     live = begin(config, world_size)
-    loop_over(live, config).step(micro_batches(config, 0))
+    measure = LayerNumbers(lambda _: True, lambda *_: None)  # knows all modules and parameters
+    loop = loop_over(live, config, others=[measure])
+    loop.step(micro_batches(config, 0))
+    loop.end()
     watched = [weakref.ref(buffer) for chunk in live.chunks for buffer in chunk.buffers]
     watched += [weakref.ref(param) for chunk in live.chunks for param in chunk.parameters()]
     gc.disable()  # a later pass of the collector would be too late for a growth
     live.release()
+    assert loop.ctx.updated, "who has trained it is still there"
     return sum(ref() is not None for ref in watched)
 
 
