@@ -51,14 +51,13 @@ def test_run_file(path: Path, tmp_path: Path) -> None:
     assert parse_run(["--config", str(resolved)]) == config
 
 
-def test_the_runs_of_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = EXAMPLES / "study/bert"
-    monkeypatch.syspath_prepend(folder)
-    study = runpy.run_path(str(folder / "study.py"))
-    for variant in study["VARIANTS"].values():
-        overrides = study["overrides"](variant)
-        config = parse_run(["--config", str(study["RUN_FILE"]), *overrides])
-        check_stages(config, *JOBS["bert"])
+@pytest.mark.parametrize(
+    "path", EXAMPLES.glob("study/*/study.py"), ids=lambda path: path.parent.name
+)
+def test_the_runs_of_a_study(path: Path) -> None:
+    study = runpy.run_path(str(path))["STUDY"]
+    for name in study.variants:
+        check_stages(study.config(name), *JOBS[path.parent.name])
 
 
 def check_stages(config: RunConfig, world_size: int, vocabulary: int) -> None:

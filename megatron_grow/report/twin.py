@@ -67,7 +67,9 @@ def twin_of(
             f"checkpoint: what {begins_from} has cost is not in this run file, so no twin of equal "
             "FLOPs can be made; one of equal tokens or steps can"
         )
-    sized = replace(config, model=with_vocabulary(config.model, config.data))
+    sized = config
+    if config.model.vocab_size is None:
+        sized = replace(config, model=with_vocabulary(config.model, config.data))
     stages = _timed(sized, ends or {})
     grown = _cost(sized, stages)
     step = _cost(sized, _fixed_size(sized, stages, 1))

@@ -1,0 +1,180 @@
+"""What the studies have in common: named runs, each what it does otherwise than a full-size one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout need not be installed
+
+from megatron_grow.config.run import RunConfig, parse_run, to_yaml
+from megatron_grow.report.runs import Run, load_run
+from megatron_grow.report.twin import twin_of
+from megatron_grow.report.words import value
+
+ROOT = Path(__file__).resolve().parents[2]
+Stages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A run: what it does otherwise than the full-size one."""
+
+    length: float | str = 1.0
+    """Share of the full-size run's steps; or a run as whose twin it takes as many FLOPs."""
+    stages: Stages = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Of the run file, by path."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Runs that are compared in one report."""
+
+    runs: tuple[str, ...]
+    against: tuple[str, ...]
+    """Fixed-size runs of one recipe, of several lengths."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs of one run file, the full-size one first."""
+
+    folder: Path
+    """With ``run.yaml``; its name is that of the study."""
+    variants: dict[str, Variant]
+    figures: dict[str, Figure]
+    corpus: tuple[str, ...]
+    """Options of ``tools/preprocess_data.py`` for both corpora."""
+    vocabulary: tuple[str, ...]
+    """Those that train a tokenizer on the first."""
+
+    @property
+    def run_file(self) -> Path:
+        """Of the full-size run."""
+        return self.folder / "run.yaml"
+
+    @property
+    def corpora(self) -> str:
+        """What their files begin with, as the run file has it."""
+        return f"data/study_{self.folder.name}"
+
+    def main(self, description: str) -> None:
+        """Do what the command line says."""
+        parser = argparse.ArgumentParser(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        verbs = parser.add_subparsers(dest="verb", required=True)
+        data = verbs.add_parser("data")
+        data.add_argument("train", type=Path)
+        data.add_argument("valid", type=Path)
+        run = verbs.add_parser("run")
+        run.add_argument("names", nargs="*", metavar="NAME", help=", ".join(self.variants))
+        run.add_argument("--seed", type=int, default=1)
+        verbs.add_parser("table")
+        figure = verbs.add_parser("figure")
+        figure.add_argument("name", choices=self.figures)
+        figure.add_argument("output", type=Path, metavar="DIR")
+        args = parser.parse_args()
+        if args.verb == "data":
+            self._make_data(args.train, args.valid)
+        elif args.verb == "run":
+            unknown = set(args.names) - set(self.variants)
+            if unknown:
+                parser.error(f"{', '.join(sorted(unknown))}: known are {', '.join(self.variants)}")
+            for name in args.names or self.variants:
+                self._train(name, args.seed)
+        elif args.verb == "table":
+            print(self._table())
+        else:
+            self._compare(self.figures[args.name], args.output)
+
+    def config(self, name: str) -> RunConfig:
+        """The run file of a run."""
+        variant = self.variants[name]
+        fields = [f"--{path}={value}" for path, value in variant.fields.items()]
+        given = ["--config", str(self.run_file), "--stages", json.dumps(variant.stages), *fields]
+        config = parse_run(given)
+        if isinstance(variant.length, str):
+            steps = twin_of(self.config(variant.length), "flops").config.train.train_iters
+        else:
+            steps = round(variant.length * config.train.train_iters)
+        return parse_run([*given, "--train.train_iters", str(steps), "--run.name", name])
+
+    def _make_data(self, train: Path, valid: Path) -> None:
+        tool = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), *self.corpus]
+        first = ["--input", str(train.resolve()), "--output-prefix", self.corpora]
+        second = ["--input", str(valid.resolve()), "--output-prefix", f"{self.corpora}_valid"]
+        subprocess.run([*tool, *first, *self.vocabulary], cwd=ROOT, check=True)
+        tokenizer = ["--tokenizer", f"{self.corpora}-tokenizer.json"]
+        subprocess.run([*tool, *second, *tokenizer], cwd=ROOT, check=True)
+
+    def _train(self, name: str, seed: int) -> None:
+        """Train one run to its end, on one core."""
+        print(f"== {name}, seed {seed}", flush=True)
+        directory = self._directory(name, seed)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        run_file = directory.parent / f"{name}.yaml"
+        run_file.write_text(to_yaml(self.config(name)))
+        command = [sys.executable, "pretrain_progressive.py", "--config", str(run_file)]
+        command += ["--run.output_dir", str(directory), "--run.seed", str(seed)]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+
+    def _directory(self, name: str, seed: int) -> Path:
+        return ROOT / "runs" / f"study_{self.folder.name}" / f"seed{seed}" / name
+
+    def _finished(self, name: str) -> list[Path]:
+        """Directories of a run, one for each seed of which it has finished."""
+        states = self._directory(name, 0).parent.parent.glob(f"seed*/{name}/status.json")
+        return sorted(
+            state.parent for state in states if json.loads(state.read_text())["status"] == "done"
+        )
+
+    def _compare(self, figure: Figure, output: Path) -> None:
+        runs, against = (
+            [str(found) for name in names for found in self._finished(name)]
+            for names in (figure.runs, figure.against)
+        )
+        tool = [sys.executable, "tools/compare_runs.py", *runs, "--against", *against]
+        subprocess.run([*tool, "--output", str(output.resolve())], cwd=ROOT, check=True)
+
+    def _table(self) -> str:
+        """What runs reached, and what they had cost, in Markdown."""
+        found = {
+            name: [load_run(directory) for directory in self._finished(name)]
+            for name in self.variants
+        }
+        found = {name: runs for name, runs in found.items() if runs}
+        if not found:
+            raise SystemExit("no run has finished")
+        first, *_ = next(iter(found.values()))
+        others = [name for name in first.numbers if name.endswith("_accuracy")]
+        headings = ["run", "seeds", "steps", "loss", *others, "FLOPs", "FLOPs of layers"]
+        lines = ["| " + " | ".join(headings).replace("_", " ") + " |", "|---" * len(headings) + "|"]
+        for name, runs in found.items():
+            cells = [name, str(len(runs)), f"{runs[0].last_step:,}", _mean(runs, "loss")]
+            cells += [_mean(runs, other) for other in others]
+            cells += [f"{_cost(runs, of) / _cost([first], of):.3f}" for of in first.flops]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+
+def _mean(runs: Iterable[Run], name: str) -> str:
+    """Of a final number over seeds, with each seed's behind it."""
+    finals = [float(run.numbers[name][-1]) for run in runs]
+    mean = value(name, fmean(finals))
+    if len(finals) == 1:
+        return mean
+    return f"{mean} ({', '.join(value(name, each) for each in finals)})"
+
+
+def _cost(runs: Iterable[Run], of: Any) -> float:
+    return fmean(float(run.flops[of][-1]) for run in runs)
