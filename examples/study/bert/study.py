@@ -11,6 +11,7 @@ A run that has finished is left as it is, one that was stopped goes on. Several 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,8 @@ _SHORT = {"options": {"pool_size": 2}}, {"options": {"pool_size": 2}}
 _COMPOUND = tuple({**a, **b, **c} for a, b, c in zip(_SHALLOW, _NARROW, _SHORT, strict=True))
 _MEASURED = {"every": 60, "rho": 0.5}
 _DEEP = {"model.num_layers": 24}
-_DEEP_POST = {**_DEEP, "model.options.norm_position": "post"}
 VARIANTS = {
     "full": Variant(),
-    # Is the rate that all have a good one for the full size?
-    "slow": Variant(fields={"optimizer.lr": 1.0e-3}),
-    "fast": Variant(fields={"optimizer.lr": 4.0e-3}),
     # Sharing, then unsharing, in half of the steps.
     "half": Variant(0.5),
     "swe_f": Variant(0.5, _swe("1x8")),
@@ -74,21 +71,32 @@ VARIANTS = {
     # steps.
     "deep": Variant(1 / 3, fields=_DEEP),
     "deep_swe_f": Variant(1 / 3, _swe("1x24"), _DEEP),
-    "deep_post": Variant(1 / 3, fields=_DEEP_POST),
-    "deep_post_swe_f": Variant(1 / 3, _swe("1x24"), _DEEP_POST),
+}
+# Rates that were tried for the full size, and everything again at one that is too high.
+VARIANTS |= {
+    "half_5e-4": Variant(0.5, fields={"optimizer.lr": 5.0e-4}),
+    **{
+        f"{name}_fast": replace(each, fields={**each.fields, "optimizer.lr": 2.0e-3})
+        for name, each in VARIANTS.items()
+    },
 }
 
 _SIZES = ("half", "full", "depth_twin", "ffn_twin", "length_twin", "compound_twin")
+_SHARED = ("swe_f", "swe_a", "swe_m", "swe_long", "swe_reset", "swe_2x4", "swe_4x2")
+_GROWN = ("depth", "ffn", "length", "compound", "compound_carry")
 STUDY = Study(
     folder=Path(__file__).resolve().parent,
     variants=VARIANTS,
     figures={
-        "sharing": Figure(
-            ("swe_f", "swe_a", "swe_m", "swe_long", "swe_reset", "swe_2x4", "swe_4x2"),
-            ("half", "full"),
-        ),
-        "deep": Figure(("deep_swe_f",), ("deep",)),
-        "growth": Figure(("depth", "ffn", "length", "compound", "compound_carry"), _SIZES),
+        f"{name}{rate}": Figure(
+            tuple(f"{run}{rate}" for run in runs), tuple(f"{run}{rate}" for run in against)
+        )
+        for name, runs, against in (
+            ("sharing", _SHARED, ("half", "full")),
+            ("growth", _GROWN, _SIZES),
+            ("deep", ("deep_swe_f",), ("deep",)),
+        )
+        for rate in ("", "_fast")
     },
     corpus=("--split-sentences",),
     vocabulary=("--train-tokenizer", "512", "--tokenizer-model", "wordpiece"),
