@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run = yaml.safe_load(EXAMPLE.read_text())
     run["train"] |= {"train_iters": 6, "eval_interval": 2, "eval_iters": 1, "log_interval": 1}
-    run["train"] |= {"seq_length": 64, "global_batch_size": 8, "micro_batch_size": 2}
+    run["train"] |= {"global_batch_size": 8, "micro_batch_size": 2}
     run["model"] |= {"hidden_size": 32, "ffn_hidden_size": 64}
     run["data"] = {
         "train_data_path": [str(directory / "text_text_sentence")],
