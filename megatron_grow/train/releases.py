@@ -15,7 +15,7 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.convert.selection import WeightsOnly
 from megatron_grow.convert.target import target
-from megatron_grow.growth.plan import Plan
+from megatron_grow.growth.plan import Plan, initialisation
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.methods import methods_of
 from megatron_grow.model.architectures import architecture_of
@@ -93,6 +93,7 @@ def branch_of(
                 until=stage.last_step if stage.index < index else None,
                 model=_explicit(stage.model) if stage.index < index else {},
                 grow=section.grow if stage.index else None,  # it goes on, and does not grow again
+                methods=section.methods if stage.index == index else [],
                 release=None,
             )
             for section, stage in zip(config.stages[: index + 1], stages, strict=False)
@@ -188,6 +189,8 @@ def check_releases(config: RunConfig, stages: list[Stage], plans: list[Plan]) ->
         try:
             resolved = branch.config.resolve(place()[1])
             methods_of(resolved[-1], branch.config, plans[stage.index])
+            if stage.index == 0:  # where it began by a growth, its branch does not know of that
+                methods_of(resolved[0], branch.config, initialisation(stage.model, 0, 0))
             if branch.export is not None:
                 choose_family(stage.model, None, {})
         except UserError as error:

@@ -20,11 +20,15 @@ FLAT = ["--model.ffn_hidden_size", "64", "--stages", "[]"]
 """The small model alone; it is as deep as the large one, whose depth its initial weights know."""
 
 
-def _stages(release: dict | None, *layouts: dict) -> list[str]:
+RULE = {"rule": "loss_below", "loss": 100, "at_least": 10, "every": 5, "at_most": 15}
+"""It ends the stage when it is first asked: after step 10."""
+
+
+def _stages(release: dict | None, *layouts: dict, until: int | dict = 10) -> list[str]:
     """Narrow for 10 steps, then twice as wide in the feed-forward for another 10."""
     first, second = layouts or ({}, {})
     stages = [
-        {"until": 10, "model": NARROW, "parallel": first, "release": release},
+        {"until": until, "model": NARROW, "parallel": first, "release": release},
         {"grow": {"ffn": "fpi"}, "parallel": second},
     ]
     rates = ["--optimizer.min_lr", str(LEAST), "--train.eval_interval", "5"]
@@ -113,11 +117,11 @@ PP2 = {"pipeline_model_parallel_size": 2, "use_distributed_optimizer": True}
 
 
 def test_a_stop_in_a_branch_on_four_ranks(workplace: Path) -> None:
-    """The job stops in step 12 of the branch, and goes on with the small model on another layout;
-    then the trunk has the bits of a run without a branch."""
+    """A rule ends the stage, the job stops in step 12 of the branch, and goes on with the small
+    model on another layout; then the trunk has the bits of a run without a branch."""
     release = {"decay_iters": 4}
-    _trained(workplace, "plain-4", *_stages(None, TP2, PP2), world_size=4)
-    options = _stages(release, TP2, PP2)
+    _trained(workplace, "plain-4", *_stages(None, TP2, PP2, until=RULE), world_size=4)
+    options = _stages(release, TP2, PP2, until=RULE)
     code, output, errors = launch(workplace, "stopped-4", *options, world_size=4, stop_at=12)
     directory, branch = workplace / "stopped-4", "stopped-4/releases/stage_0"
     assert code == 75, errors
@@ -129,7 +133,7 @@ def test_a_stop_in_a_branch_on_four_ranks(workplace: Path) -> None:
     before = losses(workplace, branch)
     assert before.keys() == {11, 12}
 
-    options = _stages(release, {**TP2, "sequence_parallel": False}, PP2)
+    options = _stages(release, {**TP2, "sequence_parallel": False}, PP2, until=RULE)
     resumed = ["--checkpoint.load", "auto", "--checkpoint.keep_last", "1"]
     _trained(workplace, "stopped-4", *options, *resumed, world_size=4)
     assert steps_saved(workplace, "stopped-4") == [10, 20], "what a branch leaves is kept"

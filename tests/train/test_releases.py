@@ -87,6 +87,14 @@ def test_what_cannot_be_released(what: str) -> None:
     assert str(caught.value).startswith(message)
 
 
+def test_a_branch_does_not_know_by_which_growth_its_run_began() -> None:
+    """A method that must is refused, although the first stage of the run can have it."""
+    config = _run({}, methods=[{"name": "warm_up_new", "iters": 3}])
+    grown = plan_of(config, 1, 1)
+    with pytest.raises(UserError, match=r"^stages\[0\].release, as a run of its own: stages\[0\]"):
+        check_releases(config, config.resolve(1), [grown, grown])
+
+
 @pytest.mark.parametrize(
     ("written", "message"),
     [
