@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.stages import Stage
 from megatron_grow.inputs.ranges import check_fields
 
 
@@ -31,8 +33,14 @@ class Rule(ABC):
 
     A rule's dataclass fields are its options in a run file, beside those of every rule
     (:class:`~megatron_grow.config.until.UntilSection`); its docstring says where it was published.
-    It decides by the history alone, so that a resumed run decides as one that was never stopped.
+    It decides by the history alone, so that a resumed run decides as one that was never stopped;
+    what it needs to know of the run itself, and what it reads, it looks at when it is made.
     """
+
+    run: RunConfig = field(kw_only=True, repr=False)
+    """Given to every rule: the run, with its vocabulary."""
+    stage: Stage = field(kw_only=True, repr=False)
+    """Given to every rule: the stage that it may end."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -10,6 +10,9 @@ RULES: Registry[Rule] = Registry(
     "rule",
     Rule,
     {
+        "calibrated": "megatron_grow.rules.calibrated:Calibrated",
+        "g_stack": "megatron_grow.rules.g_stack:GStack",
+        "head_start": "megatron_grow.rules.head_start:HeadStart",
         "loss_below": "megatron_grow.rules.loss_below:LossBelow",
         "loss_slope": "megatron_grow.rules.loss_slope:LossSlope",
     },

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_grow.checkpoint.record import StageEnd
+from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.config.timing import next_end
 from megatron_grow.cost.flops import flops_at_step
@@ -20,8 +21,8 @@ from megatron_grow.train.output import Output, progress
 from megatron_grow.train.rows import StageEndRow
 
 
-def rule_of(stage: Stage) -> Rule | None:
-    """The rule that may end ``stage``, if it has one.
+def rule_of(stage: Stage, run: RunConfig) -> Rule | None:
+    """The rule that may end ``stage`` of ``run``, if it has one.
 
     Raises:
         UserError: an unknown name, options that it cannot have, or a loss that is not trained on.
@@ -32,7 +33,7 @@ def rule_of(stage: Stage) -> Rule | None:
     known = dict.fromkeys(("loss", *architecture_of(stage.model).losses))
     if name not in known:
         raise UserError(f"{where}.loss_name={name} must be one of {', '.join(known)}")
-    return RULES.make(stage.rule.spec, where)
+    return RULES.make(stage.rule.spec, where, run=run, stage=stage)
 
 
 class StageEnding(TrainingMethod):
@@ -42,11 +43,16 @@ class StageEnding(TrainingMethod):
     """
 
     def __init__(
-        self, stage: Stage, ends: list[StageEnd], output: Output, evaluation: Evaluation
+        self,
+        run: RunConfig,
+        stage: Stage,
+        ends: list[StageEnd],
+        output: Output,
+        evaluation: Evaluation,
     ) -> None:
         """Add the end of ``stage``, as soon as it is known, to ``ends``."""
         assert stage.rule is not None
-        self._when, self._rule = stage.rule, rule_of(stage)
+        self._when, self._rule = stage.rule, rule_of(stage, run)
         self._ends, self._output, self._evaluation = ends, output, evaluation
         self._history: list[Observation] = []
         # Of the steps since the last observation; summed step by step, so that a stop between two

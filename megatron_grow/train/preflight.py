@@ -103,7 +103,7 @@ def check(config: RunConfig) -> Checked:
     data_options_of(config.model, config.data)
     data = architecture_of(config.model).check_data(config, stages)
     for stage in stages:
-        rule_of(stage)
+        rule_of(stage, config)
     methods = [
         methods_of(stage, config, plan) for stage, plan in zip(stages[1:], growths, strict=True)
     ]

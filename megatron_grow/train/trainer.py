@@ -193,7 +193,7 @@ class Trainer:
         methods = dict(self.prepared.methods[index])
         if live.stage.rule:
             methods["until"] = StageEnding(
-                live.stage, self.saving.stage_ends, self.output, self.evaluation
+                self.config, live.stage, self.saving.stage_ends, self.output, self.evaluation
             )
         for place, state in (states or {}).items():
             if place in methods:

@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
+from megatron_grow.config.run import RunConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.rules.base import Observation
 from megatron_grow.rules.table import RULES
+
+RUN = RunConfig()
+GIVEN = {"run": RUN, "stage": RUN.resolve(1)[0]}
+"""What every rule knows of its run."""
 
 
 def history(losses: list[float], flops: list[int] | None = None) -> list[Observation]:
@@ -28,7 +33,7 @@ def power_law(exponent: float, count: int = 8) -> list[Observation]:
 
 
 def ends(spec: dict[str, Any] | str, seen: list[Observation]) -> str | None:
-    return RULES.make(spec, "until").ends(seen)
+    return RULES.make(spec, "until", **GIVEN).ends(seen)
 
 
 def test_loss_below_looks_at_the_last_loss() -> None:
@@ -78,14 +83,14 @@ def test_fewer_observations_than_the_window_decide_nothing() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("loss", "stages[0].until='loss' is not a rule; known are loss_below, loss_slope, or an "),
+        ("loss", "stages[0].until='loss' is not a rule; known are calibrated, g_stack, "),
         ({"rule": "loss_below"}, "stages[0].until"),
         ({"rule": "loss_below", "loss": 0}, "stages[0].until.loss=0"),
         ({"rule": "loss_below", "los": 2.0}, "stages[0].until.los is not an option of loss_below"),
         ({"rule": "loss_slope", "slope": 0.05}, "stages[0].until.slope=0.05 must be less than 0"),
         ({"rule": "loss_slope", "window": 1}, "stages[0].until.window=1 must be at least 2"),
         ({"rule": "los_slope"}, "stages[0].until.rule='los_slope' is not a rule; known are "),
-        ({"loss": 2.0}, "stages[0].until.rule=None is not a rule; known are loss_below, "),
+        ({"loss": 2.0}, "stages[0].until.rule=None is not a rule; known are calibrated, "),
         ({"rule": "math:sqrt"}, "stages[0].until.rule=math:sqrt is not a rule: a subclass of"),
         (
             {"rule": "nowhere:Rule"},
@@ -95,7 +100,7 @@ def test_fewer_observations_than_the_window_decide_nothing() -> None:
 )
 def test_what_cannot_be_is_refused_in_one_line(spec: Any, said: str) -> None:
     with pytest.raises(UserError) as error:
-        RULES.make(spec, "stages[0].until")
+        RULES.make(spec, "stages[0].until", **GIVEN)
     assert str(error.value).startswith(said)
 
 
@@ -107,7 +112,7 @@ def test_a_module_that_does_not_import_is_told_whatever_is_wrong_with_it(
     (tmp_path / "no_table.py").write_text("TABLE = {}\nTABLE['slope']\n")
     for name, said in (("no_python", "SyntaxError: "), ("no_table", "KeyError: 'slope'")):
         with pytest.raises(UserError) as error:
-            RULES.make({"rule": f"{name}:Rule"}, "until")
+            RULES.make({"rule": f"{name}:Rule"}, "until", **GIVEN)
         assert str(error.value).startswith(f"until.rule={name}:Rule cannot be imported: {said}")
 
 

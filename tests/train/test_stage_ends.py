@@ -242,7 +242,8 @@ def ruled(rule: StageRule) -> Stage:
 def asked(rule: StageRule, known: list[StageEnd], evaluation: Any = None) -> StageEnding:
     """What asks the rule of that stage, and adds its end to ``known``."""
     stage = ruled(rule)
-    return StageEnding(stage, known, Output(Console(20, progress_bar=False), None), evaluation)
+    output = Output(Console(20, progress_bar=False), None)
+    return StageEnding(RunConfig(), stage, known, output, evaluation)
 
 
 def after(step: int, loss: float | None, rule: StageRule) -> Context:
@@ -284,7 +285,8 @@ def test_a_method_may_end_a_stage_that_has_a_bound() -> None:
         stages=[StageSection(until={"at_most": 20}, train=odd, methods=methods), StageSection()],
     )
     stages, known = run.resolve(1), []
-    ending = StageEnding(stages[0], known, Output(Console(40, progress_bar=False), None), None)
+    output = Output(Console(40, progress_bar=False), None)
+    ending = StageEnding(run, stages[0], known, output, None)
     ctx = Context(run, stages, SimpleNamespace(stage=stages[0]), None, 0)
     for step in range(1, 9):
         ctx.next_step()
