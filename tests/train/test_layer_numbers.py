@@ -37,6 +37,7 @@ MODELS = {
     "a GPT": GPT,
     "shared layers": replace(GPT, layer_sharing="2x2"),
     "unlike layers of experts": replace(EXPERTS, options={"experts": 4, "dense_layers": 1}),
+    "a second MLP": replace(GPT, architecture="extend.second_mlp:SecondMLP"),
     "a BERT whose tokens share places": bert.bert(norm_position="pre", pool_size=2),
 }
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
@@ -197,6 +198,13 @@ def activations(weights: dict[str, torch.Tensor], text: torch.Tensor) -> dict[st
         x = x + branch
         found["residual_stream"].append(size(x))
     return found
+
+
+def test_an_architecture_of_ones_own_has_its_own_places(alone: dict[str, Found]) -> None:
+    for numbers in alone["a second MLP"].numbers:
+        second, first = (numbers["activation"][name] for name in ("second_mlp", "mlp"))
+        assert isinstance(second, list) and len(second) == GPT.num_layers
+        assert second != first and all(second)
 
 
 def entropy(layer: dict[str, torch.Tensor], x: torch.Tensor, future: torch.Tensor) -> float:

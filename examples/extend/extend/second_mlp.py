@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from megatron_grow.config.sections import TrainSection
 from megatron_grow.model.gpt.architecture import GPT
 from megatron_grow.model.gpt.tensors import LAYERS
 from megatron_grow.model.masks import MaskPoints
+from megatron_grow.model.probes import Probe
 from megatron_grow.model.tensors import hidden, mlp_tensors, norm_tensors
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -53,3 +55,14 @@ class SecondMLP(GPT):
             points.inner.append(layer.second_mlp.linear_fc2)
             points.branches.append((layer.second_mlp.linear_fc2, layer.layer_number - 1))
         return points
+
+    def probes(self, chunk: torch.nn.Module) -> Iterator[Probe]:
+        """A GPT's, and what the second MLP adds."""
+        from megatron.core.utils import unwrap_model
+
+        from megatron_grow.model.layers.probes import branch
+
+        yield from super().probes(chunk)
+        for layer in unwrap_model(chunk).decoder.layers:
+            number = layer.layer_number - 1
+            yield Probe("activation", "second_mlp", number, layer.second_mlp, branch)

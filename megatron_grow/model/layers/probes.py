@@ -32,9 +32,9 @@ def transformer_probes(chunk: torch.nn.Module) -> Iterator[Probe]:
 
 def _of_layer(layer: TransformerLayer, number: int) -> Iterator[Probe]:
     yield Probe("activation", "residual_stream", number, layer, _stream)
-    yield Probe("activation", "mlp", number, layer.mlp, _branch)
+    yield Probe("activation", "mlp", number, layer.mlp, branch)
     attention = layer.self_attention
-    yield Probe("activation", "attention", number, attention, _branch)
+    yield Probe("activation", "attention", number, attention, branch)
     entropies = partial(_entropies, attention)
     yield Probe("entropy", "attention", number, attention.core_attention, entropies)
 
@@ -47,7 +47,8 @@ def _stream(_: tuple, output: tuple[torch.Tensor, Any]) -> torch.Tensor:
     return output[0]
 
 
-def _branch(_: tuple, output: Branch) -> torch.Tensor:
+def branch(_: tuple, output: Branch) -> torch.Tensor:
+    """What a module adds to the residual stream, its bias included; ``values`` of a probe."""
     values, bias = output
     return values if bias is None else values + bias
 
