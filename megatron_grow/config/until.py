@@ -11,7 +11,7 @@ from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.ranges import Count, Range, check_fields
 from megatron_grow.inputs.typed import typed
 
-Place = Annotated[int | float, Range(above=0)]
+Point = Annotated[int | float, Range(above=0)]
 """A fraction of train_iters (a number with a point, at most 1.0) or an integer step."""
 
 
@@ -22,9 +22,9 @@ class UntilSection:
     Without a rule it is for the stage's methods to end it.
     """
 
-    at_most: Place
+    at_most: Point
     """Where the stage ends if nothing has ended it."""
-    at_least: Place | None = None
+    at_least: Point | None = None
     """The rule is not asked before; absent: it is asked from the start of the stage on."""
     every: Count | None = None
     """Steps: at their multiples the rule is asked; absent: train.eval_interval."""
@@ -59,21 +59,21 @@ class StageRule:
         return str(self.spec.get("rule", "a method"))
 
 
-def step_of(place: int | float | None, train_iters: int, where: str) -> int:
-    """The global step that ``place`` stands for.
+def step_of(point: int | float | None, train_iters: int, where: str) -> int:
+    """The global step that ``point`` stands for.
 
     Raises:
         UserError: none, or neither a fraction nor a step; the message begins with ``where``.
     """
-    if place is None:
+    if point is None:
         raise UserError(f"{where} is missing; only the last stage may leave it out")
-    if isinstance(place, int):
-        return place
-    if place <= 1.0:
-        return round(place * train_iters)
-    if place.is_integer():
-        return int(place)
-    raise UserError(f"{where}={place} must be a fraction of at most 1.0 or an integer step")
+    if isinstance(point, int):
+        return point
+    if point <= 1.0:
+        return round(point * train_iters)
+    if point.is_integer():
+        return int(point)
+    raise UserError(f"{where}={point} must be a fraction of at most 1.0 or an integer step")
 
 
 def resolve_rule(

@@ -1,4 +1,4 @@
-"""Numbers without end, as places in a finite number of samples."""
+"""Numbers without end, each of one of finitely many samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Epochs:
         self._epoch = 0
         self._permutation: np.ndarray | None = None
 
-    def place(self, number: int) -> int:
+    def sample(self, number: int) -> int:
         """Which sample number ``number`` is, any from 0; in epoch 0 that of the same number."""
         epoch, position = divmod(int(number), self.size)
         if epoch != self._epoch:

@@ -10,32 +10,32 @@ import numpy as np
 from megatron_grow.data.indexed import Corpus
 from megatron_grow.inputs.errors import UserError
 
-Places = Sequence[Sequence[int]]
+Spans = Sequence[Sequence[int]]
 """Where each piece of a text begins and ends in its corpus, in tokens."""
 
 
-def read_text(corpus: Corpus, places: Places, vocab_size: int) -> np.ndarray:
+def read_text(corpus: Corpus, spans: Spans, vocab_size: int) -> np.ndarray:
     """The pieces of a text, joined: (tokens,) int64.
 
     Args:
         corpus: Where it lies.
-        places: The pieces.
+        spans: The pieces.
         vocab_size: Token ids that the model knows.
 
     Raises:
         UserError: a token id outside the vocabulary; a file that was cut since it was opened.
     """
-    text = np.concatenate([corpus.tokens.read(*place) for place in places], dtype=np.int64)
+    text = np.concatenate([corpus.tokens.read(*span) for span in spans], dtype=np.int64)
     if text.view(np.uint64).max() >= vocab_size:  # unsigned: a negative id is large
-        _refuse(corpus, text, places, vocab_size)
+        _refuse(corpus, text, spans, vocab_size)
     return text
 
 
-def _refuse(corpus: Corpus, text: np.ndarray, places: Places, vocab_size: int) -> NoReturn:
+def _refuse(corpus: Corpus, text: np.ndarray, spans: Spans, vocab_size: int) -> NoReturn:
     wrong = int((text.view(np.uint64) >= vocab_size).argmax())
-    place = np.concatenate([np.arange(*place) for place in places])[wrong]
+    position = np.concatenate([np.arange(*span) for span in spans])[wrong]
     raise UserError(
-        f"{corpus.prefix}.bin: token {place} of the corpus has the id {text[wrong]}, and the "
+        f"{corpus.prefix}.bin: token {position} of the corpus has the id {text[wrong]}, and the "
         f"model's vocabulary ends at {vocab_size - 1}; the corpus is damaged or of another "
         "tokenizer"
     )

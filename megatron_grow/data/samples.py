@@ -61,10 +61,10 @@ class CorpusSamples(Dataset):
         Raises:
             UserError: a token id outside the vocabulary; a file that was cut since it was opened.
         """
-        position = self._epochs.place(number)
+        position = self._epochs.sample(number)
         bounds, spans = self._index["bounds"], self._index["spans"]
-        places = spans.read(*bounds.read(position, position + 2).tolist()).tolist()
-        sample = torch.from_numpy(read_text(self._corpus, places, self._vocab_size))
+        pieces = spans.read(*bounds.read(position, position + 2).tolist()).tolist()
+        sample = torch.from_numpy(read_text(self._corpus, pieces, self._vocab_size))
         return {"tokens": sample[:-1], "labels": sample[1:], **self._fields}
 
 

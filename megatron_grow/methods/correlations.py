@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
@@ -50,15 +51,40 @@ class Correlations:
         )
 
 
+def check_measured(stage: Stage, run: RunConfig, every: int, times: int, where: str) -> None:
+    """Refuse a stage that is over before gradients were compared often enough.
+
+    Args:
+        stage: at whose last step a comparison is of no use any more.
+        run: whose stage it is.
+        every: steps between comparisons.
+        times: how many are needed.
+        where: begins the message of an error.
+    """
+    if isinstance(_until(stage, run), dict) and stage.rule is None:
+        return  # it has ended, before it had to
+    if (most := (stage.last_step - 1) // every) < times:
+        raise UserError(
+            f"{where}.every={every}: gradients are compared {most} times before step "
+            f"{stage.last_step}, where the stage ends, and must be {times} times; make every "
+            "smaller, or the stage longer"
+        )
+
+
 def check_bound(stage: Stage, run: RunConfig, where: str) -> None:
     """Refuse a stage that ends at a step, where a method ends it before.
 
     Raises:
         UserError: its message begins with ``where``.
     """
-    until = run.stages[stage.index].until if run.stages else None
+    until = _until(stage, run)
     if not isinstance(until, dict):
         raise UserError(
             f"{where} ends the stage; stages[{stage.index}].until={shown(until)} must say where it "
             "ends at the latest, as in {at_most: 0.8}"
         )
+
+
+def _until(stage: Stage, run: RunConfig) -> Any:
+    """As the run file has it."""
+    return run.stages[stage.index].until if run.stages else None

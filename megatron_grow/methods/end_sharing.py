@@ -16,7 +16,7 @@ from megatron_grow.growth.plan import Plan
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.ranges import Count, Range, check_fields
 from megatron_grow.methods.base import Context, TrainingMethod
-from megatron_grow.methods.correlations import Correlations, check_bound, pairs_of
+from megatron_grow.methods.correlations import Correlations, check_bound, check_measured, pairs_of
 
 
 @dataclass
@@ -35,7 +35,8 @@ class EndSharing(TrainingMethod):
         self._found: Correlations | None = None
 
     def check(self, stage: Stage, run: RunConfig, plan: Plan, where: str) -> None:
-        """Refuse a stage in which no layers share their parameters, or that ends at a step."""
+        """Refuse a stage in which no layers share their parameters, or that ends at a step
+        or too soon."""
         if stage.model.sharing is None:
             raise UserError(
                 f"{where} ends a stage whose layers share their parameters; "
@@ -43,6 +44,7 @@ class EndSharing(TrainingMethod):
                 f"1x{stage.model.num_layers}"
             )
         check_bound(stage, run, where)
+        check_measured(stage, run, self.every, self.times, where)
 
     def before_sharing(self, ctx: Context) -> None:
         """Compare the gradients of layers, which are not summed yet."""

@@ -20,7 +20,7 @@ from megatron_grow.inputs.errors import AgreedError, UserError
 from megatron_grow.inputs.ranges import Count, CountOrZero, Range, check_fields, shown
 from megatron_grow.live.correlation import Pair
 from megatron_grow.methods.base import Context, TrainingMethod
-from megatron_grow.methods.correlations import Correlations, check_bound, pairs_of
+from megatron_grow.methods.correlations import Correlations, check_bound, check_measured, pairs_of
 
 
 @dataclass
@@ -45,18 +45,19 @@ class SplitSharing(TrainingMethod):
         self._found: Correlations | None = None
 
     def check(self, stage: Stage, run: RunConfig, plan: Plan, where: str) -> None:
-        """Refuse a model whose layers are stored as one, and to share nothing."""
+        """Refuse a model whose layers are stored as one, and to share nothing or never compare."""
         if stage.model.sharing is not None:
             raise UserError(
                 f"{where} splits the groups of a model that has all its layers; leave out "
                 f"model.layer_sharing={stage.model.layer_sharing}, or unshare its layers by a "
                 "growth, as in grow: {depth: unshare}"
             )
-        place = f"{where}.layer_sharing"
-        if unique_layers(self.layer_sharing, stage.model.num_layers, place) is None:
-            raise UserError(f"{place}={self.layer_sharing} shares no layers")
+        field = f"{where}.layer_sharing"
+        if unique_layers(self.layer_sharing, stage.model.num_layers, field) is None:
+            raise UserError(f"{field}={self.layer_sharing} shares no layers")
         if self.ends_stage:
             check_bound(stage, run, f"{where}.ends_stage")
+        check_measured(stage, run, self.every, 1, where)
 
     def on_stage_start(self, ctx: Context) -> None:
         """Make the layers of each group what its first is, whatever they were."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_grow.train.rows import is_share
+from megatron_grow.train.rows import is_accuracy
 
 
 def value(name: str, number: float | None) -> str:
     """A loss, or a share of what was counted, such as an accuracy, which is a percentage."""
     if number is None:
         return "-"
-    return f"{100 * number:.2f} %" if is_share(name) else f"{number:.4f}"
+    return f"{100 * number:.2f} %" if is_accuracy(name) else f"{number:.4f}"
 
 
 def gap(name: str, ours: float | None, twin: float | None, digits: int = 2) -> str:
@@ -21,7 +21,7 @@ def gap(name: str, ours: float | None, twin: float | None, digits: int = 2) -> s
     """
     if ours is None or twin is None:
         return "-"
-    if is_share(name):
+    if is_accuracy(name):
         return f"{100 * (ours - twin):+.{digits}f} points"
     return f"{100 * (ours / twin - 1):+.{digits}f} %" if twin else "-"
 

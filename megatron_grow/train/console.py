@@ -14,7 +14,7 @@ from megatron_grow.train.rows import (
     ReleaseRow,
     StageEndRow,
     TrainRow,
-    is_share,
+    is_accuracy,
 )
 
 
@@ -146,7 +146,7 @@ def _parts(others: Mapping[str, float]) -> str:
     found: dict[str, list[str]] = {}
     for name, value in others.items():
         what = name.removeprefix("val_").removesuffix("_loss").removesuffix("_accuracy")
-        told = f"{100 * value:.1f} %" if is_share(name) else f"{value:.4f}"
+        told = f"{100 * value:.1f} %" if is_accuracy(name) else f"{value:.4f}"
         found.setdefault(what, [what]).append(told)
     return f" ({', '.join(map(' '.join, found.values()))})" if others else ""
 

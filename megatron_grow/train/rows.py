@@ -186,8 +186,8 @@ def rows_of(output_dir: str | Path) -> list[dict[str, Any]]:
     return read_rows(path) if path.exists() else []
 
 
-def is_share(name: str) -> bool:
-    """Whether that number is a share of what was counted, and its percentage easier to read."""
+def is_accuracy(name: str) -> bool:
+    """Whether that number is an accuracy, of which a percentage is easier to read."""
     return name.endswith("_accuracy")
 
 

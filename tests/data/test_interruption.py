@@ -162,6 +162,19 @@ def test_other_settings_are_refused(folder, interrupt):
     assert_same(prefixes, run(**{**fields, "output_prefix": folder / "d"}))
 
 
+def test_another_punkt_is_another_setting(folder, interrupt, monkeypatch):
+    """The first run says how to install the published one, and may be interrupted for it."""
+    fields = {"input": [folder / "in"], "output_prefix": folder / "c", "split_sentences": True}
+    monkeypatch.setattr(sentences, "installed_splitter", lambda language: None)
+    interrupt(3, **fields)
+    published = sentences.train_splitter(["One. Two. "])
+    published.source = "Punkt, published for english"
+    monkeypatch.setattr(sentences, "installed_splitter", lambda language: published)
+    with pytest.raises(UserError, match=r"an interrupted run with split_sentences=english; give"):
+        run(**fields)
+    assert run(**fields, overwrite=True)
+
+
 def test_a_bad_line_is_named_and_can_be_passed(folder):
     """After hours, too: what was done until then is kept."""
     with (folder / "in/2.jsonl").open("a") as file:

@@ -164,6 +164,30 @@ def test_a_split_is_what_a_growth_is() -> None:
             assert np.array_equal(values, other[2][key, kind]), (number, key, kind)
 
 
+def begin_with_pairs() -> tuple[list[Part], list[Part]]:
+    """On a rank: the state before and after layers of two groups are made the same."""
+    parallel = layout(pp=2, virtual_pipeline_model_parallel_size=2)
+    method = {**METHOD, "layer_sharing": [0, 1, 1, 0]}
+    config = run_config(StageSection(parallel=parallel, methods=[method]), model=MODEL)
+    live = begin(config, dist.get_world_size())
+    before = snapshot(live.pieces())
+    loop_over(live, config)
+    after = snapshot(live.pieces())
+    live.release()
+    return before, after
+
+
+def test_a_group_begins_as_its_first_layer() -> None:
+    """Chunks of layer 0 and 2 on one rank, of 1 and 3 on the other: the first of layers 1 and 2 is
+    not on the first rank of the two."""
+    ranks, tensors = run_ranks(2, begin_with_pairs), logical_tensors(MODEL)
+    before, after = (assemble(tensors, [rank[when] for rank in ranks]) for when in (0, 1))
+    for (key, kind), values in before.items():
+        if key.startswith("decoder.layers."):
+            assert np.array_equal(after[key, kind], values[[0, 1, 1, 0]]), (key, kind)
+    assert same(before, 1, 2) != {True}
+
+
 def freeze_one() -> str:
     """On a rank: what is said where another method keeps a tensor of one layer of a group as it
     is, and no other."""

@@ -208,6 +208,16 @@ MISTAKES = {
         ({}, {"name": "split_sharing", "layer_sharing": "1x4", "ends_stage": True}, 100),
         r"methods\[0\].ends_stage ends the stage; stages\[0\].until=100 must say",
     ),
+    "compared too seldom": (
+        (SHARED, {"name": "end_sharing", "every": 64}, AT_MOST),
+        r"methods\[0\].every=64: gradients are compared 2 times before step 190, where the stage "
+        r"ends, and must be 3 times; make every smaller, or the stage longer",
+    ),
+    "never compared": (
+        ({}, {"name": "split_sharing", "layer_sharing": "1x4", "every": 190}, 100),
+        r"methods\[0\].every=190: gradients are compared 0 times before step 190, where the stage "
+        r"ends, and must be 1 times; make every smaller, or the stage longer",
+    ),
     "no correlation": (
         (SHARED, {"name": "end_sharing", "rho": 1.5}, AT_MOST),
         r"rho=1.5 must be at most 1",
@@ -224,3 +234,14 @@ def test_what_cannot_work_is_refused(name: str) -> None:
     )
     with pytest.raises(UserError, match=message):
         methods_of(stage, config, initialisation(stage.model, None, 1))
+
+
+def test_a_stage_that_ended_before_it_had_to_is_not_too_short() -> None:
+    """A run is resumed in the next one; where this one ended is known."""
+    method = {"name": "end_sharing", "every": 20}
+    config = run(SHARED, method, AT_MOST)
+    stage = replace(
+        CONFIG.resolve(1)[0], model=replace(MODEL, **SHARED), methods={"methods[0]": method}
+    )
+    ended = replace(stage, last_step=60, rule=None)
+    assert methods_of(ended, config, initialisation(ended.model, None, 1))

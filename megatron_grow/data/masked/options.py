@@ -36,6 +36,6 @@ class MaskedOptions:
                 f"{self.random_token_prob} are shares of the same tokens; together at most 1"
             )
 
-    def most_masked(self, seq_length: int) -> int:
-        """Masked tokens of a sample, at most; those of a full one."""
-        return max(1, round(self.masked_lm_prob * seq_length))
+    def most_masked(self, length: int) -> int:
+        """Masked tokens of a sample of ``length`` tokens, special ones counted, at most."""
+        return max(1, round(self.masked_lm_prob * length))

@@ -23,7 +23,7 @@ from megatron_grow.data.samples import Index
 from megatron_grow.data.tokenizers.masking import MaskingTokens
 from megatron_grow.inputs.errors import UserError
 
-Place = tuple[int, int]
+Span = tuple[int, int]
 """Where a segment begins and ends in the corpus, in tokens."""
 
 
@@ -118,15 +118,13 @@ class MaskedSamples(Dataset):
             UserError: a token id outside the vocabulary; a file that was cut since it was opened.
         """
         kind = self._kind
-        row = self._epochs.place(number)
+        row = self._epochs.sample(number)
         random = np.random.Generator(np.random.PCG64([kind.seed, int(number)]))
         segments, label = self._segments(self._index["samples"].read(row, row + 1)[0], random)
         text = read_text(self._corpus, segments, self._vocab_size)
         edges = np.cumsum([0, *(end - begin for begin, end in segments)]).tolist()
         sample = _framed(text, edges, kind)
-        used = len(text) + FRAME[kind.pairs]
-        share = round(kind.options.masked_lm_prob * used)
-        limit = min(max(1, share), kind.options.most_masked(kind.seq_length), len(text))
+        limit = kind.options.most_masked(len(text) + FRAME[kind.pairs])
         masked = mask(text, edges[:-1], limit, random, kind.tokens, kind.options)
         # A token of segment n comes after n + 1 special ones.
         positions = masked.positions + np.searchsorted(edges[:-1], masked.positions, "right")
@@ -143,7 +141,7 @@ class MaskedSamples(Dataset):
             sample["is_next"] = np.array(label)
         return {name: torch.from_numpy(values) for name, values in sample.items()}
 
-    def _segments(self, row: np.ndarray, random: np.random.Generator) -> tuple[list[Place], int]:
+    def _segments(self, row: np.ndarray, random: np.random.Generator) -> tuple[list[Span], int]:
         """Where the segments lie, and what is to be predicted of a pair."""
         first, count, target, document = row.tolist()
         begins = self._index["begins"].read(first, first + count + 1).tolist()
@@ -161,8 +159,8 @@ class MaskedSamples(Dataset):
         return pair, 0
 
     def _elsewhere(
-        self, first: int, document: int, segment: Place, target: int, random: np.random.Generator
-    ) -> Place:
+        self, first: int, document: int, segment: Span, target: int, random: np.random.Generator
+    ) -> Span:
         """Sentences of another document than that of ``segment``, from a random one on.
 
         As many as fit into ``target`` tokens with the segment; the first in any case, as much of it

@@ -137,9 +137,17 @@ class PreprocessConfig:
             "train_tokenizer": self._trained,
             "json_key": self.json_key,
             "append_eod": self.append_eod,
-            "split_sentences": self.split_sentences and self.language,
+            "split_sentences": self.split_sentences and self._punkt,
             "valid_fraction": self.valid_fraction,
         }
+
+    @property
+    def _punkt(self) -> str:
+        """Which one cuts: the language, and of a model that is installed, that it is."""
+        from megatron_grow.data.preprocess.sentences import installed_splitter  # imports nltk
+
+        found = installed_splitter(self.language)
+        return self.language if found is None else f"{self.language}, {found.source}"
 
     @property
     def _trained(self) -> int | str | None:

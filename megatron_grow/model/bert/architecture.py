@@ -163,7 +163,10 @@ class BERT(Architecture):
 
     def cut(self, samples: Dataset, parts: int) -> Dataset:
         """Samples made for the shorter length, since a pair of sentences has no parts."""
-        return samples.cut(parts)  # type: ignore[attr-defined]
+        from megatron_grow.data.masked.datasets import SamplesByLength
+
+        assert isinstance(samples, SamplesByLength), "as datasets() makes them"
+        return samples.cut(parts)
 
     def reads(self, *, first: bool, last: bool) -> bool:
         """All chunks: attention must know of padding."""

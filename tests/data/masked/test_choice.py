@@ -79,11 +79,12 @@ def test_whole_words():
     assert count.min() > 0
 
 
-def test_a_word_longer_than_the_limit():
+@pytest.mark.parametrize("masking", ["whole_word", "span"])
+def test_a_word_longer_than_the_limit(masking):
     """A text always has a masked token: the beginning of a word, if no whole one fits."""
     random = np.random.Generator(np.random.PCG64(1))
     tokens = special_tokens(range(FIRST + 1, FIRST + 30))
-    options = MaskedOptions(masking="whole_word")
+    options = MaskedOptions(masking=masking)
     found = mask(FIRST + np.arange(30), [0], 4, random, tokens, options)
     assert found.positions.tolist() == [0, 1, 2, 3]
 
@@ -131,10 +132,22 @@ def test_the_longest_span():
     assert together < 0.1 * runs
 
 
+def test_each_word_can_be_a_span():
+    """The last of a text, too; none is longer than what is left of it."""
+    random = np.random.Generator(np.random.PCG64(1))
+    options = MaskedOptions(masking="span", longest_span=1)
+    found = {
+        tuple(mask(FIRST + np.arange(3), [0], 1, random, special_tokens(), options).positions)
+        for _ in range(50)
+    }
+    assert found == {(0,), (1,), (2,)}
+
+
 def test_spans_are_of_whole_words_and_stay_in_a_segment():
     for number in range(100):
         chosen = Counter(WORD_OF[masked(number, 100, masking="span").positions].tolist())
         assert all(WORDS[word] == found for word, found in chosen.items())
+        assert 98 <= chosen.total() <= 100  # cut to the words that fit
     middle = len(TEXT) // 2
     options = {
         "masking": "span",

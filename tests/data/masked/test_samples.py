@@ -200,6 +200,17 @@ def test_short_sequences(tmp_path):
     assert {len(whole(s)) for s in map(samples.__getitem__, range(3))} <= set(range(4, 67))
 
 
+def test_a_short_pair_has_two_sentences(tmp_path):
+    """Though they are longer; one is cut only where it is left over at the end of a document."""
+    samples = make_samples(tmp_path, [[10] * 4] * 50, 64, "sentence_order", short_seq_prob=1.0)
+    lengths = Counter()
+    for number in range(samples.samples_per_epoch):
+        first, second = sorted(segments(samples[number]))
+        lengths[len(first) + len(second)] += 1
+        assert len(first) % 10 == len(second) % 10 == 0 or (second[-1] + 1) % 40 == 0
+    assert lengths[20] > lengths[30] == lengths[10] > 0
+
+
 @pytest.mark.parametrize(("pairs", "shortest"), [*zip(PAIRS, (5, 5, 4), strict=True)])
 def test_the_shortest_samples(tmp_path, pairs, shortest):
     """Two tokens of text, whole or filled to a length drawn at random."""
