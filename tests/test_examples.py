@@ -35,6 +35,7 @@ JOBS = {
     "bert": (1, 512),
     "when_to_grow": (1, 1024),
     "family": (1, 1024),
+    "coordinate_check": (1, 257),
 }
 """Ranks, and the size of the vocabulary."""
 FILES = sorted(

@@ -68,9 +68,10 @@ class Parametrization(ABC):
         """
         return Multipliers()
 
-    def completed(self, model: ModelConfig) -> ModelConfig:
-        """``model`` with the multipliers that it leaves to this rule."""
-        said = self.factors(model).items()
+    def completed(self, model: ModelConfig, of: ModelConfig | None = None) -> ModelConfig:
+        """``model`` with the multipliers that it leaves to this rule: its own, or those ``of``
+        another shape."""
+        said = self.factors(of or model).items()
         absent: dict[str, Any] = {name: v for name, v in said if getattr(model, name) is None}
         return replace(model, **absent)
 

@@ -66,7 +66,7 @@ def parametrized(config: RunConfig) -> RunConfig:
     """
     found = run_parametrization(config)
     found.check()
-    return replace(config, model=found.completed(config.model))
+    return replace(config, model=found.completed(config.model, found.target))
 
 
 def run_parametrization(config: RunConfig) -> Parametrization:
