@@ -20,10 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from driver import Figure, Stages, Study, Variant
 
 
-def _swe(sharing: str, until: Any = 0.1, methods: Stages | None = None, **then: Any) -> Stages:
+def _swe(
+    sharing: str, until: Any = 0.1, first: dict[str, Any] | None = None, **then: Any
+) -> Stages:
     """Layers that train as one, then not."""
-    first = {"until": until, "model": {"layer_sharing": sharing}, "methods": methods or []}
-    return [first, {"grow": {"depth": "unshare"}, **then}]
+    return [
+        {"until": until, "model": {"layer_sharing": sharing}, **(first or {})},
+        {"grow": {"depth": "unshare"}, **then},
+    ]
 
 
 def _stacked(*models: dict[str, Any], **growth: Any) -> Stages:
@@ -46,7 +50,11 @@ VARIANTS = {
     "swe_f": Variant(0.5, _swe("1x8")),
     "swe_a": Variant(
         0.5,
-        _swe("1x8", {"at_most": 0.5}, methods=[{"name": "end_sharing", "times": 3, **_MEASURED}]),
+        _swe(
+            "1x8",
+            {"at_most": 0.5},
+            {"methods": [{"name": "end_sharing", "times": 3, **_MEASURED}]},
+        ),
     ),
     "swe_m": Variant(
         0.5, [{"methods": [{"name": "split_sharing", "layer_sharing": "1x8", **_MEASURED}]}]
@@ -55,6 +63,7 @@ VARIANTS = {
     "swe_reset": Variant(
         0.5, _swe("1x8", grow={"depth": "unshare", "optimizer_state": "reset"}, rewarmup_iters=100)
     ),
+    "swe_gentle": Variant(0.5, _swe("1x8", first={"lr_multiplier": 0.25})),
     "swe_2x4": Variant(0.5, _swe("2x4")),
     "swe_4x2": Variant(0.5, _swe("4x2")),
     # Growth in all of the steps, and finished full-size runs of equal FLOPs.
@@ -71,19 +80,20 @@ VARIANTS = {
     # steps.
     "deep": Variant(1 / 3, fields=_DEEP),
     "deep_swe_f": Variant(1 / 3, _swe("1x24"), _DEEP),
+    "deep_swe_gentle": Variant(1 / 3, _swe("1x24", first={"lr_multiplier": 0.1}), _DEEP),
 }
 # Is the rate a good one?
 VARIANTS |= {
     f"{name}_{label}": replace(VARIANTS[name], fields={"optimizer.lr": rate})
     for label, rate, names in (
         ("slow", 1.0e-3, ("full", "half", "swe_f")),
-        ("fast", 3.0e-3, ("half", "swe_f")),
+        ("fast", 3.0e-3, ("half",)),
     )
     for name in names
 }
 
 _SIZES = ("half", "full", "depth_twin", "ffn_twin", "length_twin", "compound_twin")
-_SHARED = ("swe_f", "swe_a", "swe_m", "swe_long", "swe_reset", "swe_2x4", "swe_4x2")
+_SHARED = ("swe_f", "swe_a", "swe_m", "swe_long", "swe_reset", "swe_gentle", "swe_2x4", "swe_4x2")
 _GROWN = ("depth", "ffn", "length", "compound", "compound_carry")
 STUDY = Study(
     folder=Path(__file__).resolve().parent,
@@ -91,7 +101,7 @@ STUDY = Study(
     figures={
         "sharing": Figure(_SHARED, ("half", "full")),
         "growth": Figure(_GROWN, _SIZES),
-        "deep": Figure(("deep_swe_f",), ("deep",)),
+        "deep": Figure(("deep_swe_f", "deep_swe_gentle"), ("deep",)),
     },
     corpus=("--split-sentences",),
     vocabulary=("--train-tokenizer", "512", "--tokenizer-model", "wordpiece"),
