@@ -41,6 +41,10 @@ _SHALLOW = {"num_layers": 2}, {"num_layers": 4}
 _NARROW = {"ffn_hidden_size": 64}, {"ffn_hidden_size": 128}
 _SHORT = {"options": {"pool_size": 2}}, {"options": {"pool_size": 2}}
 _COMPOUND = tuple({**a, **b, **c} for a, b, c in zip(_SHALLOW, _NARROW, _SHORT, strict=True))
+_RESET: dict[str, Any] = {
+    "grow": {"depth": "unshare", "optimizer_state": "reset"},
+    "rewarmup_iters": 100,
+}
 _MEASURED = {"every": 60, "rho": 0.5}
 _DEEP = {"model.num_layers": 24}
 VARIANTS = {
@@ -60,9 +64,7 @@ VARIANTS = {
         0.5, [{"methods": [{"name": "split_sharing", "layer_sharing": "1x8", **_MEASURED}]}]
     ),
     "swe_long": Variant(0.5, _swe("1x8", 0.4)),
-    "swe_reset": Variant(
-        0.5, _swe("1x8", grow={"depth": "unshare", "optimizer_state": "reset"}, rewarmup_iters=100)
-    ),
+    "swe_reset": Variant(0.5, _swe("1x8", **_RESET)),
     "swe_gentle": Variant(0.5, _swe("1x8", first={"lr_multiplier": 0.25})),
     "swe_2x4": Variant(0.5, _swe("2x4")),
     "swe_4x2": Variant(0.5, _swe("4x2")),
@@ -80,7 +82,7 @@ VARIANTS = {
     # steps.
     "deep": Variant(1 / 3, fields=_DEEP),
     "deep_swe_f": Variant(1 / 3, _swe("1x24"), _DEEP),
-    "deep_swe_gentle": Variant(1 / 3, _swe("1x24", first={"lr_multiplier": 0.1}), _DEEP),
+    "deep_swe_gentle": Variant(1 / 3, _swe("1x24", first={"lr_multiplier": 0.1}, **_RESET), _DEEP),
 }
 # Is the rate a good one?
 VARIANTS |= {

@@ -94,7 +94,7 @@ def test_a_tokenizer_without_what_it_takes(corpus, tmp_path):
 @pytest.mark.parametrize("masking", ["whole_word", "span"])
 def test_a_tokenizer_that_does_not_show_words(corpus, tmp_path, masking):
     path = tmp_path / "words.json"
-    backend = Tokenizer(WordLevel({"word": 5}, unk_token="[UNK]"))
+    backend = Tokenizer(WordLevel({"word": 0}, unk_token="[UNK]"))
     backend.add_special_tokens(list(SPECIAL))
     backend.save(str(path))
     look(corpus, tokenizer=str(path))
