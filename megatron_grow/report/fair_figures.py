@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from megatron_grow.report.fair import line_of
@@ -16,7 +18,9 @@ from megatron_grow.report.groups import Group
 from megatron_grow.report.runs import COSTS, Cost, Run
 from megatron_grow.report.words import at_equal_loss, plural
 
-COLORS = ["tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink"]
+_TAB20 = [to_hex(color) for color in colormaps["tab20"](range(20))]
+# Dark ones, then light ones; grey is for runs of fixed size.
+COLORS = [color for color in (*_TAB20[::2], *_TAB20[1::2]) if color not in ("#7f7f7f", "#c7c7c7")]
 
 
 def curves(grown: Sequence[Group], lengths: Sequence[Group]) -> bytes:
