@@ -118,7 +118,7 @@ def engine() -> Iterator[None]:
     try:
         yield
     finally:
-        process_groups.tear_down()
+        process_groups.stop()
 
 
 def by_engine(source: Reader, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,6 +127,6 @@ def test_without_new_layers_nothing_is_watched() -> None:
 
 def test_layers_that_are_not_alike_have_the_numbers_of_the_model() -> None:
     sparse = {"experts": 4, "dense_layers": 1}
-    model = {**vars(EXPERTS)} | {"num_layers": 4, "options": sparse}
-    found = of(type(EXPERTS)(**model), {"num_layers": 2}, {"depth": "copying_stack"})
+    model = replace(EXPERTS, num_layers=4, options=sparse)
+    found = of(model, {"num_layers": 2}, {"depth": "copying_stack"})
     assert found["decoder.layers.mlp.router.weight"].new == {2, 3}
