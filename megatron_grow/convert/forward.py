@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.side_files import of_source
@@ -113,12 +114,13 @@ def engine() -> Iterator[None]:
     # The converter starts without megatron-core, which takes seconds to import.
     from megatron_grow.parallel import process_groups
 
+    leave = process_groups.tear_down if dist.is_initialized() else process_groups.stop
     process_groups.start()
     process_groups.set_up(ParallelConfig(), seed=1)
     try:
         yield
     finally:
-        process_groups.stop()
+        leave()
 
 
 def by_engine(source: Reader, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
