@@ -11,7 +11,6 @@ Runs that are done are not run again, one that was stopped goes on. Options of t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -26,6 +25,7 @@ from megatron_grow.inputs.errors import UserError
 from megatron_grow.report.calibrate import calibration_of, proxies
 from megatron_grow.report.runs import load_run
 from megatron_grow.rules.calibration import Calibration
+from megatron_grow.train.status import is_done
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,17 +100,12 @@ def _run(proxy: RunConfig, output: Path, launch: list[str], *, start: bool) -> N
     write_whole(run_file, [to_run_file(proxy).encode()])
     command = [*launch, str(ROOT / "pretrain_progressive.py"), "--config", str(run_file)]
     print(shlex.join(command), flush=True)
-    if not start or _done(directory):
+    if not start or is_done(directory):
         return
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False)
     if done.returncode:
         raise UserError(f"{run_file}: the run ended with exit code {done.returncode}")
-
-
-def _done(directory: Path) -> bool:
-    status = directory / "status.json"
-    return status.is_file() and json.loads(status.read_text())["status"] == "done"
 
 
 def _tell(found: Calibration, run_file: str, path: Path) -> int:

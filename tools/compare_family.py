@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
+from megatron_grow.files.durable import write_whole
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.report.family import lines, load_family, summary
 
@@ -37,7 +38,8 @@ def main() -> None:
         for line in lines(family, args.alone):
             print(line)
         if args.output:
-            args.output.write_text(json.dumps(summary(family), indent=2) + "\n")
+            text = json.dumps(summary(family), indent=2) + "\n"
+            write_whole(args.output, [text.encode()])
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from megatron_grow.checkpoint.formats import other
 from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.convert.divergence import check_members, lines, measure, seq_length
+from megatron_grow.files.durable import write_whole
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
 
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         found = measure(sources, samples)
         if args.output:
             numbers = {**asdict(found), "paths": [str(path) for path in found.paths]}
-            args.output.write_text(json.dumps(numbers, indent=2) + "\n")
+            write_whole(args.output, [json.dumps(numbers, indent=2).encode() + b"\n"])
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

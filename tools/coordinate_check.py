@@ -45,20 +45,25 @@ def main() -> None:
     from megatron_grow.benchmark.coordinate_figure import figure_of
     from megatron_grow.benchmark.coordinates import measure, report
     from megatron_grow.config.run import parse_run
+    from megatron_grow.files.durable import write_whole
     from megatron_grow.inputs.errors import UserError
 
     try:
         config = parse_run(["--config", args.run_file, *overrides])
+        args.output.mkdir(parents=True, exist_ok=True)  # before minutes of work
         sizes = {"width": args.widths, "depth": args.depths}
         sweeps = measure(config, sizes, args.steps)
+        how = f"{config.parametrization.name}, {config.optimizer.optimizer}, {args.steps} steps"
+        found = report(sweeps, how)
+        numbers = json.dumps(found.to_dict(), indent=1).encode() + b"\n"
+        write_whole(args.output / "coordinates.png", [figure_of(sweeps)])
+        write_whole(args.output / "coordinates.json", [numbers])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    how = f"{config.parametrization.name}, {config.optimizer.optimizer}, {args.steps} steps"
-    found = report(sweeps, how)
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "coordinates.png").write_bytes(figure_of(sweeps))
-    (args.output / "coordinates.json").write_text(json.dumps(found.to_dict(), indent=1) + "\n")
+    except OSError as error:
+        print(f"error: --output {args.output} cannot be written: {error}", file=sys.stderr)
+        sys.exit(2)
     console = Console(highlight=False)
     console.print(found.table())
     console.print(args.output / "coordinates.png", soft_wrap=True)

@@ -19,6 +19,8 @@ from megatron_grow.config.run import RunConfig, parse_run, to_yaml
 from megatron_grow.report.runs import Run, load_run
 from megatron_grow.report.twin import twin_of
 from megatron_grow.report.words import value
+from megatron_grow.train.rows import is_accuracy
+from megatron_grow.train.status import is_done
 
 ROOT = Path(__file__).resolve().parents[2]
 Stages = list[dict[str, Any]]
@@ -133,10 +135,8 @@ class Study:
 
     def _finished(self, name: str) -> list[Path]:
         """Directories of a run, one for each seed of which it has finished."""
-        states = self._directory(name, 0).parent.parent.glob(f"seed*/{name}/status.json")
-        return sorted(
-            state.parent for state in states if json.loads(state.read_text())["status"] == "done"
-        )
+        seeds = self._directory(name, 0).parent.parent.glob(f"seed*/{name}")
+        return sorted(directory for directory in seeds if is_done(directory))
 
     def _compare(self, figure: Figure, output: Path) -> None:
         runs, against = (
@@ -156,7 +156,7 @@ class Study:
         if not found:
             raise SystemExit("no run has finished")
         first, *_ = next(iter(found.values()))
-        others = [name for name in first.numbers if name.endswith("_accuracy")]
+        others = [name for name in first.numbers if is_accuracy(name)]
         headings = ["run", "seeds", "steps", "loss", *others, "FLOPs", "FLOPs of layers"]
         lines = ["| " + " | ".join(headings).replace("_", " ") + " |", "|---" * len(headings) + "|"]
         for name, runs in found.items():

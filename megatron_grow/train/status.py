@@ -9,9 +9,14 @@ from pathlib import Path
 from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.files.durable import write_whole
 from megatron_grow.inputs.errors import one_line
-from megatron_grow.train.finite import DivergedError
 
 FILE_NAME = "status.json"
+
+
+def is_done(output_dir: str | Path) -> bool:
+    """Whether the run that wrote to ``output_dir`` has come to its end."""
+    path = Path(output_dir) / FILE_NAME
+    return path.is_file() and json.loads(path.read_text())["status"] == ExitCode.DONE.name.lower()
 
 
 class RunStatus:
@@ -32,6 +37,8 @@ class RunStatus:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
+            from megatron_grow.train.finite import DivergedError  # tools ask is_done without torch
+
             line = one_line(error)
             self.code = ExitCode.FAILED if line is None else ExitCode.MISTAKE
             if isinstance(error, DivergedError):
