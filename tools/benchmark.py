@@ -7,6 +7,7 @@
   python tools/benchmark.py growth-pause          the pause of a growth against a checkpoint save
   python tools/benchmark.py conversion            conversions of a checkpoint against cp
   python tools/benchmark.py symmetry              what makes copies of units learn apart, how fast
+  python tools/benchmark.py gpu --output DIR      whether one GPU computes the same, how fast
 
 Each takes a few minutes at most, and little if nothing else keeps the machine busy.
 """
@@ -18,6 +19,7 @@ import json
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
@@ -43,6 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             "growth-pause",
             "conversion",
             "symmetry",
+            "gpu",
         ),
     )
     add = parser.add_argument
@@ -91,12 +94,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "checkpoint's size",
     )
     add("--json", type=Path, metavar="FILE", help="write every figure here")
+    gpu = parser.add_argument_group("gpu")
+    gpu.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/gpu"),
+        metavar="DIR",
+        help="for gpu.json and gpu.md, which grow with every row (default %(default)s)",
+    )
+    gpu.add_argument(
+        "--only", type=_names, metavar="PARTS", help="such as correctness,speed (default: all)"
+    )
+    gpu.add_argument(
+        "--minutes",
+        type=float,
+        default=9.0,
+        metavar="N",
+        help="what there is no time for is left out, and named (default %(default)s)",
+    )
+    gpu.add_argument(
+        "--size",
+        choices=("full", "toy"),
+        default="full",
+        help="toy: models of a few thousand parameters, to see the command work without a GPU",
+    )
     return parser.parse_args(argv)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one benchmark, print its table, write its JSON."""
     args = parse_args(argv)
+    if args.benchmark == "gpu":
+        sys.exit(_gpu(args))
     from rich.console import Console
 
     from megatron_grow.benchmark import (
@@ -139,6 +172,18 @@ def main(argv: list[str] | None = None) -> None:
     console.print(", ".join(f"{name} {value}" for name, value in report.machine.items() if value))
     if args.json:
         args.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+
+
+def _gpu(args: argparse.Namespace) -> int:
+    """The exit code: 0 where nothing failed."""
+    from megatron_grow.benchmark.gpu import command
+
+    parts = args.only or tuple(command.PARTS)
+    if unknown := [name for name in parts if name not in command.PARTS]:
+        print(f"error: --only {unknown[0]}: parts are {', '.join(command.PARTS)}", file=sys.stderr)
+        return 2
+    say = partial(print, flush=True)
+    return 0 if command.measure(args.output, parts, args.minutes, args.size, say) else 1
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def train_section(model: ModelConfig, batch: int, precision: str) -> TrainSectio
     )
 
 
-def _tokens(model: ModelConfig, train: TrainSection) -> torch.Tensor:
-    """(batch, sequence + 1)."""
+def tokens_of(model: ModelConfig, train: TrainSection) -> torch.Tensor:
+    """Random ones, (batch, sequence + 1)."""
     generator = torch.Generator().manual_seed(0)
     shape = (train.global_batch_size, train.seq_length + 1)
     return torch.randint(model.vocabulary, shape, generator=generator)
@@ -95,7 +95,7 @@ class MegatronGrow:
         train = self.config.train
         peers = parallel_state.get_data_parallel_world_size()
         rank = parallel_state.get_data_parallel_rank()
-        tokens = _tokens(self.config.model, train)
+        tokens = tokens_of(self.config.model, train)
         for batch in tokens.split(train.micro_batch_size)[rank::peers]:
             yield {
                 "tokens": batch[:, :-1],
@@ -167,7 +167,7 @@ class Transformers:
             weight_decay=OPTIMIZER.weight_decay,
             fused=True,
         )
-        self.tokens = _tokens(model, train).to(self.device)
+        self.tokens = tokens_of(model, train).to(self.device)
 
     def step(self) -> float:
         """Train for a step; seconds."""

@@ -17,14 +17,18 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _PATIENCE = 600
-"""Seconds for one request."""
+"""Seconds for one request, where nobody says otherwise."""
 
 
 class Gang:
     """``world_size`` processes that form one job, each with an object made by ``factory``."""
 
     def __init__(
-        self, factory: Callable[..., Any], *args: Any, world_size: int = 1, threads: int = 1
+        self,
+        factory: Callable[..., Any],
+        *args: Any,
+        world_size: int = 1,
+        threads: int = 1,
     ) -> None:
         """Start the ranks and make ``factory(*args)`` on each; it must be importable by name."""
         port = _free_port()
@@ -52,11 +56,11 @@ class Gang:
             self.close()
             raise
 
-    def call(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of every rank's object; its results, by rank."""
+    def call(self, method: str, *args: Any, patience: float = _PATIENCE) -> list[Any]:
+        """Call a method of every rank's object; its results, by rank, in ``patience`` seconds."""
         for _, connection in self._ranks:
             connection.send((method, args))
-        return self._collect()
+        return self._collect(patience)
 
     def close(self) -> None:
         """End the processes, all at once: those that are left would tell of the others' end."""
@@ -73,13 +77,13 @@ class Gang:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _collect(self) -> list[Any]:
+    def _collect(self, patience: float = _PATIENCE) -> list[Any]:
         waiting = {connection: rank for rank, (_, connection) in enumerate(self._ranks)}
         results: dict[int, Any] = {}
         while waiting:
-            ready = wait(list(waiting), _PATIENCE)
+            ready = wait(list(waiting), patience)
             if not ready:
-                raise RuntimeError(f"no answer from the ranks in {_PATIENCE} s")
+                raise RuntimeError(f"no answer from the ranks in {patience:.0f} s")
             for connection in [known for known in waiting if known in ready]:
                 rank = waiting.pop(connection)
                 try:

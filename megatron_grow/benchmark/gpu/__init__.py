@@ -1,0 +1,1 @@
+"""One command for one GPU: first whether it computes the same as a CPU, then how fast."""

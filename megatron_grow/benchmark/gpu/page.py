@@ -1,0 +1,184 @@
+"""The page: every figure of the JSON that a reader wants, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Values = dict[str, Any]
+_GIB = 2**30
+
+
+def page(values: Values) -> str:
+    """The whole page; parts that have not run are not in it."""
+    parts = values["parts"]
+    lines = ["# On a GPU", "", _machine(values), ""]
+    for name, (title, table) in _TABLES.items():
+        if name in parts:
+            good = {task: row for task, row in parts[name].items() if _measured(row)}
+            lines += [f"## {title}", "", *(table(good, values) if good else []), ""]
+            lines += _unmeasured(parts[name])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _measured(row: Values) -> bool:
+    return "failed" not in row and "left_out" not in row
+
+
+def _unmeasured(part: Values) -> list[str]:
+    lines = []
+    for task, row in part.items():
+        if "left_out" in row:
+            lines += [f"Left out: {task} ({row['left_out']}).", ""]
+        if "failed" in row:
+            lines += [f"**{task} failed**:", "", "```", str(row["failed"]).strip(), "```", ""]
+    return lines
+
+
+def _machine(values: Values) -> str:
+    host, device = values["host"], values.get("device", {})
+    facts = [
+        host["date"],
+        device.get("name") or "no GPU",
+        f"{device['memory'] / _GIB:.0f} GiB" if "memory" in device else None,
+        f"torch {host['torch']}",
+        f"CUDA {device['cuda']}" if "cuda" in device else None,
+        f"NCCL {device['nccl']}" if "nccl" in device else None,
+        host["processor"],
+        f"{host['cores']} cores",
+    ]
+    return ", ".join(fact for fact in facts if fact) + "."
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _number(value: float | None, form: str = ".3g") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _gib(value: float) -> str:
+    return f"{value / _GIB:.1f}"
+
+
+def _correctness(rows: Values, values: Values) -> list[str]:
+    cells = []
+    for row in rows.values():
+        for name, case in row["cases"].items():
+            found = "yes" if case["equal"] else "**no**"
+            if "same_bits" in case:
+                found += ", bit by bit" if case["same_bits"] else ""
+            kept = _number(case.get("kept"), ".1e")
+            cells.append([name, found, _number(case.get("largest"), ".1e"), kept])
+    columns = ["run of 20 steps", "equal", "largest difference", "growth changes the loss by"]
+    lines = _table(columns, cells)
+    for row in rows.values():
+        for name, case in row["cases"].items():
+            if "failed" in case:
+                lines += ["", f"**{name} failed**:", "", "```", str(case["failed"]), "```"]
+    return lines
+
+
+def _speed(rows: Values, values: Values) -> list[str]:
+    found = list(rows.values())
+    whole = values.get("extrapolated")
+    cells = [_speed_cells(row) for row in found]
+    if whole:
+        cells.append(_speed_cells(whole | {"shape": f"{whole['shape']}, extrapolated"}))
+    return _table(_SPEED, cells)
+
+
+_SPEED = [
+    "shape", "layers", "parameters", "micro-batch", "tokens/s", "MFU", "causal", "peak GiB", "held",
+]  # fmt: skip
+
+
+def _speed_cells(row: Values) -> list[str]:
+    batch = ""
+    if "micro_batch_size" in row:
+        batch = f"{row['micro_batch_size']} x {row['seq_length']}"
+        batch += ", recomputed" if row["recompute"] else ""
+    return [
+        row["shape"],
+        str(row["layers"]),
+        f"{row['parameters'] / 1e6:.0f}M",
+        batch,
+        f"{row['tokens_per_second']:,.0f}",
+        _share(row.get("mfu")),
+        _share(row.get("mfu_causal")),
+        _gib(row["peak_allocated"]) if "peak_allocated" in row else "",
+        _gib(row["peak_reserved"]) if "peak_reserved" in row else "",
+    ]
+
+
+def _beside(rows: Values, values: Values) -> list[str]:
+    cells = []
+    for shape, row in rows.items():
+        for name in ("megatron_grow", "torch.compile"):
+            cells.append([name, *_speed_cells(row[name])])
+        cells.append([f"ratio at {shape}", "", "", "", "", f"{row['ratio']:.2f}", "", "", "", ""])
+    return _table(["", *_SPEED], cells)
+
+
+def _growth(rows: Values, values: Values) -> list[str]:
+    cells = [
+        [
+            row["shape"],
+            f"{row['before']} -> {row['after']}",
+            f"{row['pause']:.2f} s",
+            _gib(row["growth_memory"]["peak_allocated"]),
+            _gib(row["step_memory"]["peak_allocated"]),
+            f"{row['first_step']:.2f} s",
+            f"{row['later_step']:.3f} s",
+            f"{row['save']:.2f} s, {_gib(row['save_bytes'])} GiB" if "save" in row else "",
+        ]
+        for row in rows.values()
+    ]
+    columns = ["shape", "layers", "pause", "peak GiB of growth", "of a step", "first step"]
+    return _table([*columns, "later steps", "a save"], cells)
+
+
+def _kernel(name: str, count: int, seconds: float, share: float) -> list[str]:
+    return [f"`{name[:90]}`", str(count), f"{1e3 * seconds:.2f}", _share(share)]
+
+
+def _profile(rows: Values, values: Values) -> list[str]:
+    lines = []
+    for name, row in rows.items():
+        waits = sum(row["waits"].values())
+        lines += [
+            f"{name}: {row['kernels']} kernels in a step; none runs in {_share(row['idle'])} of "
+            f"it; the host waits {waits} times.",
+            "",
+        ]
+        kernels = [
+            [
+                f"`{k['name'][:90]}`",
+                str(k["count"]),
+                f"{1e3 * k['seconds']:.2f}",
+                _share(k["share"]),
+            ]
+            for k in row["longest"]
+        ]
+        lines += [*_table(["longest kernels", "times", "ms", "share"], kernels), ""]
+        waited = [[f"`{line}`", str(count)] for line, count in row["waits"].items()]
+        lines += [*_table(["the host waits at", "times"], waited), ""] if waited else []
+    return lines
+
+
+_TABLES: dict[str, tuple[str, Callable[[Values, Values], list[str]]]] = {
+    "correctness": ("The same as on a CPU", _correctness),
+    "speed": ("Speed and memory, bf16", _speed),
+    "beside": ("Beside plain PyTorch under torch.compile", _beside),
+    "profile": ("Where a step's time goes", _profile),
+    "growth": ("A growth and a save", _growth),
+}
