@@ -57,18 +57,12 @@ def main() -> None:
     )
     args = parser.parse_args()
     try:
+        tolerances = {"tolerance": args.tolerance, "cost_tolerance": args.flops_tolerance}
         if len(args.runs) == 2 and not args.against:
-            ours, twin = args.runs
-            summary = write_report(ours, twin, args.output, tolerance=args.tolerance)
+            summary = write_report(*args.runs, args.output, **tolerances)
             tables, pictures = [summary_table(summary)], figures_of(summary)
         else:
-            summary = write_fair_report(
-                args.runs,
-                args.against,
-                args.output,
-                tolerance=args.tolerance,
-                cost_tolerance=args.flops_tolerance,
-            )
+            summary = write_fair_report(args.runs, args.against, args.output, **tolerances)
             tables, pictures = fair_tables(summary), list(FIGURES)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

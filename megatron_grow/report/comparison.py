@@ -17,7 +17,9 @@ from megatron_grow.report.runs import COSTS, Cost, Run
 from megatron_grow.rules.curves import reached
 
 
-def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[str, Any]:
+def compare(
+    progressive: Run, fixed_size: Run, tolerance: float = 0.01, cost_tolerance: float = 0.02
+) -> dict[str, Any]:
     """The numbers of ``summary.json``; percentages are relative to the fixed-size run.
 
     Of a run that diverged there is no final loss, and nothing that it saved.
@@ -26,6 +28,7 @@ def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[
         progressive: the run that grew.
         fixed_size: its twin.
         tolerance: relative difference of validation losses at which the runs count as mixed.
+        cost_tolerance: relative difference of FLOPs at which both count as having cost as much.
 
     Raises:
         UserError: the last evaluations are at different steps, and neither run diverged.
@@ -61,7 +64,9 @@ def compare(progressive: Run, fixed_size: Run, tolerance: float = 0.01) -> dict[
         "tolerance": tolerance,
         "mixing_time_steps": mixing_time(progressive, fixed_size, tolerance),
         "head_start_steps": head_start(progressive, fixed_size),
-        "equal_flops": {cost: equal_flops(progressive, fixed_size, cost) for cost in COSTS},
+        "equal_flops": {
+            cost: equal_flops(progressive, fixed_size, cost, cost_tolerance) for cost in COSTS
+        },
     }
 
 
@@ -106,28 +111,37 @@ def head_start(progressive: Run, fixed_size: Run) -> float | None:
     return None if at is None else float(at - (step - grown_at))
 
 
-def equal_flops(progressive: Run, fixed_size: Run, cost: Cost) -> dict[str, float | str | None]:
+def equal_flops(
+    progressive: Run, fixed_size: Run, cost: Cost, tolerance: float
+) -> dict[str, float | str | None]:
     """Both validation losses when as much was spent as the cheaper run spent in all.
 
-    Interpolated between evaluations; None for a run not yet evaluated by then. ``not_decayed``
-    names the dearer run: it is met in the middle of its learning-rate schedule. That flatters the
-    cheaper one, whose rate has decayed.
+    Those at their ends if they cost as much, within ``tolerance``, relative. If not, the dearer
+    run's is interpolated between its evaluations, None before its first, and ``not_decayed`` names
+    that run: it is met in the middle of its learning-rate schedule. That flatters the cheaper one,
+    whose rate has decayed, so nothing follows from the gap.
     """
-    spent = {"progressive": progressive.flops[cost][-1], "fixed_size": fixed_size.flops[cost][-1]}
+    runs = {"progressive": progressive, "fixed_size": fixed_size}
+    spent = {name: float(run.flops[cost][-1]) for name, run in runs.items()}
     budget = min(spent.values())
-    ours, theirs = (
-        _number(np.interp(budget, run.flops[cost], run.val_loss))
-        if run.flops[cost][0] <= budget
-        else None
-        for run in (progressive, fixed_size)
-    )
-    return {
-        "flops": float(budget),
-        "progressive_val_loss": ours,
-        "fixed_size_val_loss": theirs,
-        "gap_percent": None if ours is None or theirs is None else percent_above(ours, theirs),
-        "not_decayed": next((name for name, flops in spent.items() if flops > budget), None),
+    dearer = [name for name, flops in spent.items() if flops > (1 + tolerance) * budget]
+    losses = {
+        name: _loss_at(run, cost, budget if name in dearer else spent[name])
+        for name, run in runs.items()
     }
+    ours, theirs = losses.values()
+    return {
+        "flops": budget,
+        **{f"{name}_val_loss": loss for name, loss in losses.items()},
+        "gap_percent": None if ours is None or theirs is None else percent_above(ours, theirs),
+        "not_decayed": next(iter(dearer), None),
+    }
+
+
+def _loss_at(run: Run, cost: Cost, flops: float) -> float | None:
+    if run.flops[cost][0] > flops:
+        return None
+    return _number(np.interp(flops, run.flops[cost], run.val_loss))
 
 
 def _final(run: Run) -> dict[str, Any]:

@@ -134,8 +134,26 @@ def test_a_run_met_before_its_end_is_said_not_to_have_decayed(runs, tmp_path):
     progressive, fixed_size = (list(column.cells) for column in summary_table(summary).columns[1:3])
     assert "2.8000, not decayed yet" in fixed_size
     assert progressive.count("2.0100") == 3, "its end, where its rate has decayed"
+    difference = summary_table(summary).columns[3].cells
+    assert not any(cell.startswith("-28") for cell in difference), "2.01 is no 28 % below 2.8"
     alike = compare(load_run(runs[1]), load_run(runs[1]))["equal_flops"]["flops_total"]
     assert alike["not_decayed"] is None
+
+
+def test_runs_that_cost_as_much_are_compared_at_their_ends(tmp_path):
+    """500 beside 496 (one step of the small model), and 400 beside 396 in the layers."""
+    losses = {1: 6.0, 50: 4.0, 100: 2.0}
+    run = write_run(tmp_path / "progressive", losses, grow_at=1)
+    twin = write_run(tmp_path / "fixed", {**losses, 100: 2.5})
+    close = write_report(run, twin, tmp_path / "a")["equal_flops"]["flops_total"]
+    assert (close["not_decayed"], close["fixed_size_val_loss"]) == (None, 2.5)
+    assert close["gap_percent"] == pytest.approx(-20)
+    done = compare_runs(run, twin, "--output", tmp_path / "b", "--flops-tolerance", 0.001)
+    assert done.returncode == 0, done.stderr
+    strict = json.loads((tmp_path / "b" / "summary.json").read_text())["equal_flops"]["flops_total"]
+    # It had spent 496 at step 99.2.
+    assert strict["not_decayed"] == "fixed_size"
+    assert strict["fixed_size_val_loss"] == pytest.approx(2.5 + 1.5 * 0.8 / 50)
 
 
 def test_what_costs_more_is_not_called_saved(runs, tmp_path):
