@@ -59,7 +59,8 @@ def main() -> None:
     try:
         tolerances = {"tolerance": args.tolerance, "cost_tolerance": args.flops_tolerance}
         if len(args.runs) == 2 and not args.against:
-            summary = write_report(*args.runs, args.output, **tolerances)
+            ours, twin = args.runs
+            summary = write_report(ours, twin, args.output, **tolerances)
             tables, pictures = [summary_table(summary)], figures_of(summary)
         else:
             summary = write_fair_report(args.runs, args.against, args.output, **tolerances)
