@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from megatron_grow.config.model import ModelConfig
@@ -34,6 +35,22 @@ def architecture_of(model: ModelConfig) -> Architecture:
         why = kind.cannot[option]
         raise UserError(f"model.options.{option} is not an option of {model.architecture}: {why}")
     return configured(kind, model.architecture, model.options, "model.options")
+
+
+def explicit(model: ModelConfig) -> dict[str, Any]:
+    """Every field of ``model`` and every option, also those that are as by default."""
+    return {**asdict(model), "options": asdict(architecture_of(model))}
+
+
+def differences(model: ModelConfig, other: ModelConfig) -> dict[str, Any]:
+    """Fields that make ``model`` of ``other``, as a run file has them."""
+    said, options = explicit(model), asdict(architecture_of(other))
+    found = {name: value for name, value in said.items() if value != getattr(other, name)}
+    if said["options"] == options:
+        found.pop("options", None)
+    if "num_attention_heads" in found:  # else groups would follow the heads
+        found["num_query_groups"] = model.num_query_groups
+    return found
 
 
 def data_options_of(model: ModelConfig, data: DataSection) -> Any:

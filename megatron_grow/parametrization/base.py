@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.inputs.errors import UserError
@@ -24,6 +24,9 @@ class Parametrization(ABC):
     those of a base model; a rule says what becomes of them in the run's target, tensor by tensor.
     All stages have the target's, so nothing jumps at a growth.
     """
+
+    needs_base: ClassVar[bool] = False
+    """Whether nothing would scale without ``parametrization.base``."""
 
     base: ModelConfig
     """The shape for which hyper-parameters are known; these two are no options."""

@@ -7,7 +7,6 @@ from functools import cached_property
 from math import sqrt
 
 from megatron_grow.config.model import ModelConfig
-from megatron_grow.inputs.errors import UserError
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.multipliers import Multipliers
 from megatron_grow.optim.roles import fan_in, role
@@ -31,14 +30,7 @@ class MuP(Parametrization):
     "The Practitioner's Guide to the Maximal Update Parameterization".
     """
 
-    def check(self) -> None:
-        """Refuse a base that is the target."""
-        if not self.base_fields:
-            raise UserError(
-                "parametrization.base names nothing in which the base model differs from the "
-                "target, so nothing would scale; for example base: {hidden_size: 256}"
-            )
-        super().check()
+    needs_base = True
 
     def factors(self, model: ModelConfig) -> dict[str, float]:
         """Of scores and logits."""

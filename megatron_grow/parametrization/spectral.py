@@ -7,7 +7,6 @@ from math import prod, sqrt
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.optim.roles import fan_in, fan_out, role
-from megatron_grow.parametrization.base import Parametrization
 from megatron_grow.parametrization.mup import MuP
 from megatron_grow.state.axes import Role
 from megatron_grow.state.tensors import Init, LogicalTensor, Normal
@@ -27,9 +26,7 @@ class Spectral(MuP):
     2310.17813); init of new layers in Bu 2025 (arXiv 2511.04981).
     """
 
-    def check(self) -> None:
-        """A base is not needed."""
-        Parametrization.check(self)
+    needs_base = False
 
     def factors(self, model: ModelConfig) -> dict[str, float]:
         """Of the embedding, where it is the head."""

@@ -10,7 +10,9 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, ParametrizationSection
 from megatron_grow.config.stages import changed_model
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.registry import Registry, configured
+from megatron_grow.model.architectures import differences
 from megatron_grow.optim.multipliers import MultipliersOf, Tensors, multipliers_of
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parametrization.base import Parametrization
@@ -65,8 +67,34 @@ def parametrized(config: RunConfig) -> RunConfig:
         UserError: a parametrization that cannot be, or that has nothing to do.
     """
     found = run_parametrization(config)
+    if found.needs_base and not config.parametrization.base:
+        raise UserError(
+            "parametrization.base names nothing in which the base model differs from the "
+            "target, so nothing would scale; for example base: {hidden_size: 256}"
+        )
     found.check()
     return replace(config, model=found.completed(config.model, found.target))
+
+
+def by_itself(config: RunConfig) -> RunConfig:
+    """The same run as one that ends with its model, and knows of no larger one.
+
+    The base is the same model. Of the factors in the model's function those are left to the rule
+    again that are what it gave the other target.
+    """
+    section = config.parametrization
+    if not section.target:
+        return config
+    found = run_parametrization(config)
+    given = found.factors(found.target).items()
+    theirs: dict[str, Any] = {
+        name: None for name, value in given if getattr(config.model, name) == value
+    }
+    model = replace(config.model, **theirs)
+    plain: dict[str, Any] = dict.fromkeys(model.plain_multipliers)
+    base = {name: getattr(found.base, name) for name in section.base}
+    base |= differences(found.base, replace(model, **plain))
+    return replace(config, model=model, parametrization=replace(section, base=base, target={}))
 
 
 def run_parametrization(config: RunConfig) -> Parametrization:

@@ -14,6 +14,7 @@ from megatron_grow.config.timing import can_end, ended
 from megatron_grow.cost.flops import Definition, flops_at_step
 from megatron_grow.data.tokenizers.vocabulary import with_vocabulary
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.parametrization.table import by_itself
 from megatron_grow.train.rows import FILE_NAME, read_rows
 
 Equal = Literal["flops", "tokens", "steps"]
@@ -50,6 +51,7 @@ def twin_of(
     It has the run's samples and batches, and the layout and the peak rates of the last stage. Its
     warm-up, decay and cool-down are the same shares of its length as they are of the run's. Stages,
     growths, methods and what the run begins from are gone.
+    A branch, which has the rates of the run that it left, has a twin with those of its own size.
 
     Args:
         config: a run that grows.
@@ -67,6 +69,7 @@ def twin_of(
             f"checkpoint: what {begins_from} has cost is not in this run file, so no twin of equal "
             "FLOPs can be made; one of equal tokens or steps can"
         )
+    config = by_itself(config)
     sized = config
     if config.model.vocab_size is None:
         sized = replace(config, model=with_vocabulary(config.model, config.data))

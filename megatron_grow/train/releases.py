@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from megatron_grow.checkpoint.formats import FORMATS, identity
 from megatron_grow.checkpoint.huggingface.config import choose_family
 from megatron_grow.checkpoint.open import open_reader, record_of
-from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.release import RELEASES
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
@@ -18,7 +16,7 @@ from megatron_grow.convert.target import target
 from megatron_grow.growth.plan import Plan, initialisation
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.methods import methods_of
-from megatron_grow.model.architectures import architecture_of
+from megatron_grow.model.architectures import differences, explicit
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.parallel.agreement import gather, leads, place, together
 from megatron_grow.train.choice import latest_or_none
@@ -71,7 +69,7 @@ def branch_of(
         ),
         model=stages[index].model,
         parametrization=replace(
-            config.parametrization, target=_differences(config.model, stages[index].model)
+            config.parametrization, target=differences(config.model, stages[index].model)
         ),
         train=replace(config.train, train_iters=step + steps),
         schedule=replace(
@@ -91,7 +89,7 @@ def branch_of(
             replace(
                 section,
                 until=stage.last_step if stage.index < index else None,
-                model=_explicit(stage.model) if stage.index < index else {},
+                model=explicit(stage.model) if stage.index < index else {},
                 grow=section.grow if stage.index else None,  # it goes on, and does not grow again
                 methods=section.methods if stage.index == index else [],
                 release=None,
@@ -100,22 +98,6 @@ def branch_of(
         ],
     )
     return Branch(release.name, branch, step, directory / EXPORT if release.export_hf else None)
-
-
-def _explicit(model: ModelConfig) -> dict[str, Any]:
-    """All that a stage would else take over from the run's ``model``."""
-    return {**asdict(model), "options": asdict(architecture_of(model))}
-
-
-def _differences(model: ModelConfig, other: ModelConfig) -> dict[str, Any]:
-    """Fields that make ``model`` of ``other``, as a run file has them."""
-    said, options = _explicit(model), asdict(architecture_of(other))
-    found = {name: value for name, value in said.items() if value != getattr(other, name)}
-    if said["options"] == options:
-        found.pop("options", None)
-    if "num_attention_heads" in found:  # else groups would follow the heads
-        found["num_query_groups"] = model.num_query_groups
-    return found
 
 
 def due(

@@ -23,6 +23,7 @@ from megatron_grow.config.timing import ended
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.parametrization.table import multipliers_of_run, parametrized
+from megatron_grow.report.twin import twin_of
 from megatron_grow.train.choice import Choice
 from megatron_grow.train.releases import branch_of, check_releases
 from megatron_grow.train.run_directory import make_room
@@ -174,6 +175,36 @@ def test_a_branch_keeps_the_rates_of_the_run_that_it_left(rule: str) -> None:
     others = multipliers_of_run(of_small, tensors.values())
     assert all(ours(tensor) == trunk(tensor) for tensor in tensors.values())
     assert any(ours(tensor) != others(tensor) for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("rule", ["mup", "completep"])
+@pytest.mark.parametrize(("base_width", "hidden_rate"), [(16, 1.0), (8, 0.5)])
+def test_the_twin_of_a_branch_knows_its_own_size_alone(
+    rule: str, base_width: int, hidden_rate: float
+) -> None:
+    """16 units: in a run of that size hidden matrices get base / 16 of the rate, all else 1."""
+
+    def sizes(width: int) -> dict[str, int]:
+        heads = {"num_attention_heads": 2, "num_query_groups": 2, "kv_channels": width // 2}
+        return {"num_layers": 2, "hidden_size": width, "ffn_hidden_size": 4 * width, **heads}
+
+    config = _run({}, model=sizes(16))
+    grow = GrowSection(recipe="hypercloning", depth="copying_stack")
+    stages = [config.stages[0], replace(config.stages[1], grow=grow)]
+    section = ParametrizationSection(name=rule, base=sizes(base_width))
+    config = parametrized(replace(config, stages=stages, parametrization=section))
+    branch = branch_of(config, config.resolve(1), 0, 10, Path("checkpoint")).config
+    twin = parametrized(twin_of(branch, "steps").config)
+    assert twin.parametrization.target == {} and twin.model.hidden_size == 16
+    plain = twin.model.plain_multipliers
+    scale = plain["softmax_scale"] * hidden_rate**0.5  # 1 / size of a head, from the base's on
+    expected = {**plain, "softmax_scale": scale, "logits_scaling": 1 / hidden_rate}
+    assert twin.model.multipliers == pytest.approx(expected)
+    tensors = logical_tensors(twin.model).values()
+    multipliers = multipliers_of_run(twin, tensors)
+    for tensor in tensors:
+        matrix = len(tensor.checkpoint_shape) == 3  # layers, outputs, inputs
+        assert multipliers(tensor).lr == (hidden_rate if matrix else 1.0), tensor.key
 
 
 def test_a_run_that_begins_anew_sets_aside_what_it_had_released(tmp_path: Path) -> None:
