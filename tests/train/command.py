@@ -7,10 +7,11 @@ import io
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tests.distributed import run_ranks
+from tests.train.processes import at_step
 
 
 def command(argv: list[str], stop_at: int | None = None) -> tuple[int, str, str]:
@@ -18,18 +19,10 @@ def command(argv: list[str], stop_at: int | None = None) -> tuple[int, str, str]
 
     With ``stop_at``, rank 1 receives SIGTERM during that step.
     """
-    from megatron_grow.live.stage import LiveStage
     from megatron_grow.train.entry import main
 
     if stop_at is not None and os.environ["RANK"] == "1":
-        original = LiveStage.forward_backward
-
-        def forward_backward(self: LiveStage, step: int, batches: Any) -> Any:
-            if step == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(self, step, batches)
-
-        LiveStage.forward_backward = forward_backward  # type: ignore[method-assign]
+        at_step(stop_at, partial(os.kill, os.getpid(), signal.SIGTERM))
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         code = main(argv)

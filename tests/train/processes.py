@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.warm"])
@@ -64,6 +65,20 @@ def start_ranks(
             process.kill()
             process.join()
     return outcomes
+
+
+def at_step(step: int, action: Callable[[], None]) -> None:
+    """Do ``action`` in the middle of this process's run, while it computes ``step``."""
+    from megatron_grow.live.stage import LiveStage
+
+    original = LiveStage.forward_backward
+
+    def forward_backward(self: LiveStage, now: int, *args: Any, **kwargs: Any) -> Any:
+        if now == step:
+            action()
+        return original(self, now, *args, **kwargs)
+
+    LiveStage.forward_backward = forward_backward  # type: ignore[method-assign]
 
 
 def _rank(

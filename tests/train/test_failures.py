@@ -5,31 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.train.processes import Outcome, start_ranks
+from tests.train.processes import Outcome, at_step, start_ranks
 
 AT_ONCE = 40
 """Seconds, start and imports on a busy machine included; peers used to wait for half an hour."""
-
-
-def _at_step(step: int, action: Callable[[], None]) -> None:
-    """Do ``action`` in the middle of the run."""
-    from megatron_grow.live.stage import LiveStage
-
-    original = LiveStage.forward_backward
-
-    def forward_backward(self: LiveStage, now: int, *args: Any, **kwargs: Any) -> Any:
-        if now == step:
-            action()
-        return original(self, now, *args, **kwargs)
-
-    LiveStage.forward_backward = forward_backward  # type: ignore[method-assign]
 
 
 def _fault(name: str) -> None:
@@ -42,26 +27,26 @@ def _refusal() -> None:
 
 def _raises(where: int, rank: int, argv: list[str]) -> None:
     if rank == where:
-        _at_step(3, partial(_fault, f"rank {rank}"))
+        at_step(3, partial(_fault, f"rank {rank}"))
 
 
 def _raises_everywhere(rank: int, argv: list[str]) -> None:
-    _at_step(3, partial(_fault, f"rank {rank}"))
+    at_step(3, partial(_fault, f"rank {rank}"))
 
 
 def _raises_while_another_is_deaf(rank: int, argv: list[str]) -> None:
     """A peer inside NCCL takes no notice of closed connections, nor of signals."""
-    _at_step(3, partial(_fault, "rank 1") if rank == 1 else partial(time.sleep, 600))
+    at_step(3, partial(_fault, "rank 1") if rank == 1 else partial(time.sleep, 600))
 
 
 def _is_killed(where: int, rank: int, argv: list[str]) -> None:
     if rank == where:
-        _at_step(3, partial(os.kill, os.getpid(), signal.SIGKILL))
+        at_step(3, partial(os.kill, os.getpid(), signal.SIGKILL))
 
 
 def _is_refused(rank: int, argv: list[str]) -> None:
     if rank == 1:
-        _at_step(3, _refusal)
+        at_step(3, _refusal)
 
 
 def _cannot_import(rank: int, argv: list[str]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from megatron_grow.checkpoint.open import open_reader
 from megatron_grow.convert.compare import compare
 from megatron_grow.convert.progress import Progress
 from tests.train.command import launch, losses, rows, steps_saved
+from tests.train.processes import at_step, start_ranks
 
 PEAK, LEAST = 3e-3, 1e-4
 NARROW = {"ffn_hidden_size": 64}
@@ -88,6 +92,36 @@ def test_the_branch_is_the_small_model_with_a_decay(workplace: Path, released: P
     last = [row for row in rows(workplace, name) if "val_loss" in row][-1]
     assert last["step"] == 14
     assert last["flops_total"] == rows(workplace, "alone")[-1]["flops_total"]
+
+
+def _killed_at(step: int, rank: int, argv: list[str]) -> None:
+    at_step(step, partial(os.kill, os.getpid(), signal.SIGKILL))
+
+
+def test_a_kill_in_a_branch(workplace: Path, released: Path, tmp_path: Path) -> None:
+    """In step 13 of the branch, which has saved step 12; the same command loses nothing."""
+    release = {"name": "small", "decay_iters": 0.4, "export_hf": True}
+    saving = ["--checkpoint.save_interval", "4", "--checkpoint.load", "auto"]
+    options = [*_stages(release), *saving]
+    argv = ["--config", str(workplace / "run.yaml")]
+    argv += ["--run.output_dir", str(workplace / "killed"), *options]
+    (killed,) = start_ranks(tmp_path, argv, partial(_killed_at, 13), world_size=1)
+    assert killed.code == -signal.SIGKILL, killed.errors
+    branch = "killed/releases/small"
+    assert steps_saved(workplace, "killed")[-1] == 10 and steps_saved(workplace, branch) == [12]
+    assert losses(workplace, branch).keys() == {11, 12}
+
+    output = _trained(workplace, "killed", *options)
+    assert "another process" not in output, "a lock of the dead keeps nobody out"
+    for name in ("", "/releases/small"):
+        ours, theirs = (f"{run}{name}" for run in ("killed", "released"))
+        assert losses(workplace, ours) == losses(workplace, theirs)
+        _same_state(*(workplace / each / "checkpoints" for each in (ours, theirs)))
+    steps = [row["step"] for row in rows(workplace, branch) if "loss" in row]
+    assert steps == [11, 12, 13, 14], "each once"
+    assert (workplace / branch / "huggingface").is_dir()
+    status = json.loads((workplace / "killed" / "status.json").read_text())
+    assert status["status"] == "done"
 
 
 def test_a_run_that_goes_back_releases_anew(workplace: Path, released: Path) -> None:
