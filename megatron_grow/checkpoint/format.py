@@ -43,6 +43,8 @@ class Format(ABC):
     """Of weights."""
     shared_layers: ClassVar[bool] = True
     """Whether it holds once what layers share; else it is written once for each of them."""
+    factors: ClassVar[bool] = True
+    """Whether it can hold factors in a model's function (:attr:`.ModelConfig.factors`)."""
     exchange: ClassVar[str] = ""
     """Ends the verbs ``import-`` and ``export-`` of a format of another program; else empty."""
     identifying: ClassVar[tuple[str, ...]] = ()

@@ -179,6 +179,12 @@ class ModelConfig:
         }
 
     @property
+    def factors(self) -> dict[str, float]:
+        """Those of its multipliers that are not plain, by field."""
+        plain = self.plain_multipliers
+        return {name: value for name, value in self.multipliers.items() if value != plain[name]}
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward layer has a gate beside its up projection."""
         return self.activation == "swiglu"

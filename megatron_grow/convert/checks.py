@@ -44,6 +44,13 @@ def check_held(source: Reader, made: Format, precision: str) -> None:
             f"--precision {precision} is not written in the {made.title} format; "
             f"{', '.join(made.precisions)} can be"
         )
+    factors = source.record.model_config.factors
+    if factors and not made.factors:
+        name, value = next(iter(factors.items()))
+        raise UserError(
+            f"{source.path} has model.{name}={value}, a factor that the {made.title} format cannot "
+            f"hold; fold it into the weights first, by a growth to a model with {name}: null"
+        )
     if source.trains and not made.optimizer_state:
         raise UserError(
             f"{source.path} has optimizer state, which is not written in the {made.title} format; "

@@ -216,8 +216,8 @@ def _obstacle(model: ModelConfig, family: Family) -> str | None:
     for field, value in family.model.items():
         if getattr(model, field) != value:
             return f"model.{field}={getattr(model, field)}"
-    for field, value in model.multipliers.items():
-        if value != model.plain_multipliers[field] and field not in family.fields.values():
+    for field, value in model.factors.items():
+        if field not in family.fields.values():
             return f"model.{field}={value}"
     if model.activation not in family.activations.values():
         return f"model.activation={model.activation}"

@@ -19,6 +19,11 @@ class Legacy(Format):
 
     title, mark = "legacy torch", f"mp_rank_00*/{LEGACY}"
     layouts, shared_layers = True, False
+    factors = False  # Megatron-LM, for which it is written, would compute without them
+
+    fused_norms: bool = True
+    """Norms have the names of layers of Transformer Engine, which Megatron-LM takes by default;
+    else those of ``--transformer-impl local``."""
 
     @classmethod
     def open(cls, directory: Path, *, once: bool = False) -> Reader:
@@ -32,4 +37,4 @@ class Legacy(Format):
         from megatron_grow.checkpoint.legacy.writer import LegacyWriter
 
         layout = ParallelConfig(**record.parallel)
-        return LegacyWriter(directory, record, source.tensors, layout)
+        return LegacyWriter(directory, record, source.tensors, layout, fused_norms=self.fused_norms)

@@ -47,7 +47,7 @@ class LegacyWriter(Writer):
         tensors: dict[str, LogicalTensor],
         parallel: ParallelConfig,
         *,
-        fused_norms: bool = True,
+        fused_norms: bool,
     ) -> None:
         """Nothing is written yet.
 
@@ -56,8 +56,7 @@ class LegacyWriter(Writer):
             record: where training stands.
             tensors: the model's.
             parallel: the layout that the files are for.
-            fused_norms: name norms as layers of Transformer Engine do, which Megatron-LM takes by
-                default; else as those of ``--transformer-impl local``.
+            fused_norms: as :attr:`.Legacy.fused_norms`.
 
         Raises:
             UserError: the model has experts, or cannot be cut this way.

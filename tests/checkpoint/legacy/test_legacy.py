@@ -6,23 +6,27 @@ import random
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from megatron_grow.checkpoint.legacy.format import Legacy
 from megatron_grow.checkpoint.legacy.reader import LegacyReader
-from megatron_grow.checkpoint.legacy.writer import LegacyWriter
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.root import is_complete
-from megatron_grow.checkpoint.writer import Block
+from megatron_grow.checkpoint.writer import Block, Writer
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.convert.checks import check_held
+from megatron_grow.convert.synthetic import SyntheticReader
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.state.boxes import full, split
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.checkpoint.legacy.files import loads, save
 from tests.checkpoint.stock.models import BATCH, LENGTH, MODELS, PADDED, STEP, layout, painted
 from tests.distributed import run_ranks
+from tests.toy import TIED
 
 LAYOUTS = {
     "TP1 PP1": layout(),
@@ -56,7 +60,15 @@ def check(source: Reader) -> None:
             assert torch.equal(part, expected[tuple(slice(a, b) for a, b in box)]), (key, box)
 
 
-def copy(source: Reader, writer: LegacyWriter, twin: LegacyWriter) -> None:
+def writer(
+    directory: Path, source: Reader, parallel: ParallelConfig, made: Legacy | None = None
+) -> Writer:
+    """Of a source for a layout."""
+    record = replace(source.record, parallel=asdict(parallel))
+    return (made or Legacy()).writer(directory, source, record)
+
+
+def copy(source: Reader, writer: Writer, twin: Writer) -> None:
     """Write all of ``source``, in blocks in any order, by two sinks, as two processes would."""
     blocks = [
         Block(key, MAIN_PARAM, box)
@@ -115,10 +127,8 @@ def test_megatron_core_takes_what_is_written_and_the_way_back_is_bit_identical(
     model: str, before: str, after: str, stock: Path, tmp_path: Path
 ) -> None:
     source, there, back = LegacyReader(stock / model / before), tmp_path / "to", tmp_path / "back"
-    sinks = [
-        LegacyWriter(there, source.record, source.tensors, LAYOUTS[after], fused_norms=False)
-        for _ in range(2)
-    ]
+    local = Legacy(fused_norms=False)
+    sinks = [writer(there, source, LAYOUTS[after], local) for _ in range(2)]
     copy(source, *sinks)
     for path in there.glob("mp_rank_*/*.pt"):
         assert zipfile.ZipFile(path).testzip() is None
@@ -132,10 +142,7 @@ def test_megatron_core_takes_what_is_written_and_the_way_back_is_bit_identical(
     )
     written = LegacyReader(there)
     assert written.record.model_config == source.record.model_config
-    twins = [
-        LegacyWriter(back, written.record, written.tensors, LAYOUTS[before], fused_norms=False)
-        for _ in range(2)
-    ]
+    twins = [writer(back, written, LAYOUTS[before], local) for _ in range(2)]
     copy(written, *twins)
     for path in (stock / model / before).glob("mp_rank_*/*.pt"):
         theirs = torch.load(path, weights_only=False)
@@ -156,7 +163,7 @@ def test_padding_of_the_vocabulary(tensor_parallel: int, tmp_path: Path) -> None
     for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
         values = source.read(key, MAIN_PARAM, full(source.tensors[key].shape))
         assert torch.equal(values, painted(key, (128, 32))[:100])
-    sinks = [LegacyWriter(tmp_path / "ours", source.record, source.tensors, there) for _ in "ab"]
+    sinks = [writer(tmp_path / "ours", source, there) for _ in "ab"]
     copy(source, *sinks)
     found = []
     for path in sorted((tmp_path / "ours").glob("mp_rank_*/*.pt")):
@@ -176,7 +183,7 @@ def test_padding_of_the_vocabulary(tensor_parallel: int, tmp_path: Path) -> None
 
 def test_norms_are_found_under_the_names_of_transformer_engine(stock: Path, tmp_path: Path) -> None:
     source = LegacyReader(stock / "gpt2" / "TP1 PP1")
-    sinks = [LegacyWriter(tmp_path / "te", source.record, source.tensors, layout()) for _ in "ab"]
+    sinks = [writer(tmp_path / "te", source, layout()) for _ in "ab"]
     copy(source, *sinks)
     names = torch.load(tmp_path / "te/mp_rank_00/model_optim_rng.pt", weights_only=False)["model"]
     assert "decoder.layers.3.self_attention.linear_qkv.layer_norm_weight" in names
@@ -202,7 +209,15 @@ def test_tensors_that_share_one_storage(stock: Path, tmp_path: Path) -> None:
 def test_a_layout_that_does_not_divide(stock: Path, tmp_path: Path) -> None:
     source = LegacyReader(stock / "llama" / "TP2 PP1")
     with pytest.raises(UserError, match=r"tensor_model_parallel_size=4 does not divide the 2 .*kv"):
-        LegacyWriter(tmp_path, source.record, source.tensors, layout(tp=4))
+        writer(tmp_path, source, layout(tp=4))
     with pytest.raises(UserError, match="num_layers"):
-        LegacyWriter(tmp_path, source.record, source.tensors, layout(pp=3))
+        writer(tmp_path, source, layout(pp=3))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_factors_that_megatron_lm_would_leave_out_are_refused() -> None:
+    model = replace(TIED, logits_scaling=4.0, softmax_scale=8**-0.5)
+    with pytest.raises(UserError, match=r"has model.logits_scaling=4.0, .* logits_scaling: null$"):
+        check_held(SyntheticReader(model, optimizer=None), Legacy(), "fp32")
+    plain = replace(model, logits_scaling=1.0)  # and scores as they would be anyway
+    check_held(SyntheticReader(plain, optimizer=None), Legacy(), "fp32")
