@@ -1,7 +1,6 @@
 """The run files in ``examples/`` parse, and their stages fit the job that they name."""
 
 import itertools
-import json
 import os
 import runpy
 import shutil
@@ -34,6 +33,7 @@ JOBS = {
     "bert_quickstart": (2, 4096),
     "bert": (1, 512),
     "when_to_grow": (1, 1024),
+    "transfer": (1, 1024),
     "family": (1, 1024),
     "coordinate_check": (1, 257),
 }
@@ -61,14 +61,6 @@ def test_the_runs_of_a_study(path: Path) -> None:
     study = runpy.run_path(str(path))["STUDY"]
     for name in study.variants:
         check_stages(study.config(name), *JOBS[path.parent.name])
-
-
-def test_the_sweep_of_growth_steps() -> None:
-    sweep = runpy.run_path(str(EXAMPLES / "study/when_to_grow/sweep.py"))
-    for until in (*sweep["GROWTHS"], *sweep["rules"](Path("calibration.yaml")).values()):
-        stages = json.dumps(sweep["stages"](until))
-        config = parse_run(["--config", str(sweep["RUN_FILE"]), "--stages", stages])
-        check_stages(config, *JOBS["when_to_grow"])
 
 
 def check_stages(config: RunConfig, world_size: int, vocabulary: int) -> None:
