@@ -1,7 +1,8 @@
 """Check that what a model computes, and how far training moves it, does not depend on its size.
 
 A few steps are trained on made-up tokens in several widths and depths of the run's model, by its
-parametrization and its optimizer: from no layers, and on after a growth to all. Writes
+parametrization and its optimizer: from no layers, or from half the width, and on after a growth to
+all. Writes
 coordinates.png and coordinates.json to --output, and prints a table. The last column is the power
 of the size with which a number goes: around 0 for changes where hyper-parameters transfer. Fields
 of the run may follow:
@@ -39,6 +40,12 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=4, help="before and after the growth (default %(default)s)"
     )
+    parser.add_argument(
+        "--growth",
+        choices=("depth", "width"),
+        default="depth",
+        help="from no layers to all (default), or from half the width to the whole",
+    )
     args, overrides = parser.parse_known_args()
     from rich.console import Console
 
@@ -52,8 +59,9 @@ def main() -> None:
         config = parse_run(["--config", args.run_file, *overrides])
         args.output.mkdir(parents=True, exist_ok=True)  # before minutes of work
         sizes = {"width": args.widths, "depth": args.depths}
-        sweeps = measure(config, sizes, args.steps)
-        how = f"{config.parametrization.name}, {config.optimizer.optimizer}, {args.steps} steps"
+        sweeps = measure(config, sizes, args.steps, args.growth)
+        how = f"{config.parametrization.name}, {config.optimizer.optimizer}, {args.steps} steps, "
+        how += f"then a growth in {args.growth}"
         found = report(sweeps, how)
         numbers = json.dumps(found.to_dict(), indent=1).encode() + b"\n"
         write_whole(args.output / "coordinates.png", [figure_of(sweeps)])

@@ -19,6 +19,7 @@ from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.filling import fresh, grown
 from megatron_grow.growth.plan import Plan, growth, initialisation
 from megatron_grow.methods.base import Context
+from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel import process_groups
 from megatron_grow.parametrization.table import run_parametrization
@@ -97,12 +98,7 @@ class MegatronGrow:
         rank = parallel_state.get_data_parallel_rank()
         tokens = tokens_of(self.config.model, train)
         for batch in tokens.split(train.micro_batch_size)[rank::peers]:
-            yield {
-                "tokens": batch[:, :-1],
-                "labels": batch[:, 1:],
-                "position_ids": torch.arange(train.seq_length).expand(len(batch), -1),
-                "loss_mask": torch.ones(len(batch), train.seq_length),
-            }
+            yield dict(architecture_of(self.config.model).example(batch))
 
 
 class Grown(MegatronGrow):

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.probes import Probe
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parallel import cpu, process_groups
-from megatron_grow.parametrization.table import run_parametrization
+from megatron_grow.parametrization.table import parametrized, run_parametrization
 from megatron_grow.train.loop import Loop
 
 Sizes = dict[tuple[str, str], float]
@@ -45,9 +45,11 @@ MOMENTS = {
     "grows": "grown",
     "moves on": "change since",
 }
-"""What is measured, in its order, and what pictures and tables call it: a model without layers as
-it begins, what training changes; the same of the grown model."""
+"""What is measured, in its order, and what pictures and tables call it: a small model as it begins,
+what training changes; the same of the grown model."""
 BATCH, LENGTH = 8, 32
+Growth = Literal["depth", "width"]
+"""From no layers to all, or from half the width, in half as many heads, to the whole."""
 
 _Seen = dict[str, list[torch.Tensor]]
 """What a model computes of one batch, by quantity: of the residual stream behind the last layer, of
@@ -80,21 +82,27 @@ class Sweep:
         return [key for key in self.found[-1] if key in common]
 
 
-def measure(config: RunConfig, sizes: Mapping[str, Sequence[int]], steps: int) -> list[Sweep]:
+def measure(
+    config: RunConfig,
+    sizes: Mapping[str, Sequence[int]],
+    steps: int,
+    grows: Growth = "depth",
+) -> list[Sweep]:
     """One sweep for each axis of which there are several sizes, on a rank of its own.
 
     Args:
         config: the run whose model, parametrization and optimizer are checked.
         sizes: from small to large, by axis: ``width`` and ``depth``.
         steps: before the growth, and again after it.
+        grows: in what.
 
     Raises:
         UserError: a model that cannot be checked, or a size that it cannot have.
     """
-    if not architecture_of(config.model).generates:
+    if not architecture_of(config.model).has_example:
         raise UserError(
-            f"model.architecture={config.model.architecture} does not predict the next token; only "
-            "models that do are checked"
+            f"model.architecture={config.model.architecture} does not say what a text is to it "
+            "(Architecture.example), and is not checked"
         )
     if config.model.vocab_size is None:
         config = replace(config, model=with_vocabulary(config.model, config.data))
@@ -102,12 +110,13 @@ def measure(config: RunConfig, sizes: Mapping[str, Sequence[int]], steps: int) -
     if not sizes or steps < 1:
         raise UserError("a check needs two widths, or two depths, and a step")
     for along, found in sizes.items():
-        *_, largest = _configs(config, along, found, steps)
+        *_, largest = _configs(config, along, found, steps, grows)
         if along == "width":
-            run_parametrization(largest).check()
+            parametrized(largest)
     with Gang(Coordinates) as gang:
         return [
-            gang.call("sweep", config, along, found, steps)[0] for along, found in sizes.items()
+            gang.call("sweep", config, along, found, steps, grows)[0]
+            for along, found in sizes.items()
         ]
 
 
@@ -117,16 +126,24 @@ class Coordinates:
     def __init__(self) -> None:
         process_groups.start()
 
-    def sweep(self, config: RunConfig, along: str, sizes: Sequence[int], steps: int) -> Sweep:
+    def sweep(
+        self,
+        config: RunConfig,
+        along: str,
+        sizes: Sequence[int],
+        steps: int,
+        grows: Growth = "depth",
+    ) -> Sweep:
         """Models that are all ``config``'s but for one size.
 
         Args:
             config: as for :func:`measure`, with its vocabulary.
             along: ``width`` or ``depth``.
             sizes: from small to large.
-            steps: before the growth, from no layers, and again after it.
+            steps: before the growth, and again after it.
+            grows: in what.
         """
-        found = [self.measure(each) for each in _configs(config, along, sizes, steps)]
+        found = [self.measure(each) for each in _configs(config, along, sizes, steps, grows)]
         return Sweep(along, tuple(sizes), tuple(found))
 
     def measure(self, config: RunConfig) -> Sizes:
@@ -162,7 +179,7 @@ class Coordinates:
 
 
 def _configs(
-    config: RunConfig, along: str, sizes: Sequence[int], steps: int
+    config: RunConfig, along: str, sizes: Sequence[int], steps: int, grows: Growth
 ) -> Iterator[RunConfig]:
     """Short runs of ``config``'s model in several sizes."""
     for size in sizes:
@@ -178,12 +195,16 @@ def _configs(
         else:
             sized = {"num_layers": size}
         model = override(model, sized, "model")
-        yield _short_run(replace(config, model=model), steps)
+        yield _short_run(replace(config, model=model), steps, grows)
 
 
-def _short_run(config: RunConfig, steps: int) -> RunConfig:
-    """From no layers to all, at a constant rate."""
+def _short_run(config: RunConfig, steps: int, grows: Growth) -> RunConfig:
+    """It grows once, at a constant rate."""
     model = config.model
+    small, grow = {
+        "depth": ({"num_layers": 0}, GrowSection(depth="random")),
+        "width": (_half_as_wide(model), GrowSection(recipe="hypercloning")),
+    }[grows]
     config = replace(
         config,
         parallel=ParallelConfig(),
@@ -195,13 +216,24 @@ def _short_run(config: RunConfig, steps: int) -> RunConfig:
         ),
         schedule=ScheduleSection(lr_warmup_fraction=0.0, lr_decay_style="constant"),
         stages=[
-            StageSection(until=steps, model={"num_layers": 0}),
-            StageSection(grow=GrowSection(depth="random")),
+            StageSection(until=steps, model=small),
+            StageSection(grow=grow),
         ],
     )
     # One of the sizes may be the base model's: there a rule has nothing to do.
     found = run_parametrization(config)
     return replace(config, model=found.completed(model, found.target))
+
+
+def _half_as_wide(model: ModelConfig) -> dict[str, Any]:
+    """Fields of a model with half the heads of the same size."""
+    return {
+        "hidden_size": model.hidden_size // 2,
+        "ffn_hidden_size": model.ffn_size // 2,
+        "num_attention_heads": model.num_attention_heads // 2,
+        "num_query_groups": max(1, model.query_groups // 2),
+        "kv_channels": model.head_dim,
+    }
 
 
 def report(sweeps: Sequence[Sweep], title: str) -> Report:
@@ -234,12 +266,7 @@ def _batches(config: RunConfig) -> Iterator[dict[str, torch.Tensor]]:
     """One batch, again and again, in which a token mostly decides the next."""
     while True:
         tokens = _tokens(config.model, config.train.seq_length + 1)
-        yield {
-            "tokens": tokens[:, :-1],
-            "labels": tokens[:, 1:],
-            "position_ids": torch.arange(config.train.seq_length).expand(BATCH, -1),
-            "loss_mask": torch.ones(BATCH, config.train.seq_length),
-        }
+        yield dict(architecture_of(config.model).example(tokens))
 
 
 def _tokens(model: ModelConfig, length: int) -> torch.Tensor:

@@ -220,6 +220,22 @@ class Architecture(ABC):
             (batch, length, vocabulary).
         """
 
+    def example(self, tokens: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """A micro-batch that a text makes, for measurements that need no corpus.
+
+        Args:
+            tokens: ids, (batch, length + 1).
+
+        Returns:
+            The fields of samples of ``length`` tokens, stacked.
+        """
+        raise NotImplementedError
+
+    @property
+    def has_example(self) -> bool:
+        """Whether it says one, and reads micro-batches as the class that says it does."""
+        return self._says("example", "forward_step")
+
     def mask_points(self, chunk: torch.nn.Module) -> MaskPoints:
         """Where units of a chunk can be masked, in layers of the local implementation."""
         raise NotImplementedError
@@ -230,12 +246,16 @@ class Architecture(ABC):
 
         A class with tensors of its own does not inherit those of the tensors that it adds to.
         """
+        return self._says("mask_points", "tensors")
+
+    def _says(self, name: str, about: str) -> bool:
+        """Whether it has a method ``name`` of a class that has its method ``about``, or of one that
+        derives from that."""
         says, has = (
-            next(kind for kind in type(self).__mro__ if name in vars(kind))
-            for name in ("mask_points", "tensors")
+            next(kind for kind in type(self).__mro__ if each in vars(kind))
+            for each in (name, about)
         )
-        said = type(self).mask_points is not Architecture.mask_points
-        return said and issubclass(says, has)
+        return says is not Architecture and issubclass(says, has)
 
     def probes(self, chunk: torch.nn.Module) -> Iterable[Probe]:
         """Where a chunk can be measured while it computes: all layers that are megatron-core's."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_grow.benchmark.coordinate_figure import figure_of
-from megatron_grow.benchmark.coordinates import Coordinates, Sweep, measure, report
+from megatron_grow.benchmark.coordinates import Coordinates, Growth, Sweep, measure, report
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, ParametrizationSection
@@ -52,29 +52,44 @@ RUNS = {
         share_embeddings_and_output_weights=True,
     ),
     "nsgd": run("mup", OptimizerSection(optimizer="muon_nsgd", lr=0.1, clip_grad=0.0)),
+    "bert": run("mup", architecture="bert", options={"norm_position": "pre"}),
+    "post-norm bert": run("mup", architecture="bert"),
 }
 WIDTHS = [name for name in RUNS if name != "completep"]  # which is mup's, but in depth
-SWEEPS = [*((name, "width") for name in WIDTHS), ("standard", "depth"), ("completep", "depth")]
+WIDER = ("standard", "mup", "muon", "bert")
+"""Of half the width at first."""
+SWEEPS: list[tuple[str, str, Growth]] = [
+    *((name, "width", "depth") for name in WIDTHS),
+    *((name, "width", "width") for name in WIDER),
+    *((name, "depth", "depth") for name in ("standard", "completep")),
+]
+Found = dict[tuple[str, str, Growth], Sweep]
 
 
 def _sweep() -> list[Sweep]:
     coordinates = Coordinates()
-    return [coordinates.sweep(RUNS[name], along, SIZES[along], STEPS) for name, along in SWEEPS]
+    return [
+        coordinates.sweep(RUNS[name], along, SIZES[along], STEPS, grows)
+        for name, along, grows in SWEEPS
+    ]
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[tuple[str, str], Sweep]:
+def found() -> Found:
     [sweeps] = run_ranks(1, _sweep)
     return dict(zip(SWEEPS, sweeps, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in WIDTHS if name != "standard"])
-def test_changes_are_flat_in_width(name: str, found: dict[tuple[str, str], Sweep]) -> None:
+@pytest.mark.parametrize(
+    ("name", "grows"),
+    [(name, grows) for name, along, grows in SWEEPS if along == "width" and name != "standard"],
+)
+def test_changes_are_flat_in_width(name: str, grows: Growth, found: Found) -> None:
     """Before the growth and after it; what new layers give is, too.
 
     Logits may fall: what the head's init has of their change goes as 1 / sqrt(width).
     """
-    sweep = found[name, "width"]
+    sweep = found[name, "width", grows]
     for quantity in INSIDE:
         for moment in ("moves", "grows", "moves on"):
             if (moment, quantity) in sweep.measured:
@@ -83,22 +98,25 @@ def test_changes_are_flat_in_width(name: str, found: dict[tuple[str, str], Sweep
         assert -0.35 < sweep.slope(moment, "logits") < 0.1, moment
 
 
-def test_without_a_rule_they_are_not(found: dict[tuple[str, str], Sweep]) -> None:
-    width, depth = found["standard", "width"], found["standard", "depth"]
+def test_without_a_rule_they_are_not(found: Found) -> None:
+    width, depth = (found["standard", along, "depth"] for along in ("width", "depth"))
     assert width.slope("moves", "logits") > 0.5
     assert width.slope("moves on", "logits") > 0.5
     for quantity in ("attention", "mlp", "residual_stream"):
         assert width.slope("grows", quantity) > 0.8
         assert width.slope("moves on", quantity) > 1.0
     assert depth.slope("moves on", "residual_stream") > 0.5
+    wider = found["standard", "width", "width"]
+    for moment in ("moves", "moves on"):
+        assert wider.slope(moment, "residual_stream") > 0.5 < wider.slope(moment, "logits")
 
 
-def test_layers_share_their_change_under_completep(found: dict[tuple[str, str], Sweep]) -> None:
+def test_layers_share_their_change_under_completep(found: Found) -> None:
     """Each branch gives and moves 1 / depth; all of them together do not depend on it.
 
     The stream falls a little at first: what independent branches give adds up as its root.
     """
-    sweep = found["completep", "depth"]
+    sweep = found["completep", "depth", "depth"]
     for moment in ("grows", "moves on"):
         for quantity in ("attention", "mlp"):
             assert sweep.slope(moment, quantity) == pytest.approx(-1.0, abs=0.25)
@@ -106,8 +124,16 @@ def test_layers_share_their_change_under_completep(found: dict[tuple[str, str], 
     assert abs(sweep.slope("moves on", "logits")) < 0.15
 
 
-def test_what_is_told_of_a_check(found: dict[tuple[str, str], Sweep]) -> None:
-    sweeps = [found["mup", "width"], found["completep", "depth"]]
+def test_a_wider_model_computes_what_the_narrow_one_did(found: Found) -> None:
+    sweep = found["mup", "width", "width"]
+    for quantity in ("attention", "mlp", "residual_stream"):
+        assert all(value > 0 for value in sweep.values("moves", quantity))
+        before, after = sweep.values("begins", quantity), sweep.values("grows", quantity)
+        assert after == pytest.approx(before, rel=0.3), "four steps later"
+
+
+def test_what_is_told_of_a_check(found: Found) -> None:
+    sweeps = [found["mup", "width", "depth"], found["completep", "depth", "depth"]]
     told = report(sweeps, "completep")
     entry = told.values["depth/moves on/mlp"]
     assert entry["sizes"] == (2, 4, 8)
@@ -122,7 +148,11 @@ def test_what_is_told_of_a_check(found: dict[tuple[str, str], Sweep]) -> None:
     [
         (run("mup"), {"width": [32], "depth": []}, "a check needs two widths, or two depths"),
         (run("mup"), {"width": [32, 66]}, "model.num_attention_heads=4 does not divide"),
-        (run("mup", architecture="bert"), {"width": [32, 64]}, "model.architecture=bert does not"),
+        (
+            run("mup", architecture="tests.architectures.deep_linear:DeepLinear"),
+            {"width": [32, 64]},
+            "model.architecture=tests.architectures.deep_linear:DeepLinear does not say what",
+        ),
         (
             replace(run("mup"), parametrization=ParametrizationSection(name="mup")),
             {"width": [32, 64]},

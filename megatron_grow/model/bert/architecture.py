@@ -221,6 +221,12 @@ class BERT(Architecture):
 
         return batch.logits(chunk, tokens)
 
+    def example(self, tokens: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """As :func:`.batch.example`."""
+        from megatron_grow.model.bert import batch
+
+        return batch.example(tokens)
+
     def mask_points(self, chunk: torch.nn.Module) -> MaskPoints:
         """As :func:`.masks.mask_points`."""
         from megatron_grow.model.bert.masks import mask_points

@@ -87,6 +87,23 @@ def counts(batch: Batch, *, sentence_head: bool) -> dict[str, torch.Tensor]:
     return found
 
 
+def example(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Text of which every fourth token is masked, by the id 0, and which is cut in two halves that
+    follow each other in every other sample; as :meth:`.architecture.Architecture.example`."""
+    batch, length = tokens.shape[0], tokens.shape[1] - 1
+    tokens, positions = tokens[:, :-1].clone(), torch.arange(1, length, 4).expand(batch, -1)
+    labels = tokens.gather(1, positions)
+    return {
+        "tokens": tokens.scatter(1, positions, 0),
+        "token_types": (torch.arange(length) >= length // 2).long().expand(batch, -1),
+        "padding_mask": torch.zeros(batch, length, dtype=torch.bool),
+        "masked_positions": positions,
+        "masked_labels": labels,
+        "masked_weights": torch.ones(labels.shape),
+        "is_next": torch.arange(batch) % 2,
+    }
+
+
 def logits(chunk: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Of all tokens, (batch, length, vocabulary), none of them padding."""
     types = torch.zeros_like(tokens)

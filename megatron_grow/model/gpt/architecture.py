@@ -108,6 +108,12 @@ class GPT(Architecture):
 
         return batch.logits(chunk, tokens)
 
+    def example(self, tokens: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """As :func:`.batch.example`."""
+        from megatron_grow.model.gpt import batch
+
+        return batch.example(tokens)
+
     def mask_points(self, chunk: torch.nn.Module) -> MaskPoints:
         """As :func:`.masks.mask_points`."""
         from megatron_grow.model.gpt.masks import mask_points

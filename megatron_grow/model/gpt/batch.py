@@ -56,6 +56,17 @@ def forward_step(
     return output, partial(_loss, batch["loss_mask"])
 
 
+def example(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Text and what follows each of its tokens; as :meth:`.architecture.Architecture.example`."""
+    batch, length = tokens.shape[0], tokens.shape[1] - 1
+    return {
+        "tokens": tokens[:, :-1],
+        "labels": tokens[:, 1:],
+        "position_ids": torch.arange(length).expand(batch, -1),
+        "loss_mask": torch.ones(batch, length),
+    }
+
+
 def logits(chunk: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Of the next tokens, (batch, length, vocabulary), after ``tokens``, (batch, length)."""
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
