@@ -20,7 +20,7 @@ def read_text(corpus: Corpus, spans: Spans, vocab_size: int) -> np.ndarray:
     Args:
         corpus: Where it lies.
         spans: The pieces.
-        vocab_size: Token ids that the model knows.
+        vocab_size: Token ids that are known.
 
     Raises:
         UserError: a token id outside the vocabulary; a file that was cut since it was opened.
@@ -36,6 +36,5 @@ def _refuse(corpus: Corpus, text: np.ndarray, spans: Spans, vocab_size: int) -> 
     position = np.concatenate([np.arange(*span) for span in spans])[wrong]
     raise UserError(
         f"{corpus.prefix}.bin: token {position} of the corpus has the id {text[wrong]}, and the "
-        f"model's vocabulary ends at {vocab_size - 1}; the corpus is damaged or of another "
-        "tokenizer"
+        f"vocabulary ends at {vocab_size - 1}; the corpus is damaged or of another tokenizer"
     )

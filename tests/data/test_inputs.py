@@ -17,7 +17,7 @@ import pytest
 
 from megatron_grow.data.preprocess import compression
 from megatron_grow.data.preprocess.corpora import Position, RawDocument, read_batches, read_texts
-from megatron_grow.data.preprocess.inputs import InputOptions, Inputs, find_inputs
+from megatron_grow.data.preprocess.inputs import InputOptions, Inputs, LeftOut, find_inputs
 from megatron_grow.data.preprocess.summary import by_kind
 from megatron_grow.inputs.errors import UserError
 
@@ -172,6 +172,14 @@ def test_what_is_left_out_of_a_directory_is_counted(tmp_path):
     }
     inputs = find(folder, globs=["*.md", "*.zip", "a.txt"])
     assert "1 .npy (by --glob)" in by_kind(inputs.left_out)
+
+
+def test_many_kinds_are_told_in_a_line_that_can_be_read():
+    files = [LeftOut(Path(f"{n}.kind{n % 20:02d}"), "binary", 10) for n in range(30)]
+    told = by_kind(files).split("; ")
+    # Ten kinds have two files, ten have one.
+    assert len(told) == 13 and told[0] == "2 .kind00 (binary), 20 bytes"
+    assert told[-1] == "8 of 8 other kinds, 80 bytes"
 
 
 def test_a_file_is_taken_once(tmp_path):

@@ -38,11 +38,14 @@ def check_data(
     """
     tokenizer = load_tokenizer(data.tokenizer, data.vocab_file, data.merge_file)
     tokens = masking_tokens(tokenizer)
-    if options.masking != "token" and tokens.continues is None:
-        raise UserError(
-            f"data.options.masking={options.masking} needs to know where words begin, and the "
-            f"tokens of data.tokenizer={data.tokenizer} do not show it; set masking: token"
-        )
+    if options.masking != "token":
+        if tokens.continues is None:
+            raise UserError(
+                f"data.options.masking={options.masking} needs to know where words begin, and the "
+                f"tokens of data.tokenizer={data.tokenizer} do not show it; set masking: token"
+            )
+        # A model may have rows for more tokens; of those nothing tells whether they begin a word.
+        vocab_size = min(vocab_size, len(tokens.continues))
     shortest = FRAME[pairs] + 2
     for seq_length in seq_lengths:
         if seq_length < shortest:
@@ -54,6 +57,13 @@ def check_data(
     def accepts(split: Split, where: str) -> None:
         for corpus in split.corpora:
             _check_corpus(split, corpus, pairs, where)
+            _, largest = corpus.extreme_tokens()
+            if largest >= tokenizer.vocab_size and options.masking != "token":
+                raise UserError(
+                    f"{where}: {corpus.prefix}.bin has the token id {largest}, and "
+                    f"data.tokenizer={data.tokenizer} ends at {tokenizer.vocab_size - 1}, so where "
+                    "words begin is not known; name the corpus's tokenizer, or set masking: token"
+                )
 
     return check_corpora(data, accepts, vocab_size=vocab_size, evaluate=evaluate)
 

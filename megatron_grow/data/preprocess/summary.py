@@ -12,18 +12,25 @@ from megatron_grow.data.preprocess.compression import SUFFIXES
 from megatron_grow.data.preprocess.findings import Findings
 from megatron_grow.data.preprocess.inputs import InputFile, Inputs, LeftOut
 
+_KINDS = 12
+"""In a line, at most: a tree of sources has files of dozens of kinds."""
+
 
 def by_kind(files: Iterable[InputFile | LeftOut]) -> str:
-    """Number and size of files, by suffix and by what they are or why they are left out."""
+    """Number and size of files, by suffix and by what they are or why they are left out; kinds of
+    the fewest files are told together."""
     number: Counter[str] = Counter()
     size: Counter[str] = Counter()
     for file in files:
         kind = f"{_suffixes(file.path)} ({file.reason})".lstrip()
         number[kind] += 1
         size[kind] += file.size
-    return "; ".join(
-        f"{count:,} {kind}, {decimal(size[kind])}" for kind, count in sorted(number.items())
-    )
+    told = sorted(kind for kind, _ in number.most_common(_KINDS))
+    parts = [f"{number[kind]:,} {kind}, {decimal(size[kind])}" for kind in told]
+    if others := number.keys() - {*told}:
+        count, bytes_ = (sum(of[kind] for kind in others) for of in (number, size))
+        parts.append(f"{count:,} of {len(others)} other kinds, {decimal(bytes_)}")
+    return "; ".join(parts)
 
 
 def _suffixes(path: Path) -> str:

@@ -16,7 +16,7 @@ from megatron_grow.data.masked.options import MaskedOptions
 from megatron_grow.data.tokenizers.files import SPECIAL
 from megatron_grow.inputs.errors import UserError
 from tests.data.corpora import run, write_ids, write_json_lines
-from tests.data.masked.sentences import write_sentences
+from tests.data.masked.sentences import FIRST, write_sentences
 
 DOCUMENTS = [[4, 5], [6], [3, 3, 3]]
 
@@ -105,6 +105,20 @@ def test_a_tokenizer_that_does_not_show_words(corpus, tmp_path, masking):
         tokenizer=str(path),
         options={"masking": masking},
     )
+
+
+@pytest.mark.parametrize("masking", ["whole_word", "span"])
+def test_ids_that_the_model_knows_and_the_tokenizer_does_not(tmp_path, masking):
+    strange = write_sentences(tmp_path / "strange", [[4, 5], [6, 300]])
+    look(strange)
+    said = (
+        f"strange.bin has the token id {FIRST + 314}, and data.tokenizer=",
+        "set masking: token",
+    )
+    fails(strange, *said, options={"masking": masking})
+    # Also where a look at some of a large corpus does not find them.
+    train, _ = look(write_sentences(tmp_path / "c", DOCUMENTS), options={"masking": masking})
+    assert train.vocab_size == len(SPECIAL) + 51
 
 
 def test_lengths_of_samples(corpus):
