@@ -77,6 +77,8 @@ class TrainSection:
     with the next step and the next samples."""
     max_skipped_iters: Count = 10
     """With ``non_finite: skip``: steps of the whole run without an update; one more stops it."""
+    max_loss: Positive | None = None
+    """A larger loss of a step is as one that is not finite; absent: every number is let pass."""
 
     def __post_init__(self) -> None:
         check_fields(self, "train.")

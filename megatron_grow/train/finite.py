@@ -1,4 +1,7 @@
-"""A run whose numbers are no longer finite: noticed before the update, on all ranks at once."""
+"""A run whose numbers are no longer finite, or whose loss is too large.
+
+Noticed before the update, on all ranks at once.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ _RANKS_NAMED = 8
 
 
 class DivergedError(AgreedError):
-    """The run cannot go on: its numbers are not finite. All ranks raise it, with one message."""
+    """The run cannot go on: its numbers are not finite, or its loss is too large. All ranks raise
+    it, with one message."""
 
 
 class Finding(NamedTuple):
@@ -40,11 +44,13 @@ class Finding(NamedTuple):
 
 
 class FiniteGuard(TrainingMethod):
-    """Refuses updates by what is not finite, up to the limit of ``train.non_finite``."""
+    """Refuses updates by what is not finite, or of too large a loss, up to the limit of
+    ``train.non_finite``."""
 
     def __init__(self, train: TrainSection, output: Output, skipped: int) -> None:
         """Take the policy, and the steps that went without an update before this start."""
         self._allowed = train.max_skipped_iters if train.non_finite == "skip" else 0
+        self._most, self._loss = train.max_loss, 0.0
         self._output = output
         self.skipped = skipped
         """Steps of the run without an update."""
@@ -52,7 +58,12 @@ class FiniteGuard(TrainingMethod):
         """The last checkpoint, and its step."""
 
     def sees(self, ctx: Context) -> bool:
-        """Whether this rank sees a number that is not finite; ranks may differ."""
+        """Whether this rank sees a number that is not finite, where ranks may differ, or a loss
+        that is too large, which all know."""
+        if self._most is not None:
+            self._loss = ctx.mean_loss()
+            if self._loss > self._most:
+                return True
         losses = [data for _, data in _losses(ctx)]
         return not (math.isfinite(ctx.grad_norm) and all(map(is_finite, losses)))
 
@@ -82,6 +93,8 @@ class FiniteGuard(TrainingMethod):
         if state is not None:
             return Finding(state, ends=True)
         found = _told(_losses(ctx)) or _told(_gradients(ctx.live))
+        if found is None and self._most is not None and self._loss > self._most:
+            found = f"the loss is {self._loss:.4g}, above train.max_loss={self._most:g}"
         found = found or "the gradient norm is not finite"
         self.skipped += 1
         if not self._allowed:

@@ -175,6 +175,17 @@ def stored(run: Path, step: int) -> TorchDistReader:
     return TorchDistReader(path)
 
 
+def test_a_loss_that_is_finite_and_too_large(launch: Launch, workplace: Path) -> None:
+    """It is about ln(257) = 5.5 at first: two such steps are skipped, the third ends the run."""
+    code, _, errors = launch("large", "none", *STILL, *SKIP, "--train.max_loss", "5", steps=[])
+    assert code == 3 and errors.count("\n") == 1, errors
+    assert re.match(r"error: step 3: the loss is 5\.\d+, above train.max_loss=5 \(", errors)
+    found = [row for row in rows(workplace, "large") if row.get("event") == "not_finite"]
+    actions = [(row["step"], row["action"]) for row in found]
+    assert actions == [(1, "skip"), (2, "skip"), (3, "stop")]
+    assert steps_saved(workplace, "large") == []
+
+
 def test_a_resumed_run_remembers_what_it_skipped(launch: Launch, workplace: Path) -> None:
     options = [*STILL, *SKIP, "--train.train_iters", "12", "--optimizer.optimizer", "adam"]
     whole = launch("limit", "loss", *options, steps=[3, 7, 11])
