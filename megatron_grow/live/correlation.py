@@ -60,15 +60,14 @@ def _beside(
     here = parallel_state.get_pipeline_model_parallel_rank()
     for number, (first, second) in enumerate(pairs):
         to, source = layers.rank_of[first], layers.rank_of[second]
-        # In the order of the pairs on every rank, so none waits for one that waits for it.
-        if here == source != to:
-            message = torch.cat([memory(shard).view(-1) for shard in layers[second]])
-            dist.send(message, group=group, group_dst=to)
-        if here == to:
-            mine = [memory(shard).view(-1) for shard in layers[first]]
+        # In the order of the pairs on every rank, so none waits for one that waits for it. Of more
+        # ranks than a layer has entries some hold none of it, of either layer.
+        if here == source != to and (theirs := _flat(layers[second], memory)):
+            dist.send(torch.cat(theirs), group=group, group_dst=to)
+        if here == to and (mine := _flat(layers[first], memory)):
             others: Iterable[torch.Tensor]
             if source == here:
-                others = [memory(shard).view(-1) for shard in layers[second]]
+                others = _flat(layers[second], memory)
             else:
                 message = torch.cat(mine)
                 dist.recv(message, group=group, group_src=source)
@@ -76,6 +75,10 @@ def _beside(
             for shard, one, other in zip(layers[first], mine, others, strict=True):
                 if shard.counts:
                     yield number, one, other
+
+
+def _flat(shards: Sequence[Shard], memory: Memory) -> list[torch.Tensor]:
+    return [memory(shard).view(-1) for shard in shards]
 
 
 def _products(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.stages import StageSection
+from megatron_grow.live.correlation import gradient_correlations
+from megatron_grow.live.layers import Layers
 from megatron_grow.model.architectures import logical_tensors
 from tests.distributed import run_ranks
 from tests.model.reference import losses
@@ -103,3 +105,16 @@ def test_every_layout_measures_the_same(one: dict[str, list[Step]], where: str) 
             (found, *others) = (rank[units][number].correlations for rank in ranks)
             assert all(other == found for other in others)
             assert found == pytest.approx(step.correlations, abs=1e-6)
+
+
+def of_nothing() -> list[float]:
+    """On a rank that updates nothing of any layer: more share them than they have entries."""
+    live = begin(run_config(StageSection(parallel=layout(pp=2))), dist.get_world_size())
+    none = Layers([], live.stage.parallel, MODEL.num_layers)
+    found = gradient_correlations(none, PAIRS["1x4"])
+    live.release()
+    return found
+
+
+def test_ranks_that_hold_nothing_of_a_layer() -> None:
+    assert run_ranks(2, of_nothing) == [[0.0] * 3] * 2
