@@ -15,11 +15,11 @@ from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, TrainSection
-from megatron_grow.config.stages import Stage, StageSection
+from megatron_grow.config.stages import StageSection
 from megatron_grow.growth import filling
 from megatron_grow.growth.plan import Plan, growth, initialisation
 from megatron_grow.live.stage import LiveStage
-from megatron_grow.methods import methods_of
+from megatron_grow.methods import aligned, methods_of
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parametrization.table import run_parametrization
@@ -162,15 +162,10 @@ def plan_of(config: RunConfig, world_size: int, index: int) -> Plan:
     )
 
 
-def aligns_layers(stage: Stage, config: RunConfig, plan: Plan) -> bool:
-    """Whether a method of the stage asks for it."""
-    return any(method.aligns_layers for method in methods_of(stage, config, plan).values())
-
-
 def begin(config: RunConfig, world_size: int) -> LiveStage:
     """The first stage, initialised."""
     stage, plan = config.resolve(world_size)[0], plan_of(config, world_size, 0)
-    return filling.fresh(stage, config, plan, aligned_layers=aligns_layers(stage, config, plan))
+    return filling.fresh(aligned(stage), config, plan)
 
 
 def grow(
@@ -179,8 +174,7 @@ def grow(
     """The stage after ``live``, grown from it."""
     index = live.stage.index + 1
     stage, plan = config.resolve(world_size)[index], plan_of(config, world_size, index)
-    aligned = aligns_layers(stage, config, plan)
-    grown, received = filling.grown(live, stage, config, plan, aligned_layers=aligned)
+    grown, received = filling.grown(live, aligned(stage), config, plan)
     if trace is not None:
         trace.received.append(received)
     return grown

@@ -82,6 +82,9 @@ class Stage:
     """What it leaves behind, with its name."""
     methods: dict[str, str | dict[str, Any]] = field(default_factory=dict)
     """As the run file has them, by the place in the stage's section that asks for each."""
+    aligned_layers: bool = False
+    """Whether a data-parallel rank updates the same part of every layer, as it does anyway of
+    layers that share their parameters; methods may ask for it."""
 
     def tokens_at(self, step: int) -> int:
         """Training tokens that the run has consumed after ``step``, a step of this stage."""

@@ -14,22 +14,13 @@ from megatron_grow.live.stage import LiveStage, filled
 from megatron_grow.state.piece import Piece
 
 
-def fresh(
-    stage: Stage, config: RunConfig, plan: Plan, *, aligned_layers: bool = False
-) -> LiveStage:
+def fresh(stage: Stage, config: RunConfig, plan: Plan) -> LiveStage:
     """A stage with the fresh state of ``plan``; every rank of the job takes part."""
     fill = partial(transfer, plan, [])
-    return filled(stage, config, plan.tensors, fill, updates=0, aligned_layers=aligned_layers)
+    return filled(stage, config, plan.tensors, fill, updates=0)
 
 
-def grown(
-    live: LiveStage,
-    stage: Stage,
-    config: RunConfig,
-    plan: Plan,
-    *,
-    aligned_layers: bool = False,
-) -> tuple[LiveStage, int]:
+def grown(live: LiveStage, stage: Stage, config: RunConfig, plan: Plan) -> tuple[LiveStage, int]:
     """Tear ``live`` down, build ``stage``, move the state by ``plan``; every rank takes part.
 
     Returns:
@@ -45,5 +36,5 @@ def grown(
         source.clear()
         torch.cuda.empty_cache()  # activations of another shape would not fit the holes
 
-    made = filled(stage, config, plan.tensors, fill, updates, aligned_layers=aligned_layers)
+    made = filled(stage, config, plan.tensors, fill, updates)
     return made, received

@@ -46,19 +46,8 @@ class LiveStage:
     It starts without values: :func:`filled` makes one that has them.
     """
 
-    def __init__(
-        self,
-        stage: Stage,
-        config: RunConfig,
-        tensors: dict[str, LogicalTensor],
-        *,
-        aligned_layers: bool = False,
-    ) -> None:
-        """Set up the layout of ``stage`` and build its model, of which ``tensors`` tells all.
-
-        With ``aligned_layers`` a data-parallel rank updates the same part of every layer, as it
-        does anyway of layers that share their parameters.
-        """
+    def __init__(self, stage: Stage, config: RunConfig, tensors: dict[str, LogicalTensor]) -> None:
+        """Set up the layout of ``stage`` and build its model, of which ``tensors`` tells all."""
         self.stage = stage
         self.tensors = tensors
         self.updates = 0
@@ -82,7 +71,7 @@ class LiveStage:
             chunks,
             stage.parallel,
             distributed_optimizer=sharded,
-            align_layers=aligned_layers or bool(groups),
+            align_layers=stage.aligned_layers or bool(groups),
         )
         self.optimizer = build_optimizer(
             self.chunks,
@@ -117,8 +106,8 @@ class LiveStage:
 
         Args:
             groups: of layers, by number, in order, as :class:`.SharedLayers`. In a stage of more
-                than one data-parallel rank they need ``aligned_layers``, or a shape that shares
-                them.
+                than one data-parallel rank they need :attr:`.Stage.aligned_layers`, or a shape that
+                shares them.
             copy_first: whether to give each layer what its group's first has; else they are the
                 same already.
         """
@@ -271,8 +260,6 @@ def filled(
     tensors: dict[str, LogicalTensor],
     fill: Callable[[list[Piece]], object],
     updates: int,
-    *,
-    aligned_layers: bool = False,
 ) -> LiveStage:
     """A live stage with values; every rank takes part.
 
@@ -282,9 +269,8 @@ def filled(
         tensors: of its model.
         fill: writes to all pieces of this rank.
         updates: that the moments it writes have seen.
-        aligned_layers: as :class:`LiveStage`.
     """
-    live = LiveStage(stage, config, tensors, aligned_layers=aligned_layers)
+    live = LiveStage(stage, config, tensors)
     of_layers = [[*same] for _, same in groupby(live.pieces(), attrgetter("key", "kind", "box"))]
     fill([first for first, *_ in of_layers])
     for first, *others in of_layers:

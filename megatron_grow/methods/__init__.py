@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
 from megatron_grow.growth.plan import Plan
@@ -20,6 +22,19 @@ METHODS: Registry[TrainingMethod] = Registry(
         "warm_up_new": "megatron_grow.methods.warm_up_new:WarmUpNew",
     },
 )
+
+
+def aligned(stage: Stage) -> Stage:
+    """``stage``, with its layers aligned if a method of it asks for that.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    asks = any(
+        METHODS.find(spec, f"stages[{stage.index}].{place}").aligns_layers
+        for place, spec in stage.methods.items()
+    )
+    return replace(stage, aligned_layers=asks)
 
 
 def methods_of(stage: Stage, run: RunConfig, plan: Plan) -> dict[str, TrainingMethod]:

@@ -29,19 +29,13 @@ class Growth(NamedTuple):
 
 
 def grow(
-    live: LiveStage,
-    stage: Stage,
-    config: RunConfig,
-    plan: Plan,
-    step: int,
-    *,
-    aligned_layers: bool,
+    live: LiveStage, stage: Stage, config: RunConfig, plan: Plan, step: int
 ) -> tuple[LiveStage, Growth]:
     """Leave ``live`` for ``stage`` by ``plan`` after ``step`` steps; every rank takes part."""
     before, world = live.stage, dist.get_world_size()
     dist.barrier()
     began = time.perf_counter()
-    after, received = grown(live, stage, config, plan, aligned_layers=aligned_layers)
+    after, received = grown(live, stage, config, plan)
     dist.barrier()
     pause = time.perf_counter() - began
     layouts = before.parallel.describe(world), stage.parallel.describe(world)

@@ -14,7 +14,7 @@ from megatron_grow.config.stages import Stage
 from megatron_grow.config.timing import most_tokens
 from megatron_grow.data.check import Split
 from megatron_grow.growth.plan import Plan, growth
-from megatron_grow.methods import methods_of
+from megatron_grow.methods import aligned, methods_of
 from megatron_grow.methods.base import TrainingMethod
 from megatron_grow.model.architectures import architecture_of, data_options_of, logical_tensors
 from megatron_grow.optim.optimizers import optimizer_of
@@ -107,7 +107,7 @@ def check(config: RunConfig) -> Checked:
     methods = [
         methods_of(stage, config, plan) for stage, plan in zip(stages[1:], growths, strict=True)
     ]
-    return Checked(config, stages, growths, methods, data)
+    return Checked(config, [aligned(stage) for stage in stages], growths, methods, data)
 
 
 def prepare(checked: Checked, holder: Holder | None = None) -> Prepared:

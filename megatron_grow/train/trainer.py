@@ -120,12 +120,7 @@ class Trainer:
     # How a stage begins
 
     def _begin(self) -> Loop:
-        live = fresh(
-            self.stages[0],
-            self.config,
-            self.prepared.plans[0],
-            aligned_layers=self._aligned_layers(0),
-        )
+        live = fresh(self.stages[0], self.config, self.prepared.plans[0])
         return self._enter(live, 0)
 
     def _resume(self) -> Loop:
@@ -137,7 +132,6 @@ class Trainer:
             start.plan.tensors,
             lambda pieces: together(lambda: start.load(pieces)),
             start.optimizer_step,
-            aligned_layers=self._aligned_layers(start.stage),
         )
         if start.resumes:
             loop = self._enter(live, start.step, start.methods)
@@ -166,7 +160,6 @@ class Trainer:
             self.config,
             self.prepared.plans[index],
             step,
-            aligned_layers=self._aligned_layers(index),
         )
         self.saving.growths.append(growth.event)
         grown = self._enter(live, step)
@@ -182,10 +175,6 @@ class Trainer:
         self.output.console.growth(row)
         self.output.write({**row, **others})
         return grown
-
-    def _aligned_layers(self, index: int) -> bool:
-        """Whether a method of stage ``index`` asks for them."""
-        return any(method.aligns_layers for method in self.prepared.methods[index].values())
 
     def _enter(self, live: LiveStage, step: int, states: dict[str, dict] | None = None) -> Loop:
         """The loop over a stage of which ``step`` steps of the run are done."""
