@@ -82,10 +82,7 @@ def by_itself(config: RunConfig) -> RunConfig:
     The base is the same model. Of the factors in the model's function those are left to the rule
     again that are what it gave the other target.
     """
-    section = config.parametrization
-    if not section.target:
-        return config
-    found = run_parametrization(config)
+    section, found = config.parametrization, run_parametrization(config)
     given = found.factors(found.target).items()
     theirs: dict[str, Any] = {
         name: None for name, value in given if getattr(config.model, name) == value

@@ -69,10 +69,11 @@ def twin_of(
             f"checkpoint: what {begins_from} has cost is not in this run file, so no twin of equal "
             "FLOPs can be made; one of equal tokens or steps can"
         )
-    config = by_itself(config)
     sized = config
     if config.model.vocab_size is None:
         sized = replace(config, model=with_vocabulary(config.model, config.data))
+    if config.parametrization.target:
+        config = sized = by_itself(sized)
     stages = _timed(sized, ends or {})
     grown = _cost(sized, stages)
     step = _cost(sized, _fixed_size(sized, stages, 1))
