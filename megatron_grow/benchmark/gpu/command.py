@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_grow.benchmark.gpu import beside, correctness, device, growth, page, profile, speed
+from megatron_grow.benchmark.gpu import (
+    ablation,
+    beside,
+    correctness,
+    device,
+    growth,
+    page,
+    profile,
+    speed,
+)
 from megatron_grow.benchmark.gpu.runner import Clock, Row, Task, in_worker, run
 from megatron_grow.benchmark.gpu.shapes import SIZES, Sizes
 from megatron_grow.benchmark.report import machine
@@ -18,6 +27,7 @@ PARTS: dict[str, Callable[[Sizes], list[Task]]] = {
     "profile": profile.tasks,
     "beside": beside.tasks,
     "growth": growth.tasks,
+    "ablation": ablation.tasks,
 }
 """In order of importance."""
 

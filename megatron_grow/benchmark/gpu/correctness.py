@@ -32,6 +32,7 @@ _ROUNDING = 1e-6
 of sums of a few hundred terms."""
 _SAVED = 15
 _COMMAND = Path(megatron_grow.__file__).parents[1] / "pretrain_progressive.py"
+_ONE_OF_MANY = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 _PLACES: dict[str, dict[str, str]] = {"cpu": {"CUDA_VISIBLE_DEVICES": ""}, "gpu": {}}
 
 
@@ -48,7 +49,7 @@ def launch(argv: list[str], environment: Mapping[str, str], seconds: float) -> t
     inherited = {name: value for name, value in os.environ.items() if name not in ALONE}
     done = subprocess.run(
         [sys.executable, str(_COMMAND), *argv],
-        env=inherited | {"OMP_NUM_THREADS": "1"} | dict(environment),
+        env=inherited | _ONE_OF_MANY | dict(environment),
         timeout=seconds,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

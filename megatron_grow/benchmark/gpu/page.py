@@ -129,6 +129,10 @@ def _beside(rows: Values, values: Values) -> list[str]:
     return _table(["", *_SPEED], cells)
 
 
+def _ablation(rows: Values, values: Values) -> list[str]:
+    return _table(["", *_SPEED], [[name, *_speed_cells(row)] for name, row in rows.items()])
+
+
 def _growth(rows: Values, values: Values) -> list[str]:
     cells = [
         [
@@ -181,4 +185,5 @@ _TABLES: dict[str, tuple[str, Callable[[Values, Values], list[str]]]] = {
     "beside": ("Beside plain PyTorch under torch.compile", _beside),
     "profile": ("Where a step's time goes", _profile),
     "growth": ("A growth and a save", _growth),
+    "ablation": ("What switches for faster kernels are worth", _ablation),
 }

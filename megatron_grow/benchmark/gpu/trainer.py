@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -24,13 +25,21 @@ WARM_UP = 3
 class Trainer(MegatronGrow):
     """Takes steps without waiting for the device in between more than training does."""
 
-    def __init__(self, model: ModelConfig, train: TrainSection) -> None:
+    def __init__(
+        self, model: ModelConfig, train: TrainSection, sections: Mapping[str, Any] | None = None
+    ) -> None:
+        """``sections`` of the run file are as they are given."""
+        self._sections = sections or {}
         super().__init__(model, train)
         pinned = torch.cuda.is_available()  # as the loader's
         self._batches = [
             {name: x.pin_memory() if pinned else x for name, x in batch.items()}
             for batch in super()._micro_batches()
         ]
+
+    def run_config(self, model: ModelConfig, train: TrainSection) -> RunConfig:
+        """The run to take steps of."""
+        return replace(super().run_config(model, train), **self._sections)
 
     def _micro_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         return iter(self._batches)
@@ -78,18 +87,22 @@ class Growing(Trainer):
         return seconds
 
 
-def fitting(shape: Shape, model: ModelConfig) -> tuple[Trainer, Attempt]:
+def fitting(
+    shape: Shape, model: ModelConfig, sections: Mapping[str, Any] | None = None
+) -> tuple[Trainer, Attempt]:
     """A trainer of ``model`` that has taken its first steps, by the first attempt that fits."""
     for attempt in shape.attempts:
-        if trainer := _try(shape, model, attempt):
+        if trainer := _try(shape, model, attempt, sections):
             return trainer, attempt
     raise RuntimeError(f"{shape.name} with {model.num_layers} layers does not fit")
 
 
-def _try(shape: Shape, model: ModelConfig, attempt: Attempt) -> Trainer | None:
+def _try(
+    shape: Shape, model: ModelConfig, attempt: Attempt, sections: Mapping[str, Any] | None
+) -> Trainer | None:
     device.start_peak()
     try:
-        trainer = Trainer(model, shape.train(attempt))
+        trainer = Trainer(model, shape.train(attempt), sections)
         trainer.steps(WARM_UP)
         return trainer
     except device.OUT_OF_MEMORY:

@@ -1,0 +1,56 @@
+"""What each of the run file's switches for faster kernels is worth: all, none, and all but one."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any, get_type_hints
+
+from megatron_grow.benchmark.gpu import device
+from megatron_grow.benchmark.gpu.runner import Row, Task, in_worker
+from megatron_grow.benchmark.gpu.shapes import Shape, Sizes
+from megatron_grow.benchmark.gpu.speed import figures
+from megatron_grow.benchmark.gpu.trainer import fitting
+from megatron_grow.config.run import RunConfig
+
+_LAYERS = 4
+"""Of the larger shape: its kernels, and a part of the time that they take."""
+_SECTION = "kernels"
+_DEFAULT = None
+"""A switch that is on where it helps."""
+
+
+def tasks(sizes: Sizes) -> list[Task]:
+    """A few layers of the larger shape in every way, then the smaller one with all and none."""
+    section = get_type_hints(RunConfig).get(_SECTION)
+    if section is None:
+        return []
+    names = [field.name for field in fields(section)]
+    llama = replace(
+        sizes.llama,
+        model=replace(sizes.llama.model, num_layers=min(_LAYERS, sizes.llama.model.num_layers)),
+    )
+    ways: dict[str, dict[str, Any]] = {
+        "all": dict.fromkeys(names, _DEFAULT),
+        "none": dict.fromkeys(names, False),
+    }
+    each = {f"without {name}": ways["all"] | {name: False} for name in names}
+    return [
+        Task(
+            "ablation",
+            f"{shape.name}, {shape.model.num_layers} layers, {name}",
+            20.0,
+            in_worker(measure, shape, section(**way), sizes.repetitions),
+        )
+        for shape, known in ((llama, ways | each), (sizes.gpt2, ways))
+        for name, way in known.items()
+    ]
+
+
+def measure(shape: Shape, section: Any, repetitions: int) -> Row:
+    """Train with the switches of ``section``."""
+    trainer, attempt = fitting(shape, shape.model, {_SECTION: section})
+    seconds = trainer.steps(repetitions)
+    trainer.release()
+    row = figures(shape, shape.model, attempt, seconds) | device.peak_memory()
+    device.let_go()
+    return row
