@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from statistics import median
+from statistics import mean
 from typing import Any
 
 from megatron_grow.benchmark.gpu import device
@@ -14,66 +14,48 @@ from megatron_grow.benchmark.gpu.shapes import Attempt, Shape, Sizes
 from megatron_grow.benchmark.gpu.speed import figures
 from megatron_grow.benchmark.gpu.trainer import WARM_UP, Trainer
 
-_TURNS = 3
-_CONTESTANTS: dict[str, Callable[..., Any]] = {
-    "megatron_grow": Trainer,
-    "torch.compile": PlainTrainer,
-}
-_kept: dict[str, Any] = {}
-"""What this process trains; it keeps its memory while the other takes its turn."""
+OURS, PLAIN = "megatron_grow", "torch.compile"
+_TURNS = (OURS, PLAIN, OURS)
+"""Each alone on the device, so that each has all of its memory; ours before and after."""
+_CONTESTANTS: dict[str, Callable[..., Any]] = {OURS: Trainer, PLAIN: PlainTrainer}
 
 
 def tasks(sizes: Sizes) -> list[Task]:
     """Both shapes of which a whole step fits."""
     return [
-        Task("beside", shape.name, 60.0, partial(measure, shape, sizes.repetitions))
-        for shape in (sizes.llama, sizes.gpt2)
+        Task("beside", shape.name, seconds, partial(measure, shape, sizes.repetitions))
+        for shape, seconds in ((sizes.llama, 80.0), (sizes.gpt2, 60.0))
     ]
 
 
 def measure(shape: Shape, repetitions: int, workers: Workers) -> Row:
-    """Both by the first attempt by which both fit at once."""
+    """Each by the first attempt that fits."""
+    turns: dict[str, list[Row]] = {OURS: [], PLAIN: []}
+    for name in _TURNS:
+        turns[name].append(_fitting_turn(name, shape, repetitions, workers))
+    speeds = {name: mean(row["tokens_per_second"] for row in rows) for name, rows in turns.items()}
+    return {
+        **{name: rows[0] for name, rows in turns.items()},
+        "turns": turns,
+        "ratio": speeds[OURS] / speeds[PLAIN],
+    }
+
+
+def _fitting_turn(name: str, shape: Shape, repetitions: int, workers: Workers) -> Row:
     for attempt in shape.attempts:
-        if all(workers.call(_begin, name, shape, attempt, process=name) for name in _CONTESTANTS):
-            break
-        for name in _CONTESTANTS:
-            workers.call(_end, process=name)
-    else:
-        raise RuntimeError(f"two of {shape.name} do not fit beside each other")
-    times: dict[str, list[float]] = {name: [] for name in _CONTESTANTS}
-    for _ in range(_TURNS):
-        for name, seconds in times.items():
-            seconds.append(workers.call(_steps, repetitions, process=name))
-    row: Row = {}
-    for name, seconds in times.items():
-        row[name] = workers.call(_figures, shape, attempt, median(seconds), process=name)
-        row[name]["turns"] = seconds
-        workers.call(_end, process=name)
-    ours, theirs = times.values()
-    row["ratio"] = median(b / a for a, b in zip(ours, theirs, strict=True))
-    return row
+        workers.close()
+        if row := workers.call(turn, name, shape, attempt, repetitions):
+            return row
+    raise RuntimeError(f"{name} does not fit at {shape.name}")
 
 
-def _begin(name: str, shape: Shape, attempt: Attempt) -> bool:
-    """Make a contestant and take its first steps; whether there was memory for it."""
+def turn(name: str, shape: Shape, attempt: Attempt, repetitions: int) -> Row | None:
+    """Time a contestant; None where there is no memory for it."""
     device.start_peak()
     try:
         trainer = _CONTESTANTS[name](shape.model, shape.train(attempt))
         trainer.steps(WARM_UP)
+        seconds = trainer.steps(repetitions)
     except device.OUT_OF_MEMORY:
-        return False
-    _kept["trainer"] = trainer
-    return True
-
-
-def _steps(count: int) -> float:
-    return _kept["trainer"].steps(count)
-
-
-def _figures(shape: Shape, attempt: Attempt, seconds: float) -> Row:
+        return None
     return figures(shape, shape.model, attempt, seconds) | device.peak_memory()
-
-
-def _end() -> None:
-    _kept.clear()
-    device.let_go()

@@ -33,7 +33,7 @@ class Trainer(MegatronGrow):
         super().__init__(model, train)
         pinned = torch.cuda.is_available()  # as the loader's
         self._batches = [
-            {name: x.pin_memory() if pinned else x for name, x in batch.items()}
+            {name: x.contiguous().pin_memory() if pinned else x for name, x in batch.items()}
             for batch in super()._micro_batches()
         ]
 
@@ -101,11 +101,15 @@ def _try(
     shape: Shape, model: ModelConfig, attempt: Attempt, sections: Mapping[str, Any] | None
 ) -> Trainer | None:
     device.start_peak()
+    trainer = None
     try:
         trainer = Trainer(model, shape.train(attempt), sections)
         trainer.steps(WARM_UP)
         return trainer
     except device.OUT_OF_MEMORY:
         pass
-    device.let_go()  # when the error has let go of its frames
+    if trainer is not None:  # when the error has let go of its frames
+        trainer.release()
+        del trainer
+    device.let_go()
     return None
