@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from megatron_grow.config.kernels import KernelsSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import (
@@ -49,6 +50,7 @@ class RunConfig:
     data: DataSection = field(default_factory=DataSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     logging: LoggingSection = field(default_factory=LoggingSection)
+    kernels: KernelsSection = field(default_factory=KernelsSection)
     stages: list[StageSection] = field(default_factory=list)
     """From small to full size; empty: the target from start to end."""
 

@@ -31,11 +31,12 @@ from megatron_grow.live.pieces import (
 from megatron_grow.live.placement import tensors_of
 from megatron_grow.live.sharing import SharedLayers
 from megatron_grow.model.architectures import architecture_of
+from megatron_grow.model.kernels.table import choose, use_kernels
 from megatron_grow.optim import update
 from megatron_grow.optim.builder import build_optimizer
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.optim.state import set_step
-from megatron_grow.parallel import process_groups
+from megatron_grow.parallel import cpu, process_groups
 from megatron_grow.parametrization.table import multipliers_of_run
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -66,6 +67,9 @@ class LiveStage:
         check_model(chunks, tensors, stage.model.architecture)
         for chunk in chunks:
             apply_multipliers(chunk, tensors, stage.model)
+        self.kernels = choose(config.kernels, cpu.device())
+        """What is computed in fewer kernels."""
+        use_kernels(chunks, self.kernels)
         groups = groups_of(stage.model.sharing or ())
         self.chunks = wrap_data_parallel(
             chunks,

@@ -19,6 +19,7 @@ from megatron.core.optimizer import (
 )
 
 from megatron_grow.config.sections import OptimizerSection
+from megatron_grow.optim import multi_tensor
 from megatron_grow.optim.algorithms.fused_rows import row_pattern
 from megatron_grow.optim.base import Optimizer
 from megatron_grow.optim.groups import ParameterGroup, parameter_groups
@@ -59,6 +60,7 @@ def build_optimizer(
         use_distributed_optimizer: shard the state over data-parallel ranks, as the chunks'
             gradient buffers do; for optimizers that allow it.
     """
+    multi_tensor.install()
     config = _engine_config(section, precision, use_distributed_optimizer)
     params = [
         param for chunk in model_chunks for param in chunk.parameters() if param.requires_grad

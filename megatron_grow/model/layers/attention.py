@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class ScaledDotProductAttention(torch.nn.Module):
@@ -32,6 +36,9 @@ class ScaledDotProductAttention(torch.nn.Module):
         self.causal = attn_mask_type is AttnMaskType.causal
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
+        self.backends: Sequence[SDPBackend] | None = None
+        """Of torch, the first that can compute attention without a mask does; None: torch
+        chooses."""
 
     def forward(
         self,
@@ -82,13 +89,19 @@ class ScaledDotProductAttention(torch.nn.Module):
         dropout: float,
     ) -> torch.Tensor:
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # (b, heads, s, d)
-        return functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=attended,
-            is_causal=self.causal,
-            dropout_p=dropout,
-            scale=self.softmax_scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
+        with self._chosen_backends(attended):
+            return functional.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=attended,
+                is_causal=self.causal,
+                dropout_p=dropout,
+                scale=self.softmax_scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+
+    def _chosen_backends(self, attended: torch.Tensor | None) -> AbstractContextManager:
+        if self.backends is None or attended is not None:
+            return nullcontext()
+        return sdpa_kernel(list(self.backends), set_priority=True)

@@ -7,6 +7,7 @@ gradient where the logits were, in their precision: a quarter of the memory unde
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,9 +16,16 @@ import torch.distributed as dist
 _BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 27}
 """Logits in one block: what a core's cache holds; what keeps a GPU busy in half a GB of fp32."""
 
+Softmax = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""As :func:`softmax_`."""
+
 
 def vocab_parallel_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup, vocab_size: int
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    group: dist.ProcessGroup,
+    vocab_size: int,
+    softmax: Softmax | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log likelihood of each label; softmax in fp32 whatever the logits are.
 
@@ -28,12 +36,13 @@ def vocab_parallel_cross_entropy(
         group: the tensor-parallel ranks, in the order of their parts.
         vocab_size: tokens; logits behind them are padding, without a share in the softmax and
             with a gradient of exactly 0.
+        softmax: of rows of logits; :func:`softmax_` if absent.
 
     Returns:
         Two of (...), the same on every rank of ``group``: the losses, in fp32, and whether no logit
         is larger than that of the label.
     """
-    return _VocabParallelCrossEntropy.apply(logits, labels, group, vocab_size)
+    return _VocabParallelCrossEntropy.apply(logits, labels, group, vocab_size, softmax or softmax_)
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
@@ -44,6 +53,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         group: dist.ProcessGroup,
         vocab_size: int,
+        softmax: Softmax,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = logits.detach().view(-1, logits.shape[-1])  # (tokens, part of the vocabulary)
         first = group.rank() * rows.shape[1]
@@ -53,7 +63,7 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         index = index.masked_fill(elsewhere, 0).unsqueeze(1)
         predicted = rows.gather(1, index).squeeze(1).float().masked_fill(elsewhere, 0.0)
 
-        top, total = _softmax_(rows) if first < vocab_size else _nothing_(rows)
+        top, total = softmax(rows) if first < vocab_size else _nothing_(rows)
         if group.size() > 1:
             top, total, share, predicted = _over_ranks(top, total, predicted, group)
             rows.mul_(share.unsqueeze(1))
@@ -70,10 +80,10 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_losses: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         gradient.mul_(grad_losses.reshape(-1, 1))
-        return gradient.view(*grad_losses.shape, -1), None, None, None
+        return gradient.view(*grad_losses.shape, -1), None, None, None, None
 
 
-def _softmax_(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def softmax_(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn ``rows`` of logits into their softmax, in place.
 
     Returns:
@@ -93,7 +103,7 @@ def _softmax_(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _nothing_(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As :func:`_softmax_`, where all columns are padding."""
+    """As :func:`softmax_`, where all columns are padding."""
     rows.zero_()
     top, total = torch.zeros(2, len(rows), device=rows.device)
     return top.fill_(-torch.inf), total

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 
-from megatron_grow.model.layers.cross_entropy import vocab_parallel_cross_entropy
+from megatron_grow.model.layers.cross_entropy import softmax_, vocab_parallel_cross_entropy
 
 _BY_TOKEN = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 """Parameters of megatron-core's language models with an entry for each token."""
 
 
-@dataclass(frozen=True)
-class PaddedVocabulary:
+class PaddedVocabulary(torch.nn.Module):
     """Tokens, and what pads them to a number that all ranks can share.
 
     Entries of padding are zero and stay so: no token looks them up, and their logits have neither a
     share in the loss nor a gradient.
     """
 
-    size: int
-    """Tokens; entries behind them are padding."""
-    padded: int
-    """Entries, on all ranks together."""
-    group: dist.ProcessGroup
-    """The tensor-parallel ranks, in the order of their parts."""
+    def __init__(self, size: int, padded: int, group: dist.ProcessGroup) -> None:
+        """Without parameters.
+
+        Args:
+            size: tokens; entries behind them are padding.
+            padded: entries, on all ranks together.
+            group: the tensor-parallel ranks, in the order of their parts.
+        """
+        super().__init__()
+        self.size, self.padded, self.group = size, padded, group
+        self.softmax = softmax_
+        """What turns rows of logits into their softmax, in place."""
 
     @property
     def here(self) -> int:
@@ -48,4 +51,4 @@ class PaddedVocabulary:
         self, logits: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As :func:`.cross_entropy.vocab_parallel_cross_entropy`, which overwrites ``logits``."""
-        return vocab_parallel_cross_entropy(logits, labels, self.group, self.size)
+        return vocab_parallel_cross_entropy(logits, labels, self.group, self.size, self.softmax)

@@ -1,0 +1,34 @@
+"""Which parts of a step are computed in fewer, larger kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_grow.inputs.ranges import check_fields
+
+
+@dataclass
+class KernelsSection:
+    """Parts of a step in fewer kernels, by torch alone; values differ by rounding.
+
+    Each is null: where it helps, which is on a GPU that has what it needs; or true, or false.
+    """
+
+    attention: bool | None = None
+    """Attention without a mask by cuDNN where it can, else by the flash kernels."""
+    cross_entropy: bool | None = None
+    """The softmax of the loss, compiled: one walk over the logits instead of six."""
+    rotary: bool | None = None
+    """Rotary embeddings, compiled, from tables that are made once."""
+    activation: bool | None = None
+    """Bias and activation of a feed-forward network, gated or not, compiled."""
+    bias_dropout_add: bool | None = None
+    """Bias, dropout and the residual sum by megatron-core's compiled function."""
+    norms: bool | None = None
+    """RMS norms, compiled; null: only where this torch has no kernel of its own for them."""
+    weight_gradients: bool | None = None
+    """Gradients of matrices added to the fp32 buffer by the product itself, never rounded to
+    bf16."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "kernels.")

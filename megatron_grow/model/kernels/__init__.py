@@ -1,0 +1,1 @@
+"""Parts of a model in fewer kernels: one file each, a row in :mod:`.table`."""

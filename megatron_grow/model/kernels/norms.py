@@ -1,0 +1,34 @@
+"""RMS norms, compiled where torch would compute them in five kernels."""
+
+from __future__ import annotations
+
+from types import MethodType
+
+import torch
+from torch.nn import functional
+
+from megatron_grow.model.kernels.compiling import compiled
+from megatron_grow.model.layers.norms import Norm
+
+
+def fuse(module: torch.nn.Module) -> None:
+    """Let an RMS norm of ours be compiled; torch has a kernel for layer norms."""
+    if isinstance(module, Norm) and module.bias is None:
+        module.forward = MethodType(_forward, module)
+
+
+def lacks(device: torch.device) -> str | None:
+    """What it would need to help on ``device``: a torch that decomposes RMS norms."""
+    key = device.type.upper()
+    if torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_rms_norm", key):
+        return "need: this torch has a kernel for RMS norms"
+    return None
+
+
+def _forward(norm: Norm, x: torch.Tensor) -> torch.Tensor:
+    return _rms_norm(x, norm.weight, norm.eps)
+
+
+@compiled
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return functional.rms_norm(x, weight.shape, weight, eps)

@@ -1,0 +1,83 @@
+"""The kernels that a run file can ask for, and asking a model to use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import NamedTuple
+
+import torch
+
+from megatron_grow.config.kernels import KernelsSection
+from megatron_grow.model.kernels import (
+    activation,
+    attention,
+    bias_dropout_add,
+    compiling,
+    cross_entropy,
+    norms,
+    rotary,
+    weight_gradients,
+)
+
+
+class Kernel(NamedTuple):
+    """One field of :class:`.KernelsSection`."""
+
+    fuse: Callable[[torch.nn.Module], None]
+    """Called with every module of a model, before it is wrapped: has those that it is for use
+    it."""
+    lacks: Callable[[torch.device], str | None] = lambda device: None
+    """What it needs on a device to help there, and what is not there; None if nothing."""
+    compiles: bool = False
+
+
+def _needs(*questions: Callable[[torch.device], str | None]) -> Callable:
+    return lambda device: next(filter(None, (ask(device) for ask in questions)), None)
+
+
+KERNELS = {
+    "attention": Kernel(attention.fuse),
+    "cross_entropy": Kernel(cross_entropy.fuse, compiling.lacks, True),
+    "rotary": Kernel(rotary.fuse, compiling.lacks, True),
+    "activation": Kernel(activation.fuse, compiling.lacks, True),
+    "bias_dropout_add": Kernel(bias_dropout_add.fuse, compiling.lacks, True),
+    "norms": Kernel(norms.fuse, _needs(norms.lacks, compiling.lacks), True),
+    "weight_gradients": Kernel(weight_gradients.fuse, weight_gradients.lacks),
+}
+
+
+class Chosen(NamedTuple):
+    """What a stage uses."""
+
+    used: tuple[str, ...]
+    lacking: dict[str, str]
+    """Those that would be used, were something here that is not."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether anything is compiled when it is first called."""
+        return any(KERNELS[name].compiles for name in self.used)
+
+
+def choose(section: KernelsSection, device: torch.device) -> Chosen:
+    """What a run uses on ``device``: what it asks for, and else, on a GPU, what helps there."""
+    asked = {field.name: getattr(section, field.name) for field in fields(section)}
+    lacking = {}
+    if device.type == "cuda":
+        for name in (name for name, value in asked.items() if value is None):
+            missing = KERNELS[name].lacks(device)
+            asked[name] = missing is None
+            if missing is not None:
+                lacking[name] = missing
+    return Chosen(tuple(name for name, value in asked.items() if value), lacking)
+
+
+def use_kernels(chunks: Iterable[torch.nn.Module], chosen: Chosen) -> None:
+    """Have models use what is chosen; what others have compiled is forgotten."""
+    if chosen.compiles:
+        compiling.forget()
+    for chunk in chunks:
+        for module in chunk.modules():
+            for name in chosen.used:
+                KERNELS[name].fuse(module)
