@@ -72,6 +72,9 @@ class TrainSection:
     """With full recomputation: layers in one checkpointed piece."""
     transformer_impl: Literal["local", "transformer_engine"] = "local"
     """Layer specification; transformer_engine needs Transformer Engine and a GPU."""
+    fp8: Literal["e4m3", "hybrid"] | None = None
+    """Matrix products in 8 bits, in layers of Transformer Engine alone: all in e4m3, or (hybrid)
+    those of the backward pass with e5m2 gradients."""
     non_finite: Literal["stop", "skip"] = "stop"
     """At a loss or a gradient that is NaN or infinite: stop before the update, or go on without it,
     with the next step and the next samples."""
@@ -82,6 +85,11 @@ class TrainSection:
 
     def __post_init__(self) -> None:
         check_fields(self, "train.")
+        if self.fp8 is not None and self.transformer_impl != "transformer_engine":
+            raise UserError(
+                f"train.fp8={self.fp8} needs train.transformer_impl: transformer_engine; layers of "
+                f"{self.transformer_impl} would ignore it"
+            )
 
     @property
     def batch(self) -> BatchShape:
@@ -271,6 +279,9 @@ class LoggingSection:
     """Log to this Weights & Biases project as well."""
     progress_bar: bool = True
     """A live bar where the console is a terminal."""
+    peak_tflops: Positive | None = None
+    """What one GPU could do, in 10^12 FLOPs per second, of which MFU is told as a share; absent:
+    dense bf16 products by its data sheet, if it is one that is known."""
 
     def __post_init__(self) -> None:
         check_fields(self, "logging.")

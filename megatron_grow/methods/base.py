@@ -60,6 +60,8 @@ class Context:
     """Whether the run saves and stops after this step."""
     began: float = 0.0
     """When this step began, in seconds of ``time.perf_counter``."""
+    waited: float = 0.0
+    """Seconds of this step in which this rank has waited for its micro-batches."""
     last_step: int | None = None
     """After which the stage ends; None: not decided, at the latest after ``stage.last_step``."""
     end_reason: str | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+import torch
 from megatron.core import parallel_state
 from torch.utils.data import Dataset
 
@@ -13,6 +15,21 @@ from megatron_grow.data.loader import micro_batches
 from megatron_grow.live.passes import Batches
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import architecture_of
+
+
+class Waiting(Iterator):
+    """Micro-batches, and how long one has waited for them."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        began = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - began
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from megatron_grow.train.rows import (
     EvaluationRow,
+    GpuNumbers,
     GrowthRow,
     ReleaseRow,
     StageEndRow,
@@ -54,12 +55,20 @@ class Console:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def train_row(self, row: TrainRow, others: Mapping[str, float]) -> None:
-        """Move the bar to a training row, or print its line; ``others`` are its further numbers."""
+    def train_row(
+        self, row: TrainRow, others: Mapping[str, float], gpu: GpuNumbers | None = None
+    ) -> None:
+        """Move the bar to a training row, or print its line.
+
+        Args:
+            row: what is reported.
+            others: further losses and metrics.
+            gpu: what is told of GPUs, where the run computes on some.
+        """
         step = row["step"]
         where = f"stage {row['stage']}, {_layers(row['num_layers'])} | loss {row['loss']:.4f}"
         speed = (
-            f"{row['tokens_per_second']:,.0f} tokens/s | "
+            f"{row['tokens_per_second']:,.0f} tokens/s | {_of_gpu(gpu)}"
             f"ETA {_duration((self._total_steps - step) * row['step_time'])}"
         )
         if self._bar is not None:
@@ -149,6 +158,17 @@ def _parts(others: Mapping[str, float]) -> str:
         told = f"{100 * value:.1f} %" if is_accuracy(name) else f"{value:.4f}"
         found.setdefault(what, [what]).append(told)
     return f" ({', '.join(map(' '.join, found.values()))})" if others else ""
+
+
+def _of_gpu(gpu: GpuNumbers | None) -> str:
+    """``MFU 41.2 % | 23.4 GB | ``, for a line that goes on; waiting for data where it matters."""
+    if gpu is None:
+        return ""
+    parts = [f"MFU {100 * gpu['mfu']:.1f} %"] if "mfu" in gpu else []
+    parts.append(_bytes(gpu["peak_memory"]))
+    if gpu["data_wait"] >= 0.01:
+        parts.append(f"{100 * gpu['data_wait']:.0f} % waiting for data")
+    return "".join(f"{part} | " for part in parts)
 
 
 def _layers(number: int) -> str:

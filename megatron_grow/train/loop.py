@@ -10,6 +10,7 @@ from megatron_grow.live.passes import Batches
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.parallel.agreement import any_rank
+from megatron_grow.train.batches import Waiting
 
 
 class Loop:
@@ -43,7 +44,9 @@ class Loop:
         self._schedule.apply(live.optimizer, ctx.step, live.stage)
         for method in acting:
             method.before_step(ctx)
-        ctx.totals = live.forward_backward(ctx.step, batches)
+        waiting = Waiting(batches) if batches is not None else None
+        ctx.totals = live.forward_backward(ctx.step, waiting)
+        ctx.waited = waiting.seconds if waiting is not None else 0.0
         for method in acting:
             method.before_sharing(ctx)
         live.share_gradients()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from megatron_grow.files.regular import read_regular
 from megatron_grow.inputs.errors import UserError
@@ -27,8 +27,21 @@ class Progress(TypedDict):
     """Transformer layers alone."""
 
 
+class GpuNumbers(TypedDict):
+    """What a training row has besides where the run computes on GPUs."""
+
+    tokens_per_second_per_gpu: float
+    peak_memory: int
+    """Bytes that tensors of the fullest rank have had at most since the stage began."""
+    data_wait: float
+    """Share of the time that the rank which waited longest for data has waited."""
+    mfu: NotRequired[float]
+    """Model FLOPs utilisation: what :func:`.cost.flops.model_flops_per_token` counts, as a share of
+    the GPU's peak (``logging.peak_tflops``); absent where that is not known."""
+
+
 class TrainRow(Progress):
-    """One log interval; losses and speeds are means over it.
+    """One log interval; losses and speeds are means over it. On a GPU it has :class:`GpuNumbers`.
 
     It has further fields for the parts of a loss that is the sum of several, and for metrics such
     as ``masked_lm_accuracy`` (:meth:`.Objective.means`).

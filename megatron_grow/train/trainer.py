@@ -16,6 +16,8 @@ from megatron_grow.train.console import Console
 from megatron_grow.train.ending import StageEnding
 from megatron_grow.train.evaluation import Evaluation
 from megatron_grow.train.finite import FiniteGuard
+from megatron_grow.train.fused import FusedKernels
+from megatron_grow.train.gpu import gpu_of
 from megatron_grow.train.growing import grow
 from megatron_grow.train.layer_rows import LayerRows
 from megatron_grow.train.loop import Loop
@@ -43,8 +45,9 @@ class Trainer:
     """Trains a prepared run from its start, or its checkpoint, to its end.
 
     What happens besides the steps has the form of training methods. It follows those of the stage,
-    in this order: the rule that may end the stage, what methods report, the request to stop, the
-    guard against numbers that are not finite, rows of layers, training rows, evaluation, saving.
+    in this order: the rule that may end the stage, what is told of kernels, what methods report,
+    the request to stop, the guard against numbers that are not finite, rows of layers, training
+    rows, evaluation, saving.
     """
 
     def __init__(
@@ -188,8 +191,8 @@ class Trainer:
             if place in methods:
                 methods[place].load_state_dict(state)
         ctx = Context(self.config, self.stages, live, self.prepared.plans[index], step, methods)
-        parts = [Reports(self.output), self.stop, self.guard]
+        parts = [FusedKernels(self.output.console), Reports(self.output), self.stop, self.guard]
         if self.config.train.layers_interval:
             parts.append(LayerRows(self.output))
-        parts += [TrainingRows(self.output), self.evaluation, self.saving]
+        parts += [TrainingRows(self.output, gpu_of(self.config)), self.evaluation, self.saving]
         return Loop(ctx, parts)

@@ -53,6 +53,8 @@ OUTSIDE = {
     "parallel.bucket_size": [-3, 0],
     "parallel.tensor_model_parallel_size": [0],
     "logging.progress_bar": [None],
+    "logging.peak_tflops": [0.0, -1.0],
+    "train.fp8": ["int8"],
 }
 
 

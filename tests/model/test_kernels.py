@@ -147,11 +147,12 @@ def test_a_cpu_computes_as_ever_unless_asked() -> None:
 
 def test_a_gpu_uses_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     lacking = table.KERNELS["rotary"]._replace(lacks=lambda device: "Triton")
+    needless = table.KERNELS["norms"]._replace(helps=lambda device: False)
     rest = {name: kernel._replace(lacks=lambda _: None) for name, kernel in table.KERNELS.items()}
-    monkeypatch.setattr(table, "KERNELS", {**rest, "rotary": lacking})
+    monkeypatch.setattr(table, "KERNELS", {**rest, "rotary": lacking, "norms": needless})
     gpu = torch.device("cuda", 0)
     chosen = table.choose(KernelsSection(activation=False), gpu)
-    assert set(chosen.used) == set(rest) - {"rotary", "activation"}
+    assert set(chosen.used) == set(rest) - {"rotary", "activation", "norms"}
     assert chosen.lacking == {"rotary": "Triton"}
     assert "rotary" in table.choose(KernelsSection(rotary=True), gpu).used  # its user knows better
 

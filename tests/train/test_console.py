@@ -114,3 +114,13 @@ def test_other_ranks_are_silent(capsys):
         console.message("text")
         console.warning("text")
     assert capsys.readouterr().out == ""
+
+
+def test_gpus_stand_before_the_time_that_is_left(capsys):
+    gpu = {"tokens_per_second_per_gpu": 1.0, "peak_memory": 23_400_000_000, "data_wait": 0.009}
+    with Console(total_steps=250) as console:
+        console.train_row(ROW, {}, gpu)
+        console.train_row(ROW, {}, {**gpu, "mfu": 0.4123, "data_wait": 0.05})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("12,346 tokens/s | 23.4 GB | ETA 2m00s")
+    assert second.endswith("| MFU 41.2 % | 23.4 GB | 5 % waiting for data | ETA 2m00s")

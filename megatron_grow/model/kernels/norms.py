@@ -17,12 +17,10 @@ def fuse(module: torch.nn.Module) -> None:
         module.forward = MethodType(_forward, module)
 
 
-def lacks(device: torch.device) -> str | None:
-    """What it would need to help on ``device``: a torch that decomposes RMS norms."""
+def helps(device: torch.device) -> bool:
+    """Whether this torch has no kernel of its own for them on ``device``."""
     key = device.type.upper()
-    if torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_rms_norm", key):
-        return "need: this torch has a kernel for RMS norms"
-    return None
+    return not torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_rms_norm", key)
 
 
 def _forward(norm: Norm, x: torch.Tensor) -> torch.Tensor:

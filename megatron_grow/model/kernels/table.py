@@ -28,12 +28,10 @@ class Kernel(NamedTuple):
     """Called with every module of a model, before it is wrapped: has those that it is for use
     it."""
     lacks: Callable[[torch.device], str | None] = lambda device: None
-    """What it needs on a device to help there, and what is not there; None if nothing."""
+    """What it needs on a device, and what is not there; None if nothing."""
     compiles: bool = False
-
-
-def _needs(*questions: Callable[[torch.device], str | None]) -> Callable:
-    return lambda device: next(filter(None, (ask(device) for ask in questions)), None)
+    helps: Callable[[torch.device], bool] = lambda device: True
+    """Whether it makes a step on that GPU faster."""
 
 
 KERNELS = {
@@ -42,7 +40,7 @@ KERNELS = {
     "rotary": Kernel(rotary.fuse, compiling.lacks, True),
     "activation": Kernel(activation.fuse, compiling.lacks, True),
     "bias_dropout_add": Kernel(bias_dropout_add.fuse, compiling.lacks, True),
-    "norms": Kernel(norms.fuse, _needs(norms.lacks, compiling.lacks), True),
+    "norms": Kernel(norms.fuse, compiling.lacks, True, norms.helps),
     "weight_gradients": Kernel(weight_gradients.fuse, weight_gradients.lacks),
 }
 
@@ -65,11 +63,12 @@ def choose(section: KernelsSection, device: torch.device) -> Chosen:
     asked = {field.name: getattr(section, field.name) for field in fields(section)}
     lacking = {}
     if device.type == "cuda":
-        for name in (name for name, value in asked.items() if value is None):
-            missing = KERNELS[name].lacks(device)
-            asked[name] = missing is None
-            if missing is not None:
-                lacking[name] = missing
+        for name, kernel in KERNELS.items():
+            if asked[name] is None and kernel.helps(device):
+                missing = kernel.lacks(device)
+                asked[name] = missing is None
+                if missing is not None:
+                    lacking[name] = missing
     return Chosen(tuple(name for name, value in asked.items() if value), lacking)
 
 

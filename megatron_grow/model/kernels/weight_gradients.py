@@ -29,11 +29,13 @@ class Accumulation:
 
 
 def fuse(module: torch.nn.Module) -> None:
-    """Let a linear layer of megatron-core's add its gradient so, as it would with Apex."""
+    """Let a linear layer add its gradient so: megatron-core's as it would with Apex."""
     if isinstance(module, (ColumnParallelLinear, RowParallelLinear)):
         if not layers._grad_accum_fusion_available:
             layers.fused_weight_gradient_mlp_cuda = Accumulation
         module.gradient_accumulation_fusion = True
+    elif hasattr(module, "fuse_wgrad_accumulation"):  # Transformer Engine's
+        module.fuse_wgrad_accumulation = True
 
 
 @functools.cache

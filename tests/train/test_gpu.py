@@ -1,0 +1,71 @@
+"""What rows tell of GPUs, where some are made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import LoggingSection, TrainSection
+from megatron_grow.config.stages import StageSection
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.train import gpu
+from megatron_grow.train.batches import Waiting
+from megatron_grow.train.console import Console
+from megatron_grow.train.metrics import MetricsLog
+from megatron_grow.train.output import Output
+from megatron_grow.train.training_rows import TrainingRows
+from tests.distributed import run_ranks
+from tests.toy import begin, loop_over, micro_batches, run_config
+
+
+def _rows(config: RunConfig, directory: Path) -> list[dict]:
+    rank = torch.distributed.get_rank()
+    log = MetricsLog(directory) if rank == 0 else None
+    made_up = gpu.Gpu(peak=1e9, peak_memory=lambda: 1000 * (rank + 1))
+    rows = TrainingRows(Output(Console(1, enabled=False), log), made_up)
+    loop = loop_over(begin(config, 2), config, others=[rows])
+    for _ in loop.steps(micro_batches(config, 0)):
+        pass
+    return log.rows() if log else []
+
+
+def test_rows_of_two_gpus(tmp_path: Path) -> None:
+    config = run_config(StageSection(parallel={"tensor_model_parallel_size": 2}), train_iters=2)
+    (row,), _ = run_ranks(2, _rows, config, tmp_path)
+    assert row["peak_memory"] == 2000  # of the fullest
+    assert 0 < row["data_wait"] < 1
+    each = row["tokens_per_second"] / 2
+    assert row["tokens_per_second_per_gpu"] == each
+    # PaLM (appendix B): six for each parameter and token, and 12 x layers x hidden x sequence; the
+    # table of positions multiplies nothing, and that of tokens does in the tied head.
+    layers = 4 * (2 * 32 * 32 + 2 * 32 * 16 + 2 * 32 * 64)
+    flops = 6 * (layers + 128 * 32) + 12 * 4 * 32 * 16
+    assert row["mfu"] == pytest.approx(flops * each / 1e9)
+
+
+def test_waits_add_up() -> None:
+    waiting = Waiting(iter([{}, {}]))
+    assert list(waiting) == [{}, {}]
+    assert waiting.seconds > 0
+
+
+def test_which_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu.gpu_of(RunConfig()) is None  # a CPU has none
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert gpu.gpu_of(RunConfig()).peak == 989.5e12
+    assert gpu.gpu_of(RunConfig(logging=LoggingSection(peak_tflops=100))).peak == 1e14
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    assert gpu.gpu_of(RunConfig()).peak is None
+
+
+def test_fp8_that_would_be_ignored_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"^train\.fp8=hybrid needs .*transformer_engine; layers of"
+    ):
+        TrainSection(fp8="hybrid")
+    assert TrainSection(fp8="e4m3", transformer_impl="transformer_engine").fp8 == "e4m3"
