@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from megatron.core.optimizer import clip_grads, optimizer
 
-Tensors = Sequence[torch.Tensor]
+Tensors = list[torch.Tensor]
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLP
 
 from megatron_grow.model.kernels.compiling import compiled
@@ -17,7 +18,10 @@ def fuse(module: torch.nn.Module) -> None:
 
     Its own fusions know SwiGLU and, under the name of GELU, the tanh that comes close to it.
     """
-    if type(module) is MLP and not module.config.use_te_activation_func:
+    if type(module) is not MLP:
+        return
+    config: TransformerConfig = module.config
+    if not config.use_te_activation_func:
         module.forward = MethodType(_forward, module)
 
 

@@ -22,7 +22,7 @@ def compiled(function: Function) -> Function:
 
     They are the same throughout a stage; its micro-batches are alike.
     """
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False)  # type: ignore[return-value]
 
 
 def forget() -> None:

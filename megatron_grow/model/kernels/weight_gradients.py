@@ -35,7 +35,7 @@ def fuse(module: torch.nn.Module) -> None:
             layers.fused_weight_gradient_mlp_cuda = Accumulation
         module.gradient_accumulation_fusion = True
     elif hasattr(module, "fuse_wgrad_accumulation"):  # Transformer Engine's
-        module.fuse_wgrad_accumulation = True
+        module.fuse_wgrad_accumulation = True  # type: ignore[assignment]
 
 
 @functools.cache
