@@ -13,6 +13,7 @@ from torch.nn import functional
 from megatron_grow.config.kernels import KernelsSection
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import StageSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.kernels import activation, cross_entropy, rotary, table, weight_gradients
 from tests.distributed import run_ranks
 from tests.toy import MODEL, Trace, begin, grown_run, layout, run_config, train, train_stage
@@ -154,7 +155,8 @@ def test_a_gpu_uses_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = table.choose(KernelsSection(activation=False), gpu)
     assert set(chosen.used) == set(rest) - {"rotary", "activation", "norms"}
     assert chosen.lacking == {"rotary": "Triton"}
-    assert "rotary" in table.choose(KernelsSection(rotary=True), gpu).used  # its user knows better
+    with pytest.raises(UserError, match=r"^kernels\.rotary=true needs Triton, which is not here"):
+        table.choose(KernelsSection(rotary=True), gpu)
 
 
 def test_the_table_has_every_field() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from typing import NamedTuple
 
 import torch
 
 from megatron_grow.config.kernels import KernelsSection
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.kernels import (
     activation,
     attention,
@@ -59,17 +59,25 @@ class Chosen(NamedTuple):
 
 
 def choose(section: KernelsSection, device: torch.device) -> Chosen:
-    """What a run uses on ``device``: what it asks for, and else, on a GPU, what helps there."""
-    asked = {field.name: getattr(section, field.name) for field in fields(section)}
-    lacking = {}
-    if device.type == "cuda":
-        for name, kernel in KERNELS.items():
-            if asked[name] is None and kernel.helps(device):
-                missing = kernel.lacks(device)
-                asked[name] = missing is None
-                if missing is not None:
-                    lacking[name] = missing
-    return Chosen(tuple(name for name, value in asked.items() if value), lacking)
+    """What a run uses on ``device``: what it asks for, and else, on a GPU, what helps there.
+
+    Raises:
+        UserError: it asks for what cannot be.
+    """
+    used, lacking = [], {}
+    for name, kernel in KERNELS.items():
+        asked = getattr(section, name)
+        wanted = asked if asked is not None else device.type == "cuda" and kernel.helps(device)
+        missing = kernel.lacks(device) if wanted else None
+        if missing is not None and asked:
+            raise UserError(
+                f"kernels.{name}=true needs {missing}, which is not here; null or false"
+            )
+        if missing is not None:
+            lacking[name] = missing
+        elif wanted:
+            used.append(name)
+    return Chosen(tuple(used), lacking)
 
 
 def use_kernels(chunks: Iterable[torch.nn.Module], chosen: Chosen) -> None:

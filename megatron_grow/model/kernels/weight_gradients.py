@@ -24,6 +24,8 @@ class Accumulation:
         """
         if inputs.dtype is main_grad.dtype:
             main_grad.addmm_(gradient.t(), inputs)
+        elif main_grad.device.type == "cpu":  # whose torch has no such product
+            main_grad.add_(gradient.t() @ inputs)
         else:
             torch.addmm(main_grad, gradient.t(), inputs, out_dtype=main_grad.dtype, out=main_grad)
 
