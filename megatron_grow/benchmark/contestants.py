@@ -18,6 +18,7 @@ from megatron_grow.config.sections import OptimizerSection, ScheduleSection, Tra
 from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.filling import fresh, grown
 from megatron_grow.growth.plan import Plan, growth, initialisation
+from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods.base import Context
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.optim.optimizers import optimizer_of
@@ -54,12 +55,16 @@ class MegatronGrow:
         process_groups.start()
         self.config = self.run_config(model, train)
         self.stages = self.config.resolve(torch.distributed.get_world_size())
-        self.live = fresh(self.stages[0], self.config, self.plan(0))
+        self.live = self.begin()
         self.loop = self._loop(0)
 
     def run_config(self, model: ModelConfig, train: TrainSection) -> RunConfig:
         """The run to take steps of."""
         return RunConfig(model=model, train=train, optimizer=OPTIMIZER, schedule=SCHEDULE)
+
+    def begin(self) -> LiveStage:
+        """The first stage, with values."""
+        return fresh(self.stages[0], self.config, self.plan(0))
 
     def plan(self, index: int) -> Plan:
         """How stage ``index`` begins."""

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any, get_type_hints
+from typing import Any
 
 from megatron_grow.benchmark.gpu import device
 from megatron_grow.benchmark.gpu.runner import Row, Task, in_worker
 from megatron_grow.benchmark.gpu.shapes import Shape, Sizes
 from megatron_grow.benchmark.gpu.speed import figures
 from megatron_grow.benchmark.gpu.trainer import fitting
-from megatron_grow.config.run import RunConfig
+from megatron_grow.config.kernels import KernelsSection
 
 _LAYERS = 4
 """Of the larger shape: its kernels, and a part of the time that they take."""
-_SECTION = "kernels"
 _DEFAULT = None
 """A switch that is on where it helps."""
 
 
 def tasks(sizes: Sizes) -> list[Task]:
     """A few layers of the larger shape in every way, then the smaller one with all and none."""
-    section = get_type_hints(RunConfig).get(_SECTION)
-    if section is None:
-        return []
-    names = [field.name for field in fields(section)]
+    names = [field.name for field in fields(KernelsSection)]
     llama = replace(
         sizes.llama,
         model=replace(sizes.llama.model, num_layers=min(_LAYERS, sizes.llama.model.num_layers)),
@@ -38,17 +34,18 @@ def tasks(sizes: Sizes) -> list[Task]:
         Task(
             "ablation",
             f"{shape.name}, {shape.model.num_layers} layers, {name}",
-            20.0,
-            in_worker(measure, shape, section(**way), sizes.repetitions),
+            15.0,
+            in_worker(measure, shape, KernelsSection(**way), sizes.repetitions),
+            second,
         )
-        for shape, known in ((llama, ways | each), (sizes.gpt2, ways))
+        for shape, known, second in ((llama, ways | each, False), (sizes.gpt2, ways, True))
         for name, way in known.items()
     ]
 
 
-def measure(shape: Shape, section: Any, repetitions: int) -> Row:
-    """Train with the switches of ``section``."""
-    trainer, attempt = fitting(shape, shape.model, {_SECTION: section})
+def measure(shape: Shape, kernels: KernelsSection, repetitions: int) -> Row:
+    """Train with these switches."""
+    trainer, attempt = fitting(shape, shape.model, {"kernels": kernels})
     seconds = trainer.steps(repetitions)
     trainer.release()
     row = figures(shape, shape.model, attempt, seconds) | device.peak_memory()

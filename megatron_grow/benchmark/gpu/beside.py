@@ -23,8 +23,8 @@ _CONTESTANTS: dict[str, Callable[..., Any]] = {OURS: Trainer, PLAIN: PlainTraine
 def tasks(sizes: Sizes) -> list[Task]:
     """Both shapes of which a whole step fits."""
     return [
-        Task("beside", shape.name, seconds, partial(measure, shape, sizes.repetitions))
-        for shape, seconds in ((sizes.llama, 80.0), (sizes.gpt2, 60.0))
+        Task("beside", shape.name, 60.0, partial(measure, shape, sizes.repetitions), second)
+        for shape, second in ((sizes.llama, False), (sizes.gpt2, True))
     ]
 
 
@@ -43,7 +43,7 @@ def measure(shape: Shape, repetitions: int, workers: Workers) -> Row:
 
 def _fitting_turn(name: str, shape: Shape, repetitions: int, workers: Workers) -> Row:
     for attempt in shape.attempts:
-        workers.close()
+        workers.renew()
         if row := workers.call(turn, name, shape, attempt, repetitions):
             return row
     raise RuntimeError(f"{name} does not fit at {shape.name}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 
-from megatron_grow.config.run import RunConfig
+from megatron_grow.config.kernels import KernelsSection
 
 STEPS, GROWTH = 20, 10
 
@@ -41,16 +41,16 @@ class Case:
     precision: str = "fp32"
     tolerance: float = 1e-4
     """How far a loss or a gradient norm may be from the CPU's, of the CPU's."""
-    optimizer: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Others of the run file."""
     fast: bool = False
     """With the kernels that a GPU uses where nobody says otherwise; else with the CPU's."""
 
     def run(self, output_dir: Path, corpus: str) -> dict[str, Any]:
         """The run file."""
-        kernels = get_type_hints(RunConfig).get("kernels")
-        off = {each.name: False for each in fields(kernels)} if kernels and not self.fast else {}
+        slow = {kernel.name: False for kernel in fields(KernelsSection)}
         return {
-            **({"kernels": off} if off else {}),
+            "kernels": {} if self.fast else slow,
             "run": {"output_dir": str(output_dir)},
             "model": _SHAPE | self.model,
             "train": {
@@ -64,12 +64,13 @@ class Case:
                 "eval_interval": GROWTH,
                 "eval_iters": 1,
             },
-            "optimizer": {"lr": 1e-3} | self.optimizer,
+            "optimizer": {"lr": 1e-3},
             "schedule": {"lr_decay_style": "constant"},
             "data": {"train_data_path": [corpus], "valid_data_path": [corpus], "num_workers": 1},
             "checkpoint": {"save_interval": 15, "load": "auto"},
             "logging": {"tensorboard": False, "progress_bar": False},
             "stages": [{"until": GROWTH, "model": self.small}, {"grow": self.grow}],
+            **self.sections,
         }
 
 
@@ -78,7 +79,19 @@ CASES = {
     "no layer to 4, adam": Case(_GPT2, {"num_layers": 0}, {"depth": "random"}),
     "1 layer to 4, adam": Case(_LLAMA, {"num_layers": 1}, {"depth": "copying_stack"}),
     "1 layer to 4, muon": Case(
-        _GPT2, {"num_layers": 1}, {"depth": "copying_stack"}, optimizer={"optimizer": "muon"}
+        _GPT2,
+        {"num_layers": 1},
+        {"depth": "copying_stack"},
+        sections={"optimizer": {"optimizer": "muon", "lr": 1e-3}},
+    ),
+    "1 layer to 4, completep": Case(
+        _GPT2,
+        {"num_layers": 1},
+        {"depth": "copying_stack"},
+        sections={"parametrization": {"name": "completep", "base": {"hidden_size": 32}}},
+    ),
+    "layers that are one, then 4": Case(
+        _LLAMA, {"layer_sharing": "1x4"}, {"depth": "unshare"}, preserves=True
     ),
     "zero layers, function kept": Case(
         _GPT2, {"num_layers": 2}, {"depth": "copying_zero"}, preserves=True

@@ -26,8 +26,8 @@ PARTS: dict[str, Callable[[Sizes], list[Task]]] = {
     "speed": speed.tasks,
     "profile": profile.tasks,
     "beside": beside.tasks,
-    "growth": growth.tasks,
     "ablation": ablation.tasks,
+    "growth": growth.tasks,
 }
 """In order of importance."""
 
@@ -72,6 +72,7 @@ def measure(
     tasks = [Task("device", "facts", 0.0, in_worker(device.facts))]
     for name, part in PARTS.items():
         tasks += part(sizes) if name in parts else []
+    tasks.sort(key=lambda task: task.second)
     run(tasks, clock, results.add, say)
     say(f"{clock.used():.0f} s; {directory / 'gpu.md'}")
     return not results.failed

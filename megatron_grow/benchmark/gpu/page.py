@@ -78,13 +78,14 @@ def _correctness(rows: Values, values: Values) -> list[str]:
             if "same_bits" in case:
                 found += ", bit by bit" if case["same_bits"] else ""
             kept = _number(case.get("kept"), ".1e")
-            cells.append([name, found, _number(case.get("largest"), ".1e"), kept])
-    columns = ["run of 20 steps", "equal", "largest difference", "growth changes the loss by"]
+            apart = [_number(case.get(which), ".1e") for which in ("largest", "largest_of_norms")]
+            cells.append([name, found, *apart, kept])
+    columns = ["run of 20 steps", "equal", "losses differ by", "gradient norms", "growth changes"]
     lines = _table(columns, cells)
     for row in rows.values():
         for name, case in row["cases"].items():
-            if "failed" in case:
-                lines += ["", f"**{name} failed**:", "", "```", str(case["failed"]), "```"]
+            for where, said in case.get("failed", {}).items():
+                lines += ["", f"**{name} failed on the {where}**:", "", "```", said.strip(), "```"]
     return lines
 
 

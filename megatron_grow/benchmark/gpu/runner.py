@@ -6,6 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +26,8 @@ class Task:
     seconds: float
     """What it takes; it is left out where less is left."""
     measure: Callable[[Workers], Row]
+    second: bool = False
+    """Whether it waits until all others are done."""
 
 
 class Clock:
@@ -42,8 +45,11 @@ class Clock:
         return self._seconds - self.used()
 
 
-class _Server:
+class Server:
     """Calls functions in a process of its own."""
+
+    def __init__(self) -> None:
+        import megatron_grow.benchmark.gpu.trainer  # noqa: F401  # takes seconds
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Its result."""
@@ -51,27 +57,40 @@ class _Server:
 
 
 class Workers:
-    """The processes of one part: made when they are asked for, ended with it."""
+    """Processes that have the device: one at a time, and the next, which is made meanwhile."""
 
     def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self._gangs: dict[str, Gang] = {}
+        self._clock = clock
+        self._starts = ThreadPoolExecutor(1)
+        self._next = self._starts.submit(_start)
+        self._gang: Gang | None = None
 
-    def call(self, function: Callable[..., Any], *args: Any, process: str = "") -> Any:
-        """Call ``function``, importable by name, in the process that has this name."""
-        if process not in self._gangs:
-            self._gangs[process] = Gang(_Server, threads=len(os.sched_getaffinity(0)))
-        return self._gangs[process].call("call", function, *args, patience=self.patience())[0]
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call ``function``, importable by name, in the process."""
+        if self._gang is None:
+            self._gang = self._next.result()
+            self._next = self._starts.submit(_start)
+        return self._gang.call("call", function, *args, patience=self.patience())[0]
 
     def patience(self) -> float:
         """Seconds that one call may take."""
-        return max(self.clock.left(), 1.0)
+        return max(self._clock.left(), 1.0)
+
+    def renew(self) -> None:
+        """End the process, whatever it is at; the next call has a new one."""
+        if self._gang is not None:
+            self._gang.close()
+            self._gang = None
 
     def close(self) -> None:
-        """End all processes, whatever they are at."""
-        for gang in self._gangs.values():
-            gang.close()
-        self._gangs.clear()
+        """End all."""
+        self.renew()
+        self._next.result().close()
+        self._starts.shutdown()
+
+
+def _start() -> Gang:
+    return Gang(Server, threads=len(os.sched_getaffinity(0)))
 
 
 def in_worker(function: Callable[..., Row], *args: Any) -> Callable[[Workers], Row]:
@@ -91,11 +110,11 @@ def run(
 ) -> None:
     """Run ``tasks`` in order, the important ones first.
 
-    Each part has processes of its own. What fails gets new ones for what follows, and its
+    Each part has a process of its own. What fails gets a new one for what follows, and its
     traceback is its row.
 
     Args:
-        tasks: those of a part stand together.
+        tasks: where part changes, so does the process.
         clock: what they may take in all.
         done: called with the row of each task as soon as it is known.
         say: tells the user what goes on.
@@ -104,7 +123,7 @@ def run(
     try:
         for task in tasks:
             if task.part != part:
-                workers.close()
+                workers.renew()
                 part = task.part
             if clock.left() < task.seconds:
                 say(f"{task.part}: {task.name}: left out, {clock.left():.0f} s are left")
@@ -115,7 +134,7 @@ def run(
                 row = task.measure(workers)
             except Exception:
                 row = {"failed": traceback.format_exc()}
-                workers.close()
+                workers.renew()
             row["took"] = time.monotonic() - began
             say(f"{task.part}: {task.name}: {'FAILED, ' * ('failed' in row)}{row['took']:.1f} s")
             done(task, row)

@@ -18,6 +18,9 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import StageSection
 from megatron_grow.growth.filling import grown
+from megatron_grow.live.stage import LiveStage, filled
+from megatron_grow.state.kinds import MAIN_PARAM
+from megatron_grow.state.piece import Piece
 
 WARM_UP = 3
 
@@ -40,6 +43,21 @@ class Trainer(MegatronGrow):
     def run_config(self, model: ModelConfig, train: TrainSection) -> RunConfig:
         """The run to take steps of."""
         return replace(super().run_config(model, train), **self._sections)
+
+    def begin(self) -> LiveStage:
+        """The first stage, with numbers drawn on the device: speed alone is measured."""
+        plan = self.plan(0)
+
+        def fill(pieces: list[Piece]) -> None:
+            for piece in pieces:
+                if piece.kind != MAIN_PARAM:
+                    piece.data.zero_()
+                elif plan.tensors[piece.key].norm == "gain":
+                    piece.data.fill_(1.0)
+                else:
+                    piece.data.normal_(std=self.config.model.init_method_std)
+
+        return filled(self.stages[0], self.config, plan.tensors, fill, updates=0)
 
     def _micro_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         return iter(self._batches)
