@@ -32,6 +32,8 @@ JOBS = {
     "bert_base": (8, 30522),
     "bert_quickstart": (2, 4096),
     "bert": (1, 512),
+    "gpt": (1, 1024),
+    "gpt_mid": (1, 1024),
     "when_to_grow": (1, 1024),
     "transfer": (1, 1024),
     "family": (1, 1024),

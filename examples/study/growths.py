@@ -1,0 +1,36 @@
+"""Stages of runs that begin with few layers of twelve, or with none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from driver import Stages
+
+LAYERS = 12
+
+
+def scaled(source: int, target: int = LAYERS) -> dict[str, Any]:
+    """Each layer's copies behind each other, each adding its part of what the layer added."""
+    layers = [i * source // target for i in range(target)]
+    scale = [round(1 / layers.count(layer), 6) for layer in layers]
+    return {"operator": "explicit", "layers": layers, "scale": scale}
+
+
+def fresh(*, silent: bool) -> dict[str, Any]:
+    """All layers anew; silent ones add nothing at first."""
+    zero = list(range(LAYERS)) if silent else []
+    return {"operator": "explicit", "layers": [-1] * LAYERS, "zero": zero}
+
+
+def grown(source: int, depth: Any = None, at: float = 0.75, **last: Any) -> Stages:
+    """A few layers until a share of the steps, then all."""
+    depth = depth or ("copying_stack" if source else "random")
+    grow = {"depth": depth, **last.pop("grow", {})}
+    return [{"until": at, "model": {"num_layers": source}}, {"grow": grow, **last}]
+
+
+def through(first: int, at: float, middle: int, until: float, **grow: Any) -> Stages:
+    """Two growths."""
+    stages = grown(first, at=at, grow=grow)
+    stages[1] |= {"until": until, "model": {"num_layers": middle}}
+    return [*stages, {"grow": {"depth": "copying_stack", **grow}}]
