@@ -25,6 +25,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "megatron-core>=0.16,<0.17",
+        "typing_extensions",
         "psutil",  # dist_checkpointing.save needs it without declaring it
         "numpy",
         "jsonargparse[signatures]>=4.49",
