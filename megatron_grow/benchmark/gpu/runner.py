@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -68,8 +69,8 @@ class Workers:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call ``function``, importable by name, in the process."""
         if self._gang is None:
-            self._gang = self._next.result()
-            self._next = self._starts.submit(_start)
+            ready, self._next = self._next, self._starts.submit(_start)
+            self._gang = ready.result(self.patience())
         return self._gang.call("call", function, *args, patience=self.patience())[0]
 
     def patience(self) -> float:
@@ -85,7 +86,8 @@ class Workers:
     def close(self) -> None:
         """End all."""
         self.renew()
-        self._next.result().close()
+        with suppress(Exception):  # it could not be started, and is not needed
+            self._next.result().close()
         self._starts.shutdown()
 
 
