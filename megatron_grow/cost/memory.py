@@ -30,6 +30,11 @@ class MemoryEstimate:
         """All of them together."""
         return self.weights + self.gradients + self.main_params + self.moments
 
+    @property
+    def carried(self) -> int:
+        """What a growth carries: main parameters, which under fp32 are the weights, and moments."""
+        return (self.main_params or self.weights) + self.moments
+
 
 def estimate_memory(
     model: ModelConfig,
@@ -45,34 +50,45 @@ def estimate_memory(
     themselves. The distributed optimizer shards main parameters and optimizer state over the
     data- and context-parallel ranks, for optimizers that allow it.
     """
-    stages = chunk_layers(parallel, model.num_layers, "parallel")
-    return max(
-        (
-            _on_pipeline_rank(
-                rank,
-                [layer for chunk in chunks for layer in chunk],
-                model,
-                parallel,
-                world_size,
-                precision,
-                optimizer,
-            )
-            for rank, chunks in enumerate(stages)
-        ),
-        key=lambda estimate: estimate.total,
+    estimates = estimate_on_ranks(
+        model, parallel, world_size, precision=precision, optimizer=optimizer
     )
+    return max(estimates, key=lambda estimate: estimate.total)
+
+
+def estimate_on_ranks(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    world_size: int,
+    *,
+    precision: Literal["fp32", "bf16"],
+    optimizer: Optimizer,
+) -> list[MemoryEstimate]:
+    """As :func:`estimate_memory`, on each pipeline rank."""
+    tensors = list(logical_tensors(model).values())
+    return [
+        _on_pipeline_rank(
+            rank,
+            [layer for chunk in chunks for layer in chunk],
+            tensors,
+            parallel,
+            world_size,
+            precision,
+            optimizer,
+        )
+        for rank, chunks in enumerate(chunk_layers(parallel, model.num_layers, "parallel"))
+    ]
 
 
 def _on_pipeline_rank(
     rank: int,
     layers: list[int],
-    model: ModelConfig,
+    tensors: list[LogicalTensor],
     parallel: ParallelConfig,
     world_size: int,
     precision: str,
     optimizer: Optimizer,
 ) -> MemoryEstimate:
-    tensors = logical_tensors(model).values()
     shards = parallel.use_distributed_optimizer and optimizer.may_be_sharded(tensors)
     numel, state = Counter[int](), Counter[int]()  # by ranks that share the optimizer state
     for tensor in tensors:

@@ -161,6 +161,15 @@ class Architecture(ABC):
         """
         return seq_length
 
+    def head_length(self, seq_length: int, data_options: Any) -> int:
+        """Tokens of a sample of which the head makes logits: all, unless it says otherwise.
+
+        Args:
+            seq_length: tokens of a sample.
+            data_options: what ``data.options`` says, an instance of :attr:`data_options`.
+        """
+        return seq_length
+
     def reads(self, *, first: bool, last: bool) -> bool:
         """Whether a chunk of a model needs its micro-batches: the first and the last by default.
 

@@ -187,6 +187,10 @@ class BERT(Architecture):
         masked = data_options.most_masked(seq_length)
         return pooled_length(seq_length, masked, self.pool_size, multiple)
 
+    def head_length(self, seq_length: int, data_options: Any) -> int:
+        """Masked tokens alone."""
+        return data_options.most_masked(seq_length)
+
     def layer_reads(self, model: ModelConfig, seq_length: int, data_options: Any) -> int:
         """As :func:`.flops.layer_reads`."""
         hidden_length = self.hidden_length(model, seq_length, data_options)

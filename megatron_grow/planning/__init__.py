@@ -1,0 +1,1 @@
+"""A run, planned: layouts, time, memory and cost before it begins."""

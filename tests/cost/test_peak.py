@@ -1,0 +1,120 @@
+"""Formulas of memory against the storages of real steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from megatron_grow.config.model import ModelConfig
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.config.run import RunConfig
+from megatron_grow.config.stages import StageSection
+from megatron_grow.cost.peak import in_flight, peak_memory
+from megatron_grow.cost.step import Placement, Step
+from megatron_grow.optim.optimizers import optimizer_of
+from tests.cost.storages import Storages
+from tests.distributed import run_ranks
+from tests.toy import begin, layout, loop_over, micro_batches, run_config
+
+GPT2 = ModelConfig(
+    num_layers=4,
+    hidden_size=64,
+    num_attention_heads=4,
+    vocab_size=512,
+    max_position_embeddings=128,
+)
+LLAMA = replace(
+    GPT2,
+    position_embedding_type="rope",
+    activation="swiglu",
+    num_query_groups=2,
+    add_bias_linear=False,
+    share_embeddings_and_output_weights=False,
+)
+NO_LAYERS = replace(GPT2, num_layers=0)
+BATCH: dict[str, Any] = {"seq_length": 128, "micro_batch_size": 4, "global_batch_size": 16}
+
+ALONE = {
+    "gpt2": ({}, GPT2, {}),
+    "gpt2 in bf16": ({}, GPT2, {"precision": "bf16"}),
+    "llama": ({}, LLAMA, {}),
+    "recomputed": ({}, GPT2, {"recompute_granularity": "full"}),
+    "two at once": ({}, GPT2, {"recompute_granularity": "full", "recompute_num_layers": 2}),
+    "no layers": ({}, NO_LAYERS, {}),
+}
+TOGETHER = {
+    "TP": (layout(2), GPT2, {}),
+    "TP SP": (layout(2, sequence_parallel=True), LLAMA, {}),
+    "PP": (layout(pp=2), GPT2, {}),
+    "PP of two chunks": (layout(pp=2, virtual_pipeline_model_parallel_size=2), GPT2, {}),
+}
+
+
+def test_alone() -> None:
+    _check(ALONE, 1)
+
+
+def test_together() -> None:
+    _check(TOGETHER, 2)
+
+
+def _check(cases: dict[str, tuple[dict, ModelConfig, dict]], world_size: int) -> None:
+    configs = {
+        name: run_config(StageSection(parallel=parallel), model=model, **(BATCH | train))
+        for name, (parallel, model, train) in cases.items()
+    }
+    ranks = run_ranks(world_size, _measured, configs, world_size)
+    wrong = []
+    for name, config in configs.items():
+        expected = peak_memory(_step(config, world_size))
+        for rank, measured in enumerate(ranks):
+            peak = expected[min(rank, len(expected) - 1)]
+            bytes_, alive = measured[name]
+            told = peak.activations + peak.working
+            if abs(told / bytes_ - 1) > 0.05:
+                wrong.append((name, rank, told, bytes_, alive))
+    assert not wrong
+
+
+def _step(config: RunConfig, world_size: int) -> Step:
+    stage, train = config.resolve(world_size)[0], config.train
+    placed = Placement(
+        stage.model, stage.parallel, world_size, train.precision, optimizer_of(config.optimizer)
+    )
+    recomputed = train.recompute_granularity == "full"
+    return Step(placed, stage.batch, train.recompute_num_layers if recomputed else None)
+
+
+def _measured(configs: dict[str, RunConfig], world_size: int) -> dict[str, tuple[int, list]]:
+    """The most bytes that a step adds to what was there before, and what they were."""
+    found = {}
+    for name, config in configs.items():
+        live = begin(config, world_size)
+        steps = loop_over(live, config).steps(micro_batches(config, 0))
+        next(steps)
+        with Storages() as counted:
+            next(steps)
+        steps.close()
+        found[name] = counted.peak, Counter(counted.at_peak).most_common(12)
+        live.release()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("chunks", "micro_batches", "expected"),
+    [
+        (1, 8, [4, 3, 2, 1]),  # 1F1B (Narayanan et al. 2021): as many as ranks are left, itself too
+        (1, 2, [2, 2, 2, 1]),
+        (2, 8, [11, 9, 7, 5]),  # interleaved: 2 x those behind, a chunk for each rank, and one
+        (2, 4, [8, 8, 7, 5]),
+    ],
+)
+def test_micro_batches_in_flight(chunks: int, micro_batches: int, expected: list[int]) -> None:
+    parallel = ParallelConfig(
+        pipeline_model_parallel_size=4,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
+    )
+    assert [in_flight(parallel, rank, micro_batches) for rank in range(4)] == expected
