@@ -1,13 +1,14 @@
 """What the forward pass of a micro-batch leaves in memory for its backward pass, by formula.
 
-Of the layers that architectures share, as :mod:`megatron_grow.model.layers` builds them without
-fused kernels: attention is a flash kernel, which keeps no square of the sequence. The count is that
-of Korthikanti et al. 2022 (arXiv 2205.05198, equations 1 to 4), without their dropout masks unless
-there is dropout, and with what rotary positions and a gated unit keep besides.
+Of the layers that architectures share, as :mod:`megatron_grow.model.layers` builds them: attention
+is a flash kernel, which keeps no square of the sequence. The count is that of Korthikanti et al.
+2022 (arXiv 2205.05198, equations 1 to 4), without their dropout masks unless there is dropout, and
+with what rotary positions and a gated unit keep besides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from megatron_grow.config.batch import BatchShape
@@ -41,9 +42,11 @@ class Activations:
     """What the loss takes besides: a block of logits in fp32."""
     head_backward: int
     """What passing backward through the head takes besides."""
+    head_gradient: int
+    """Of the head's weight, in its own precision, before it is added to the others: where a tied
+    head and an embedding are one parameter, it waits for the embedding's until the pass ends."""
     embedding_gradient: int
-    """That of the whole token embedding in the precision of the weights: where a tied head and an
-    embedding are one parameter, the head's waits for the embedding's until the pass ends."""
+    """The same of the embedding."""
     batch: int
     """Tokens, labels, positions and weights."""
 
@@ -54,6 +57,7 @@ def activations(
     batch: BatchShape,
     bytes_per_value: int,
     data: DataSection | None = None,
+    kernels: Collection[str] = (),
 ) -> Activations:
     """Activations of one micro-batch.
 
@@ -63,6 +67,7 @@ def activations(
         batch: of a step.
         bytes_per_value: of activations and weights, 2 under bf16.
         data: of the run, as in :func:`.flops.flops_per_sample`.
+        kernels: those of :class:`~megatron_grow.config.kernels.KernelsSection` that are used.
     """
     ranks = parallel.tensor_model_parallel_size
     options = data_options_of(model, data or DataSection())
@@ -75,30 +80,36 @@ def activations(
     boundary = in_stream * hidden * bytes_per_value
     logits = predicted * rows
     embedding = rows * hidden * bytes_per_value
-    split = _split_values(model) * tokens // ranks * bytes_per_value
+    split = _split_values(model, kernels) * tokens // ranks * bytes_per_value
     statistics = tokens * model.num_attention_heads // ranks + in_stream * _norm_statistics(model)
     masks = 2 * in_stream * hidden if model.hidden_dropout else 0
     angles = 0
-    if model.position_embedding_type == "rope":  # sines and cosines, for queries and for keys
+    if model.position_embedding_type == "rope" and "rotary" not in kernels:
+        # Cosines and sines, for queries and for keys.
         angles = 4 * batch.seq_length // context * model.head_dim * bytes_per_value
+    blocks = "cross_entropy" not in kernels
     unit = model.ffn_size // ranks
     # Gradients of the stream, of the unit's output (of gate and up, where it is gated), and of the
     # matrix behind it: by the next one, the output itself is gone.
-    backward = tokens * hidden + tokens * unit * (2 if model.gated else 1) + hidden * unit
+    backward = tokens * hidden + tokens * unit * (2 if model.gated else 1)
+    waits = "weight_gradients" not in kernels
+    if waits:
+        backward += hidden * unit
     return Activations(
         boundary=boundary,
         # The stream before each branch, and what the norm that begins the branch makes of it.
         layer=4 * boundary + split + statistics * _STATISTIC + masks + angles,
         layer_backward=backward * bytes_per_value,
         head=boundary + logits * bytes_per_value,
-        loss=4 * min(logits, _BLOCK) if bytes_per_value < 4 else 0,
-        head_backward=tokens * hidden * bytes_per_value + embedding,
+        loss=4 * min(logits, _BLOCK) if bytes_per_value < 4 and blocks else 0,
+        head_backward=tokens * hidden * bytes_per_value + (embedding if waits else 0),
+        head_gradient=embedding if waits else 0,
         embedding_gradient=embedding,
         batch=tokens * _BATCH,
     )
 
 
-def _split_values(model: ModelConfig) -> int:
+def _split_values(model: ModelConfig, kernels: Collection[str]) -> int:
     """Values of a token in a layer that tensor-parallel ranks share."""
     queries = model.num_attention_heads * model.head_dim
     keys = model.query_groups * model.head_dim
@@ -109,8 +120,9 @@ def _split_values(model: ModelConfig) -> int:
         attention += queries  # heads in a row: a copy
     if model.qk_layernorm:
         attention += queries + keys
-    # The unit's input and output; a gated one's gate, up, what both become, and their product.
-    return attention + model.ffn_size * (5 if model.gated else 2)
+    # The unit's input and output; a gated one has gate and up, and keeps what both become.
+    gated = 3 if "activation" in kernels else 5
+    return attention + model.ffn_size * (gated if model.gated else 2)
 
 
 def _norm_statistics(model: ModelConfig) -> int:

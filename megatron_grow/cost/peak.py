@@ -62,9 +62,11 @@ def _fullest_moment(step: Step, rank: int) -> tuple[int, int]:
     kept = one.boundary // pieces if pieces else one.layer
     batch = one.batch if first or last else 0
     held = in_flight(placed.parallel, rank, step.micro_batches) * (layers * kept + batch)
+    if placed.parallel.model_chunks > 1:  # sent and received, forward and back, while it computes
+        held += 4 * one.boundary
     # Where a tied head and an embedding are one parameter, the head's gradient waits for the other.
     tied = ranks == 1 and placed.model.share_embeddings_and_output_weights
-    waiting = one.embedding_gradient if tied else 0
+    waiting = one.head_gradient if tied else 0
     moments = [(held, one.embedding_gradient + waiting)] if first else []
     if last:
         with_head = held + one.boundary + one.head

@@ -66,6 +66,8 @@ class Step:
     """Layers in one piece that is recomputed; None: all activations are kept."""
     data: DataSection | None = None
     """Of the run, as in :func:`.flops.flops_per_sample`."""
+    kernels: frozenset[str] = frozenset()
+    """Those of :class:`~megatron_grow.config.kernels.KernelsSection` that are used."""
 
     @property
     def micro_batches(self) -> int:
@@ -79,4 +81,6 @@ class Step:
         """Of one micro-batch."""
         placed = self.placement
         width = 2 if placed.precision == "bf16" else 4
-        return activations(placed.model, placed.parallel, self.batch, width, self.data)
+        return activations(
+            placed.model, placed.parallel, self.batch, width, self.data, self.kernels
+        )

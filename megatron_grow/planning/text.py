@@ -145,6 +145,7 @@ def _assumed(plan: RunPlan) -> str:
         "- Not counted: kernel launches (small stages wait on them), data, evaluations, "
         "checkpoints, failures; NCCL's buffers in memory, and the time it takes to build its "
         "groups at a growth.",
+        "- The kernels of docs/gpu.md are used, but for those that the run file forbids.",
         "- Tensor-parallel sums are taken not to be hidden; data-parallel communication is hidden "
         "by one micro-batch where overlap_grad_reduce and overlap_param_gather say so.",
     ]

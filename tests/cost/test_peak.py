@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
+from megatron_grow.config.batch import BatchShape
+from megatron_grow.config.kernels import KernelsSection
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import StageSection
 from megatron_grow.cost.peak import in_flight, peak_memory
 from megatron_grow.cost.step import Placement, Step
@@ -75,8 +78,8 @@ def _check(cases: dict[str, tuple[dict, ModelConfig, dict]], world_size: int) ->
             bytes_, alive = measured[name]
             told = peak.activations + peak.working
             if abs(told / bytes_ - 1) > 0.05:
-                wrong.append((name, rank, told, bytes_, alive))
-    assert not wrong
+                wrong.append(f"{name}, rank {rank}: {told} for {bytes_}, of which {alive}")
+    assert not wrong, wrong
 
 
 def _step(config: RunConfig, world_size: int) -> Step:
@@ -118,3 +121,16 @@ def test_micro_batches_in_flight(chunks: int, micro_batches: int, expected: list
         virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
     )
     assert [in_flight(parallel, rank, micro_batches) for rank in range(4)] == expected
+
+
+def test_fused_kernels_keep_less() -> None:
+    """Of a gated unit gate, up and output, not also silu of the gate and a copy of up; no
+    cosines and sines; no block of logits in fp32; no gradient of a weight beside the sum."""
+    placed = Placement(LLAMA, ParallelConfig(), 1, "bf16", optimizer_of(OptimizerSection()))
+    plain = Step(placed, BatchShape(128, 4, 4))
+    fused = replace(plain, kernels=frozenset(asdict(KernelsSection())))
+    one, other = plain.activations, fused.activations
+    assert one.layer - other.layer == 2 * (2 * 256 * 512 + 4 * 128 * 16)
+    assert (one.loss, other.loss) == (4 * 512 * 512, 0)
+    assert one.head_backward - other.head_backward == 2 * 512 * 64
+    assert one.layer_backward - other.layer_backward == 2 * 256 * 64
