@@ -32,6 +32,8 @@ Number = TypeVar("Number", int, float)
 
 _LINKS = 0.8
 """Of the speed of links that data sheets give; what NCCL's rings reach for large messages."""
+_LATENCY = 20e-6
+"""Seconds of a short message between GPUs; what NCCL's smallest all-reduces take in a node."""
 
 
 def main() -> int:
@@ -107,7 +109,7 @@ def _planned(args: argparse.Namespace, config: RunConfig) -> RunPlan:
         def efficiency_of(model: ModelConfig) -> Efficiency:
             return told
 
-    machine = Machine(gpu, network, efficiency=ASSUMED, link_efficiency=_LINKS)
+    machine = Machine(gpu, network, ASSUMED, link_efficiency=_LINKS, latency=_LATENCY)
     return plan_run(_sized(config), args.gpu, args.num_gpus, machine, efficiency_of, args.price)
 
 

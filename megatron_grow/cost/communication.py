@@ -26,14 +26,18 @@ class Links:
 class Traffic:
     """Bytes that a rank sends in one step."""
 
+    sums: int
+    """Over tensor-parallel ranks, by rings."""
     tensor: float
-    """Sums over tensor-parallel ranks, by rings."""
+    """Of these sums."""
     gradients: float
     """Reduction of gradients, which are fp32."""
     weights: float
     """Gathering of updated weights, where ranks share the optimizer's state."""
+    sends: int
+    """To the next pipeline rank, as many as to the one before."""
     pipeline: float
-    """Activations to the next pipeline rank, as much as their gradients to the one before."""
+    """Of activations to the next pipeline rank, as much as of their gradients to the one before."""
 
 
 def links(parallel: ParallelConfig, world_size: int, device: Device, network: float) -> Links:
@@ -66,13 +70,16 @@ def traffic(step: Step, rank: int) -> Traffic:
     # A branch of a layer has one in each direction, and one more where it is recomputed; so have
     # the embedding on the way down and the head on the way back.
     ends = (rank == 0) + (rank == parallel.pipeline_model_parallel_size - 1)
-    sums = sum(placed.layers[rank]) * (6 if step.recompute_num_layers else 4) + ends
+    in_layers = sum(placed.layers[rank]) * (6 if step.recompute_num_layers else 4)
+    sums = step.micro_batches * (in_layers + ends) if tensor > 1 else 0
+    piped = parallel.pipeline_model_parallel_size > 1
+    sends = step.micro_batches * parallel.model_chunks if piped else 0
     gradients = states.gradients * (peers - 1) / peers
     return Traffic(
-        tensor=step.micro_batches * sums * 2 * stream * (tensor - 1) / tensor,
+        sums=sums,
+        tensor=sums * 2 * stream * (tensor - 1) / tensor,
         gradients=gradients if placed.shares_state else 2 * gradients,
         weights=states.weights * (peers - 1) / peers if placed.shares_state else 0.0,
-        pipeline=step.micro_batches * parallel.model_chunks * one.boundary
-        if parallel.pipeline_model_parallel_size > 1
-        else 0.0,
+        sends=sends,
+        pipeline=float(sends * one.boundary),
     )

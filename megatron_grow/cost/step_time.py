@@ -25,6 +25,8 @@ class Machine:
     operations of :func:`.flops.model_flops_per_token`, and those that are done again."""
     link_efficiency: float
     """Of links and network."""
+    latency: float
+    """Seconds that a message takes, however short."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,15 @@ def step_time(step: Step, machine: Machine) -> StepTime:
     speed = links(parallel, world_size, machine.device, machine.network)
     reached = machine.link_efficiency
     compute = step.micro_batches * passes[slowest]
-    tensor = sent.tensor / (speed.tensor * reached)
+    tensor = sent.tensor / (speed.tensor * reached) + sent.sums * machine.latency
     # The other ranks' share of the first micro-batch, and of the last one, is waited for.
     waits = (sum(passes) / passes[slowest] - 1) / (step.micro_batches * parallel.model_chunks)
     return StepTime(
         compute=compute,
         bubble=waits * (compute + tensor),
         tensor=tensor,
-        pipeline=2 * sent.pipeline / (speed.pipeline * reached),
-        data=_exposed(sent, step, speed.data * reached, passes[slowest]),
+        pipeline=2 * (sent.pipeline / (speed.pipeline * reached) + sent.sends * machine.latency),
+        data=_exposed(sent, step, speed.data * reached, machine.latency, passes[slowest]),
         update=_update_bytes(step, slowest) / machine.device.memory_bandwidth,
     )
 
@@ -101,18 +103,18 @@ def _passes(step: Step, machine: Machine) -> list[float]:
     return [tokens * each / reached for each in flops]
 
 
-def _exposed(sent: Traffic, step: Step, speed: float, one_pass: float) -> float:
+def _exposed(sent: Traffic, step: Step, speed: float, latency: float, one_pass: float) -> float:
     """Seconds of data-parallel communication beside which nothing is computed.
 
     Gradients are reduced while the last micro-batch passes back, weights gathered while the first
     one passes forward, where the layout says so.
     """
-    parallel = step.placement.parallel
-    forward = one_pass / (1 + _BACKWARD)
-    hidden = _BACKWARD * forward if parallel.overlap_grad_reduce else 0.0
-    gradients = max(0.0, sent.gradients / speed - hidden)
-    hidden = forward if parallel.overlap_param_gather else 0.0
-    return gradients + max(0.0, sent.weights / speed - hidden)
+    parallel, forward = step.placement.parallel, one_pass / (1 + _BACKWARD)
+    beside = [
+        (sent.gradients, _BACKWARD * forward if parallel.overlap_grad_reduce else 0.0),
+        (sent.weights, forward if parallel.overlap_param_gather else 0.0),
+    ]
+    return sum(max(0.0, each / speed + latency - hidden) for each, hidden in beside if each)
 
 
 def _update_bytes(step: Step, rank: int) -> float:

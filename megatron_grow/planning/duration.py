@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-_UNITS = (("days", 86400), ("h", 3600), ("min", 60))
-_PARTS = (("s", 1), ("ms", 1e-3), ("us", 1e-6))
+_UNITS = (("days", 86400.0), ("h", 3600.0), ("min", 60.0))
+_PARTS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
 
 
 def duration(seconds: float) -> str:

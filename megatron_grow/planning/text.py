@@ -128,6 +128,7 @@ def _assumed(plan: RunPlan) -> str:
     machine = plan.stages[0].found.chosen.machine
     device = machine.device
     network, reached = machine.network / 1e9, 100 * machine.link_efficiency
+    latency = duration(machine.latency)
     there = decimal(round(device.memory))
     lines = ["What this rests on:", ""]
     for stage in plan.stages:
@@ -140,7 +141,7 @@ def _assumed(plan: RunPlan) -> str:
         "- That share is taken to be the same for all layouts and micro-batches; narrow parts and "
         "short micro-batches reach less.",
         f"- {plan.gpu}: {device.source}. Between nodes {network:g} GB/s for each GPU; links reach "
-        f"{reached:.0f} % of that.",
+        f"{reached:.0f} % of that, and a message takes {latency} at least.",
         f"- A rank fits that fills at most {100 * FILLED:.0f} % of {there}.",
         "- Not counted: kernel launches (small stages wait on them), data, evaluations, "
         "checkpoints, failures; NCCL's buffers in memory, and the time it takes to build its "

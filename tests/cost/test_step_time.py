@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from megatron_grow.cost.step_time import Machine, step_time
 from megatron_grow.optim.optimizers import optimizer_of
 
 H100 = DEVICES["h100"]
-MACHINE = Machine(H100, network=50e9, efficiency=0.5, link_efficiency=1.0)
+MACHINE = Machine(H100, network=50e9, efficiency=0.5, link_efficiency=1.0, latency=0.0)
 HIDDEN, LENGTH, VOCAB, LAYERS = 1024, 512, 8192, 8
 MODEL = ModelConfig(
     num_layers=LAYERS,
@@ -82,6 +83,19 @@ def test_tensor_parallel_sums(sequence_parallel: bool, recompute: int | None, pa
     expected = 16 * (LAYERS * 2 * passes + 2) * 1.5 * STREAM
     assert traffic(step, 0).tensor == pytest.approx(expected)
     assert step_time(step, MACHINE).tensor == pytest.approx(expected / 450e9)
+
+
+def test_every_message_takes_a_while() -> None:
+    """Of a step of 16 micro-batches: 2 x 8 sums in each direction of the layers of TP4 and two
+    more; a send for each chunk in each direction of PP4; a reduction and a gathering of DP4."""
+    slow = replace(MACHINE, latency=1.0)
+    plain, waits = (
+        [step_time(_step(4, **layout), each) for layout in ({"tp": 4}, {"pp": 4}, {})]
+        for each in (MACHINE, slow)
+    )
+    assert waits[0].tensor - plain[0].tensor == pytest.approx(16 * (4 * 8 + 2))
+    assert waits[1].pipeline - plain[1].pipeline == pytest.approx(2 * 16)
+    assert waits[2].data - plain[2].data == pytest.approx(2)
 
 
 @pytest.mark.parametrize("sharded", [False, True])

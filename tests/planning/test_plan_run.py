@@ -47,7 +47,8 @@ def _plan(
     config: RunConfig, gpu: str = "h100", gpus: int = 64, efficiency: float = 0.4, **more: Any
 ) -> RunPlan:
     device = DEVICES[gpu]
-    machine = Machine(device, device.network or 50e9, efficiency, link_efficiency=0.8)
+    network = device.network or 50e9
+    machine = Machine(device, network, efficiency, link_efficiency=0.8, latency=20e-6)
     return plan_run(
         config, gpu, gpus, machine, lambda model: Efficiency(efficiency, "told"), **more
     )
