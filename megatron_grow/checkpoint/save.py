@@ -16,6 +16,7 @@ from megatron_grow.checkpoint.root import latest
 from megatron_grow.checkpoint.staging import partial, prune, publish, sweep
 from megatron_grow.inputs.errors import AgreedError, UserError
 from megatron_grow.parallel.agreement import gather, leads, together
+from megatron_grow.parallel.last_words import remember_checkpoint
 from megatron_grow.state.piece import Piece
 from megatron_grow.state.tensors import LogicalTensor
 
@@ -88,6 +89,7 @@ def save(
             f"the checkpoint of step {record.step} could not be written to {root}: {error}; "
             f"{_last_good(root)}"
         ) from None
+    remember_checkpoint(final)
     together(lambda: thin_out() if leads() else None)
     return final
 

@@ -10,6 +10,7 @@ from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.ranges import (
     Count,
     CountOrZero,
+    Minutes,
     NotNegative,
     PathText,
     Positive,
@@ -82,6 +83,11 @@ class TrainSection:
     """With ``non_finite: skip``: steps of the whole run without an update; one more stops it."""
     max_loss: Positive | None = None
     """A larger loss of a step is as one that is not finite; absent: every number is let pass."""
+    distributed_timeout_minutes: Minutes = 10
+    """How long ranks wait for each other in a training step, or in a batch of an evaluation, before
+    the run ends. A rank without a sign of life for two minutes ends it earlier."""
+    pause_timeout_minutes: Minutes = 30
+    """The same of what training pauses for: the start of the run, a growth, a save."""
 
     def __post_init__(self) -> None:
         check_fields(self, "train.")

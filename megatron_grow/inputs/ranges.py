@@ -58,6 +58,7 @@ Seed = Annotated[int, Range(least=0, most=2**32 - 1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Share = Annotated[float, Range(least=0, most=1)]
+Minutes = Annotated[float, Range(least=0.1, most=7 * 24 * 60)]
 ShareBelowOne = Annotated[float, Range(least=0, below=1)]
 PathText = Annotated[str, AsPath()]
 

@@ -56,7 +56,8 @@ class LiveStage:
         self._seed = config.run.seed
         self._optimizer = optimizer_of(config.optimizer)
         self._shards: list[Shard] | None = None
-        process_groups.set_up(stage.parallel, config.run.seed)
+        self.groups_seconds = process_groups.set_up(stage.parallel, config.run.seed)
+        """What this rank took to build and connect its process groups."""
         replicas = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
         sharded = (
             stage.parallel.use_distributed_optimizer

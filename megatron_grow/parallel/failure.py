@@ -6,9 +6,7 @@ Nothing here waits for other ranks, which may be waiting for this one.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import socket
 import sys
 import time
 import traceback
@@ -16,11 +14,21 @@ from typing import NoReturn
 
 from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.inputs.errors import AgreedError, one_line
+from megatron_grow.parallel import last_words
 from megatron_grow.parallel.watch import Watch
 
 _PATIENCE = 3.0
 """Seconds in which torchrun's agent, or another rank, makes known that somebody else has failed."""
-_LOST = ("onnection closed by peer", "onnection reset by peer", "Broken pipe", "NCCL")
+_LOST = (
+    "onnection closed by peer",
+    "onnection reset by peer",
+    "onnection timed out",
+    "Broken pipe",
+    "No route to host",
+    "Network is unreachable",
+    "Timed out waiting",
+    "NCCL",
+)
 """In what gloo and NCCL say when another rank is gone."""
 
 
@@ -45,11 +53,11 @@ def report(error: Exception, watch: Watch | None) -> ExitCode:
     elif agreed or _is_first(rank, lost, watch):
         if line is None and not lost:
             traceback.print_exception(error)
-        name = "" if agreed or (rank == 0 and watch is None) else _name(rank)
+        name = "" if agreed or (rank == 0 and watch is None) else last_words.of_this_rank()
         what = f"{type(error).__name__}: {str(error).strip().partition(os.linesep)[0]}"
-        text = f"error{name}: {line or ('lost another rank: ' if lost else '') + what}"
-        print(text, file=sys.stderr, flush=True)
-        tell_agent(text)
+        if lost:
+            what = f"lost another rank: {what}; {last_words.way_on()}"
+        last_words.say(f"error{name}: {line or what}")
     if watch is not None and not agreed:
         watch.let_others_hear()
     return ExitCode.FAILED if line is None else ExitCode.MISTAKE
@@ -73,19 +81,6 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def tell_agent(text: str) -> None:
-    """Make torchrun's report of a job that is not done end with ``text``.
-
-    The file is that of ``torch.distributed.elastic.multiprocessing.errors``. It is written by hand
-    because a mistake in the run file is found before torch is imported.
-    """
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        told = {"py_callstack": text, "timestamp": str(int(time.time()))}
-        with contextlib.suppress(OSError), open(path, "w") as file:
-            json.dump({"message": {"message": text, "extraInfo": told}}, file)
-
-
 def _is_first(rank: int, lost: bool, watch: Watch | None) -> bool:
     """Whether no other rank has failed before this one, or because of what this one failed of."""
     if watch is None:
@@ -94,7 +89,7 @@ def _is_first(rank: int, lost: bool, watch: Watch | None) -> bool:
         return True
     deadline = time.monotonic() + _PATIENCE
     while lost and time.monotonic() < deadline:  # the one that is gone may have said why
-        if watch.failed():
+        if watch.heard:
             return False
         time.sleep(0.1)
     return watch.announce()
@@ -104,9 +99,3 @@ def _wait_for_agent() -> None:
     """Let torchrun's agent end this process, if rank 0 ends now."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         time.sleep(_PATIENCE)
-
-
-def _name(rank: int) -> str:
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return ""
-    return f" on rank {rank} ({socket.gethostname()})"

@@ -68,6 +68,16 @@ def check_address(environment: Mapping[str, str]) -> None:
         )
 
 
+def agent_holds_store() -> bool:
+    """Whether the job's store is torchrun's, which goes on from one attempt to the next.
+
+    Else the process of rank 0 holds it, anew in each attempt. Where torchrun has agents on several
+    hosts these need not count the same attempts, so there ``--max-restarts`` needs
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``.
+    """
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def _of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     ranks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
     hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from math import ceil
 from typing import Any
 
 import torch
@@ -15,20 +17,27 @@ from megatron.core import parallel_state, tensor_parallel
 
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.parallel import cpu, launch
+from megatron_grow.parallel.patience import Limits
+from megatron_grow.parallel.roll_call import RollCall
 from megatron_grow.parallel.watch import Watch
 from megatron_grow.state.axes import MeshDim
 from megatron_grow.state.sharding import Mesh, Place
 
 _watch: Watch | None = None
+_limits = Limits()
 
 
-def start(timeout: timedelta = timedelta(minutes=30)) -> None:
+def start(limits: Limits = _limits) -> None:
     """Join the job that the environment describes; a process without one is a job of one.
+
+    Args:
+        limits: how long ranks wait for each other, from now on.
 
     Raises:
         UserError: the environment does not say where the other ranks or this rank's GPU are.
     """
-    global _watch
+    global _watch, _limits
+    _limits = limits
     cpu.install()
     if dist.is_initialized():
         return
@@ -39,22 +48,30 @@ def start(timeout: timedelta = timedelta(minutes=30)) -> None:
         torch.cuda.set_device(launch.own_gpu(os.environ, torch.cuda.device_count()))
     # Gloo beside NCCL: growth plans and stop requests travel as Python objects.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, rank, world_size = _connect(timeout)
+    store, rank, world_size = _connect_to_store()
     if world_size > 1:
-        agent = "TORCHELASTIC_RUN_ID" in os.environ
-        _watch = Watch(_connect(timeout)[0], holds_store=rank == 0 and not agent)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        roll = RollCall(_connect_to_store()[0], rank, world_size)
+        _watch = Watch(roll, limits, holds_store=rank == 0 and not launch.agent_holds_store())
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=_of_groups()
+    )
     # What has been imported stays: the collector need not walk through all of it at every growth.
     gc.collect()
     gc.freeze()
 
 
-def _connect(timeout: timedelta) -> tuple[dist.Store, int, int]:
+def _of_groups() -> timedelta:
+    """The longest that a collective may take. The watch, which can say more, comes first."""
+    return timedelta(minutes=ceil(max(_limits) / timedelta(minutes=1)) + 1)
+
+
+def _connect_to_store() -> tuple[dist.Store, int, int]:
     """A connection to the job's store; this process's rank and how many there are."""
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-    # The agent's store outlives an attempt (torchrun --max-restarts), and so would its addresses.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"attempt_{attempt}", store), rank, world_size
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=_limits.pause))
+    if launch.agent_holds_store():  # it outlives an attempt, and so would an attempt's addresses
+        attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store = dist.PrefixStore(f"attempt_{attempt}", store)
+    return store, rank, world_size
 
 
 def watch() -> Watch | None:
@@ -68,15 +85,21 @@ def stop() -> None:
     tear_down()
     if _watch is not None:
         _watch.end()
-        dist.barrier()  # whoever still watches would take the first to leave for a failed one
+        # Whoever still watches would take the first to leave for a failed one.
+        dist.all_reduce(torch.zeros(1), async_op=True).wait(_limits.step)
         _watch = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def set_up(layout: ParallelConfig, seed: int) -> None:
-    """Build megatron-core's process groups for ``layout``."""
+def set_up(layout: ParallelConfig, seed: int) -> float:
+    """Build megatron-core's process groups for ``layout``, and connect those that training uses.
+
+    Returns:
+        Seconds that it took.
+    """
     tear_down()
+    began = time.perf_counter()
     with _on_one_backend(_backend()):
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor_model_parallel_size,
@@ -89,8 +112,50 @@ def set_up(layout: ParallelConfig, seed: int) -> None:
             expert_model_parallel_size=layout.expert_model_parallel_size,
             expert_tensor_parallel_size=layout.expert_tensor_parallel_size,
             create_gloo_process_groups=False,
+            distributed_timeout_minutes=_of_groups() // timedelta(minutes=1),
         )
+    _connect_groups()
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    return time.perf_counter() - began
+
+
+def _connect_groups() -> None:
+    """Let the ranks of each group that training uses meet.
+
+    NCCL connects them in a group's first collective, which would else be one of the first step's.
+    """
+    gradients = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    groups = (
+        gradients,
+        parallel_state.get_data_parallel_group(),
+        parallel_state.get_intra_distributed_optimizer_instance_group(),
+        parallel_state.get_tensor_model_parallel_group(),
+        parallel_state.get_context_parallel_group(),
+        parallel_state.get_pipeline_model_parallel_group(),
+        parallel_state.get_model_parallel_group(),
+        parallel_state.get_embedding_group(check_initialized=False),
+        parallel_state.get_position_embedding_group(check_initialized=False),
+        parallel_state.get_expert_model_parallel_group(),
+        parallel_state.get_expert_tensor_parallel_group(),
+        parallel_state.get_expert_tensor_model_pipeline_parallel_group(),
+        parallel_state.get_expert_data_parallel_group(),
+    )
+    for group in groups:  # in one order on all ranks, of which each has some
+        # megatron-core reduces gradients over one rank, too.
+        if group is gradients or _has_others(group):
+            _connect(group)
+
+
+def _has_others(group: dist.ProcessGroup | None) -> bool:
+    """Whether this rank is in ``group``, and not alone."""
+    return isinstance(group, dist.ProcessGroup) and group.size() > 1
+
+
+def _connect(group: dist.ProcessGroup) -> None:
+    if dist.get_world_size() > 1:
+        met = torch.ones((), device=cpu.device())
+        dist.all_reduce(met, group=group)
+        met.item()  # waits for it
 
 
 def tear_down() -> None:
@@ -125,8 +190,10 @@ def among_stages(stages: Sequence[int]) -> dist.ProcessGroup | None:
     backend, found = _backend(), None
     for place in range(size):
         ranks = [stage * size + place for stage in stages]
-        group = parallel_state.create_group(ranks, backend=backend)
+        group = parallel_state.create_group(ranks, timeout=_of_groups(), backend=backend)
         found = group if dist.get_rank() in ranks else found
+    if found is not None:
+        _connect(found)
     return found
 
 

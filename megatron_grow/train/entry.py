@@ -14,13 +14,15 @@ from megatron_grow.inputs.errors import AgreedError, one_line
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.multipliers import check_optimizer
 from megatron_grow.parallel.expected_warnings import ignore_expected_warnings
-from megatron_grow.parallel.failure import lost_a_rank, report, tell_agent
+from megatron_grow.parallel.failure import lost_a_rank, report
+from megatron_grow.parallel.last_words import tell_agent
 from megatron_grow.parallel.launch import complete_environment
 from megatron_grow.parallel.parent import end_with_agent
+from megatron_grow.parallel.patience import Limits
 from megatron_grow.parallel.watch import Watch
 from megatron_grow.parametrization.table import parametrized
 
-_RANK_0_IS_GONE = timedelta(minutes=2)
+_RANK_0_IS_GONE = Limits(timedelta(minutes=2), timedelta(minutes=2))
 """What a rank with a mistake waits for the others to join."""
 
 
@@ -71,7 +73,7 @@ def _tell(error: Exception) -> ExitCode:
         from megatron_grow.parallel import process_groups
         from megatron_grow.parallel.agreement import together
 
-        process_groups.start(timeout=_RANK_0_IS_GONE)
+        process_groups.start(_RANK_0_IS_GONE)
         together(found)
     except AgreedError as agreed:
         return report(agreed, _watch())
@@ -96,7 +98,8 @@ def _train(config: RunConfig) -> ExitCode:
     from megatron_grow.train.job import Job
     from megatron_grow.train.signals import StopRequest
 
-    process_groups.start()
+    step, pause = config.train.distributed_timeout_minutes, config.train.pause_timeout_minutes
+    process_groups.start(Limits(timedelta(minutes=step), timedelta(minutes=pause)))
     code = ExitCode.DONE
     try:
         with StopRequest() as stop:

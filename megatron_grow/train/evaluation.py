@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.utils.data import Dataset
 
 from megatron_grow.methods.base import Context, TrainingMethod
+from megatron_grow.parallel.patience import during, goes_on
 from megatron_grow.train.batches import batches_of
 from megatron_grow.train.output import Output, progress
 from megatron_grow.train.rows import EvaluationRow
@@ -51,5 +52,11 @@ class Evaluation(TrainingMethod):
         """
         if not ctx.run.train.eval_iters or self._dataset is None:
             return None
-        with batches_of(ctx.live, ctx.run, self._dataset, 0) as batches:
-            return ctx.live.evaluate(batches, ctx.stage.eval_iters, self._stop.poll)
+        at = during(f"the evaluation after step {ctx.step}")
+        with at, batches_of(ctx.live, ctx.run, self._dataset, 0) as batches:
+            return ctx.live.evaluate(batches, ctx.stage.eval_iters, self._stop_before_batch)
+
+    def _stop_before_batch(self) -> bool:
+        stop = self._stop.poll()
+        goes_on()
+        return stop

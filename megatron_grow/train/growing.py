@@ -63,6 +63,7 @@ def grow(
         "to_parameters": count_parameters(stage.model),
         "bytes_moved": int(sum_over_ranks(received)),
         "pause_seconds": pause,
+        "groups_seconds": after.groups_seconds,
         "val_loss_before": None,
         "val_loss_after": None,
     }

@@ -10,6 +10,7 @@ from megatron_grow.live.passes import Batches
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.optim.schedule import LearningRateSchedule
 from megatron_grow.parallel.agreement import any_rank
+from megatron_grow.parallel.patience import during
 from megatron_grow.train.batches import Waiting
 
 
@@ -32,7 +33,8 @@ class Loop:
             batches: this rank's micro-batches from the next step on; None where it needs none.
         """
         while not (self.ctx.ends or self.ctx.stopping):
-            self.step(batches)
+            with during(f"step {self.ctx.step + 1}"):
+                self.step(batches)
             yield self.ctx
 
     def step(self, batches: Batches | None) -> None:

@@ -158,6 +158,8 @@ class GrowthRow(TypedDict):
     bytes_moved: int
     """From one rank to another, over all ranks."""
     pause_seconds: float
+    groups_seconds: float
+    """Of the pause: to build the process groups of the new layout and connect their ranks."""
     val_loss_before: float | None
     """None where the run does not evaluate."""
     val_loss_after: float | None

@@ -11,6 +11,8 @@ from megatron_grow.checkpoint.record import GrowthEvent, Record, StageEnd
 from megatron_grow.checkpoint.save import save
 from megatron_grow.inputs.errors import AgreedError
 from megatron_grow.methods.base import Context, TrainingMethod
+from megatron_grow.parallel.last_words import remember_checkpoint
+from megatron_grow.parallel.patience import during
 from megatron_grow.train.finite import FiniteGuard
 from megatron_grow.train.output import Output
 from megatron_grow.train.preflight import Prepared
@@ -29,6 +31,7 @@ class Saving(TrainingMethod):
         """Those that are known, of stages that might end before ``at_most``."""
         if start is not None and start.resumes:
             guard.saved = start.step, start.path
+            remember_checkpoint(start.path)
 
     def after_step(self, ctx: Context) -> None:
         """Save if it is due; the trainer does where the run stops."""
@@ -42,16 +45,17 @@ class Saving(TrainingMethod):
             return self._guard.saved[1]
         self._guard.check_state(ctx)
         config = ctx.run
-        path = save(
-            config.checkpoint_dir,
-            self._record(ctx),
-            [*ctx.live.pieces(), *ctx.kept()],
-            ctx.live.tensors,
-            with_optimizer=config.checkpoint.save_optimizer,
-            keep_last=config.checkpoint.keep_last,
-            keep=[past.last_step for past in ctx.stages[: ctx.stage.index] if past.release],
-            holder=self._prepared.holder,
-        )
+        with during(f"the save after step {ctx.step}", pause=True):
+            path = save(
+                config.checkpoint_dir,
+                self._record(ctx),
+                [*ctx.live.pieces(), *ctx.kept()],
+                ctx.live.tensors,
+                with_optimizer=config.checkpoint.save_optimizer,
+                keep_last=config.checkpoint.keep_last,
+                keep=[past.last_step for past in ctx.stages[: ctx.stage.index] if past.release],
+                holder=self._prepared.holder,
+            )
         self._guard.saved = ctx.step, path
         self._output.console.checkpoint(ctx.step, path)
         return path

@@ -11,6 +11,7 @@ from megatron_grow.live.stage import LiveStage, filled
 from megatron_grow.methods.base import Context
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.parallel.agreement import together
+from megatron_grow.parallel.patience import during
 from megatron_grow.train.batches import batches_of
 from megatron_grow.train.console import Console
 from megatron_grow.train.ending import StageEnding
@@ -157,13 +158,14 @@ class Trainer:
         loop.end()
         step, index = loop.ctx.step, loop.ctx.stage.index + 1
         self.stages = ended(self.stages, index - 1, step)
-        live, growth = grow(
-            loop.ctx.live,
-            self.stages[index],
-            self.config,
-            self.prepared.plans[index],
-            step,
-        )
+        with during(f"the growth to stage {index}", pause=True):
+            live, growth = grow(
+                loop.ctx.live,
+                self.stages[index],
+                self.config,
+                self.prepared.plans[index],
+                step,
+            )
         self.saving.growths.append(growth.event)
         grown = self._enter(live, step)
         row, after = growth.row, self.evaluation.measure(grown.ctx)

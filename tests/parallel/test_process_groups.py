@@ -88,3 +88,28 @@ def test_a_subgroup_has_one_backend(
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     pass
+
+
+def _collectives_by_group(options: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """Of each of this rank's groups: its description, and how many collectives it has had when the
+    stage is built, and after a step."""
+    config = run_config(StageSection(parallel=layout(**options)), model=TIED)
+    live = begin(config, dist.get_world_size())
+
+    def counts() -> list[int]:
+        return [group._get_sequence_number_for_group() for group in distributed_c10d._world.pg_map]
+
+    before = counts()
+    live.forward_backward(1, micro_batches(config, 0))
+    live.update(live.gradient_norm())
+    described = [group.group_desc for group in distributed_c10d._world.pg_map]
+    return list(zip(described, before, counts(), strict=True))
+
+
+@pytest.mark.parametrize("options", [{"tp": 2, "pp": 2}, {"tp": 2}])
+def test_no_group_has_its_first_collective_in_a_step(options: dict[str, Any]) -> None:
+    """NCCL connects a group there, which would not be counted as a growth's pause."""
+    for groups in run_ranks(4, _collectives_by_group, options):
+        used = {name for name, before, after in groups if after > before}
+        assert used - {"default_pg"}
+        assert not {name for name, before, after in groups if not before and after}

@@ -31,6 +31,7 @@ def start_ranks(
     accident: Callable[[int, list[str]], None] | None = None,
     world_size: int = 2,
     timeout: float = 120,
+    stopped: int | None = None,
 ) -> list[Outcome]:
     """Run the command on ranks that find each other by their environment alone.
 
@@ -40,6 +41,7 @@ def start_ranks(
         accident: called on each rank before the command, with its number and its ``argv``.
         world_size: how many.
         timeout: seconds, after which a rank that still runs fails the test.
+        stopped: a rank that is stopped by ``accident``; it ends when the others have.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -55,7 +57,9 @@ def start_ranks(
         process.start()
     outcomes = []
     try:
-        for rank, process in enumerate(ranks):
+        for rank, process in sorted(enumerate(ranks), key=lambda each: each[0] == stopped):
+            if rank == stopped:
+                process.kill()
             process.join(max(0.0, began + timeout - time.monotonic()))
             said = (directory / f"errors_{rank}").read_text()
             assert process.exitcode is not None, f"rank {rank} hangs; it said: {said}"
