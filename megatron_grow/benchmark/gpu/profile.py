@@ -102,7 +102,7 @@ def _told_of_waits(found: Counter[str]) -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if "synchroniz" in str(message):
+        if "called a synchronizing" in str(message):
             found[_asking_line()] += 1
 
     with warnings.catch_warnings():
