@@ -57,7 +57,7 @@ def test_run_file(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", EXAMPLES.glob("study/*/study.py"), ids=lambda path: path.parent.name
+    "path", sorted(EXAMPLES.glob("study/*/study.py")), ids=lambda path: path.parent.name
 )
 def test_the_runs_of_a_study(path: Path) -> None:
     study = runpy.run_path(str(path))["STUDY"]
