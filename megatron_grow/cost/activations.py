@@ -42,11 +42,10 @@ class Activations:
     """What the loss takes besides: a block of logits in fp32."""
     head_backward: int
     """What passing backward through the head takes besides."""
-    head_gradient: int
-    """Of the head's weight, in its own precision, before it is added to the others: where a tied
-    head and an embedding are one parameter, it waits for the embedding's until the pass ends."""
     embedding_gradient: int
-    """The same of the embedding."""
+    """That of the token embedding or the head, before it is added to the others: where these are
+    one parameter, the head's waits for the embedding's until the pass ends. Where the product adds
+    it itself, megatron-core still makes room for it."""
     batch: int
     """Tokens, labels, positions and weights."""
 
@@ -91,10 +90,7 @@ def activations(
     unit = model.ffn_size // ranks
     # Gradients of the stream, of the unit's output (of gate and up, where it is gated), and of the
     # matrix behind it: by the next one, the output itself is gone.
-    backward = tokens * hidden + tokens * unit * (2 if model.gated else 1)
-    waits = "weight_gradients" not in kernels
-    if waits:
-        backward += hidden * unit
+    backward = tokens * hidden + tokens * unit * (2 if model.gated else 1) + hidden * unit
     return Activations(
         boundary=boundary,
         # The stream before each branch, and what the norm that begins the branch makes of it.
@@ -102,8 +98,7 @@ def activations(
         layer_backward=backward * bytes_per_value,
         head=boundary + logits * bytes_per_value,
         loss=4 * min(logits, _BLOCK) if bytes_per_value < 4 and blocks else 0,
-        head_backward=tokens * hidden * bytes_per_value + (embedding if waits else 0),
-        head_gradient=embedding if waits else 0,
+        head_backward=tokens * hidden * bytes_per_value + embedding,
         embedding_gradient=embedding,
         batch=tokens * _BATCH,
     )

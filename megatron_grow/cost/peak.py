@@ -66,7 +66,7 @@ def _fullest_moment(step: Step, rank: int) -> tuple[int, int]:
         held += 4 * one.boundary
     # Where a tied head and an embedding are one parameter, the head's gradient waits for the other.
     tied = ranks == 1 and placed.model.share_embeddings_and_output_weights
-    waiting = one.head_gradient if tied else 0
+    waiting = one.embedding_gradient if tied else 0
     moments = [(held, one.embedding_gradient + waiting)] if first else []
     if last:
         with_head = held + one.boundary + one.head

@@ -29,6 +29,8 @@ class Measured:
     """Rows of ``tools/benchmark.py gpu``: what one GPU reached, by depth and size of the model."""
 
     path: Path
+    device: str
+    """Its name."""
     rows: list[dict[str, Any]]
 
     def of(self, model: ModelConfig) -> Efficiency:
@@ -52,7 +54,8 @@ class Measured:
         share = row["mfu"]
         if row.get("recompute") and row["layers"]:
             share *= 4 / 3  # of four passes of a layer, model FLOPs count three
-        return Efficiency(share, f"measured: {row['shape']}, {row['layers']} layers")
+        what = f"{row['shape']}, {row['layers']} layers"
+        return Efficiency(share, f"measured on {self.device}: {what}")
 
 
 def read_measured(path: Path) -> Measured:
@@ -64,10 +67,11 @@ def read_measured(path: Path) -> Measured:
     try:
         values = json.loads(path.read_text())
         rows = [row for row in values["parts"]["speed"].values() if row.get("mfu")]
+        device = str(values["device"]["name"])
     except OSError as error:
         raise UserError(f"--measured {path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"--measured {path} is not gpu.json as tools/benchmark.py gpu writes it"
         ) from None
-    return Measured(path, rows)
+    return Measured(path, device, rows)

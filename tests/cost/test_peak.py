@@ -125,12 +125,56 @@ def test_micro_batches_in_flight(chunks: int, micro_batches: int, expected: list
 
 def test_fused_kernels_keep_less() -> None:
     """Of a gated unit gate, up and output, not also silu of the gate and a copy of up; no
-    cosines and sines; no block of logits in fp32; no gradient of a weight beside the sum."""
+    cosines and sines; no block of logits in fp32."""
     placed = Placement(LLAMA, ParallelConfig(), 1, "bf16", optimizer_of(OptimizerSection()))
     plain = Step(placed, BatchShape(128, 4, 4))
     fused = replace(plain, kernels=frozenset(asdict(KernelsSection())))
     one, other = plain.activations, fused.activations
     assert one.layer - other.layer == 2 * (2 * 256 * 512 + 4 * 128 * 16)
     assert (one.loss, other.loss) == (4 * 512 * 512, 0)
-    assert one.head_backward - other.head_backward == 2 * 512 * 64
-    assert one.layer_backward - other.layer_backward == 2 * 256 * 64
+
+
+LLAMA_1B = replace(
+    LLAMA,
+    num_layers=24,
+    hidden_size=2048,
+    num_attention_heads=16,
+    num_query_groups=None,
+    ffn_hidden_size=5504,
+    vocab_size=50_257,
+    max_position_embeddings=2048,
+    normalization="RMSNorm",
+)
+GPT2_124M = ModelConfig(vocab_size=50_257, activation="gelu_tanh")
+GPT2_7B = ModelConfig(
+    hidden_size=3072, num_attention_heads=24, vocab_size=50_257, add_bias_linear=False
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "length", "samples", "recomputed", "gigabytes"),
+    [
+        (LLAMA_1B, 24, 2048, 4, False, 41.446),
+        (LLAMA_1B, 0, 2048, 4, False, 4.916),
+        (LLAMA_1B, 1, 2048, 4, False, 6.440),
+        (GPT2_124M, 12, 1024, 32, False, 15.544),
+        (GPT2_124M, 0, 1024, 32, False, 4.310),
+        (GPT2_124M, 1, 1024, 32, False, 5.246),
+        (GPT2_7B, 57, 1024, 8, True, 123.427),
+        (GPT2_7B, 0, 1024, 8, True, 4.197),
+        (GPT2_7B, 1, 1024, 8, True, 6.444),
+    ],
+)
+def test_peaks_that_a_gpu_has_told(
+    model: ModelConfig, layers: int, length: int, samples: int, recomputed: bool, gigabytes: float
+) -> None:
+    """``torch.cuda.max_memory_allocated`` on an H200 in bf16 with all kernels, torch 2.11, by
+    ``tools/benchmark.py gpu`` on 2026-11-26. What the formula does not know is cuBLAS' workspace,
+    which does not depend on the model."""
+    model = replace(model, num_layers=layers)
+    placed = Placement(model, ParallelConfig(), 1, "bf16", optimizer_of(OptimizerSection()))
+    batch = BatchShape(length, samples, samples)
+    kernels = frozenset(asdict(KernelsSection()))
+    [peak] = peak_memory(Step(placed, batch, 1 if recomputed else None, kernels=kernels))
+    assert 0 <= gigabytes * 1e9 - peak.total <= 0.25e9
+    assert peak.total == pytest.approx(gigabytes * 1e9, rel=0.02)
