@@ -5,6 +5,7 @@
   python tools/benchmark.py layer-rows            what a row on the sizes of layers costs its step
   python tools/benchmark.py growth-step           a step after growth against a fixed-size run's
   python tools/benchmark.py growth-pause          the pause of a growth against a checkpoint save
+  python tools/benchmark.py save-pause            the pause of a save, asynchronous or not
   python tools/benchmark.py conversion            conversions of a checkpoint against cp
   python tools/benchmark.py symmetry              what makes copies of units learn apart, how fast
   python tools/benchmark.py gpu --output DIR      whether one GPU computes the same, how fast
@@ -43,22 +44,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             "layer-rows",
             "growth-step",
             "growth-pause",
+            "save-pause",
             "conversion",
             "symmetry",
             "gpu",
         ),
     )
     add = parser.add_argument
-    add("--num-layers", type=int, metavar="N", help="default 6; growth-pause, conversion 12")
-    add("--hidden-size", type=int, metavar="N", help="default 384; growth-pause, conversion 768")
+    add("--num-layers", type=int, metavar="N", help="default 6; pauses and conversion 12")
+    add("--hidden-size", type=int, metavar="N", help="default 384; pauses and conversion 768")
     add(
         "--num-attention-heads",
         type=int,
         metavar="N",
-        help="default 6; growth-pause, conversion 12",
+        help="default 6; pauses and conversion 12",
     )
     add("--vocab-size", type=int, default=50304, metavar="N", help="default %(default)s")
-    add("--seq-length", type=int, metavar="N", help="default 256; growth-pause, conversion 1024")
+    add("--seq-length", type=int, metavar="N", help="default 256; pauses and conversion 1024")
     add(
         "--batch",
         type=int,
@@ -137,13 +139,14 @@ def main(argv: list[str] | None = None) -> None:
         growth_pause,
         growth_step,
         layer_rows,
+        save_pause,
         seam,
         symmetry,
         throughput,
     )
     from megatron_grow.config.model import ModelConfig
 
-    large = args.benchmark in ("growth-pause", "conversion")
+    large = args.benchmark in ("growth-pause", "save-pause", "conversion")
     model = ModelConfig(
         num_layers=args.num_layers or (12 if large else 6),
         hidden_size=args.hidden_size or (768 if large else 384),
@@ -163,6 +166,8 @@ def main(argv: list[str] | None = None) -> None:
         report = growth_step.measure(model, args.batch, (args.precision or ["fp32"])[0], *turns)
     elif args.benchmark == "conversion":
         report = conversion.measure(model, (args.precision or ["bf16"])[0], args.directory)
+    elif args.benchmark == "save-pause":
+        report = save_pause.measure(model, args.repetitions)
     elif args.benchmark == "symmetry":
         report = symmetry.measure()
     else:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch.distributed as dist
+
 from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.reader import Reader
 from megatron_grow.checkpoint.record import Record
@@ -99,6 +101,7 @@ class Format(ABC):
         tensors: dict[str, LogicalTensor],
         *,
         with_optimizer: bool,
+        group: dist.ProcessGroup | None,
     ) -> tuple[Iterable[str], dict[str, Shard]]:
         """Write the live state of a run; every rank takes part. Only the default format needs it.
 
@@ -108,6 +111,7 @@ class Format(ABC):
             pieces: this rank's state, of which it writes what it owns.
             tensors: the model's.
             with_optimizer: write main parameters and moments too.
+            group: over which the ranks agree, as :func:`.agreement.gather`.
 
         Returns:
             On rank 0, what :class:`Writer` calls ``companions`` and ``shards``.

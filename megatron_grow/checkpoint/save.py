@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import torch.distributed as dist
+
 from megatron_grow.checkpoint.formats import DEFAULT, FORMATS
 from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.lock import Holder, check_held
@@ -31,6 +33,7 @@ def save(
     keep_last: int = 0,
     keep: Collection[int] = (),
     holder: Holder | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Path:
     """Write ``root/iter_*`` in the format of runs; every rank takes part.
 
@@ -46,6 +49,7 @@ def save(
         keep_last: complete checkpoints to keep, this one included; 0 keeps all.
         keep: steps whose checkpoints stay in any case.
         holder: on rank 0, as whom ``root`` is held; None: nobody else writes there.
+        group: over which the ranks agree, as :func:`.agreement.gather`.
 
     Returns:
         The checkpoint's directory.
@@ -56,7 +60,7 @@ def save(
             Nothing is left of the directory; older checkpoints are as they were.
     """
     final = step_dir(root, record.step)
-    written = partial(final, gather(secrets.token_hex(4))[0])
+    written = partial(final, gather(secrets.token_hex(4), group)[0])
 
     def begin() -> None:
         if holder is not None:
@@ -75,11 +79,11 @@ def save(
         sweep(root)
 
     try:
-        together(lambda: begin() if leads() else None)
+        together(lambda: begin() if leads() else None, group)
         files, shards = FORMATS.find(DEFAULT, "format").save(
-            written, record, pieces, tensors, with_optimizer=with_optimizer
+            written, record, pieces, tensors, with_optimizer=with_optimizer, group=group
         )
-        together(lambda: finish() if leads() else None)
+        together(lambda: finish() if leads() else None, group)
     except Exception as error:
         # Every rank removes what it sees: they may not share a file system.
         shutil.rmtree(written, ignore_errors=True)
@@ -90,7 +94,7 @@ def save(
             f"{_last_good(root)}"
         ) from None
     remember_checkpoint(final)
-    together(lambda: thin_out() if leads() else None)
+    together(lambda: thin_out() if leads() else None, group)
     return final
 
 

@@ -247,6 +247,9 @@ class CheckpointSection:
     """Directory; absent: output_dir/checkpoints."""
     save_interval: CountOrZero = 1000
     """Steps between checkpoints; 0 saves only at the end and on a signal."""
+    async_save: bool = False
+    """Train on while a checkpoint is written; a copy of what each rank writes is in the host's
+    memory until it is."""
     keep_last: CountOrZero = 0
     """Checkpoints to keep; 0 keeps all."""
     save_optimizer: bool = True

@@ -14,10 +14,14 @@ from megatron_grow.inputs.errors import AgreedError, one_line
 Result = TypeVar("Result")
 
 
-def together(action: Callable[[], Result]) -> Result:
+def together(action: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
     """Run ``action`` on every rank; if any rank finds a user's mistake, all raise it.
 
     A file system that refuses counts as one (:func:`~megatron_grow.inputs.errors.one_line`).
+
+    Args:
+        action: what may go wrong.
+        group: as :func:`gather`.
 
     Raises:
         AgreedError: that of the first rank which had one, with its name if it is not rank 0.
@@ -29,18 +33,24 @@ def together(action: Callable[[], Result]) -> Result:
         mistake = one_line(error)
         if mistake is None:
             raise
-    for rank, (found, host) in enumerate(gather((mistake, socket.gethostname()))):
+    for rank, (found, host) in enumerate(gather((mistake, socket.gethostname()), group)):
         if found is not None:
             raise AgreedError(f"rank {rank} on {host}: {found}" if rank else found)
     return result  # type: ignore[return-value]
 
 
-def gather(value: Result) -> list[Result]:
-    """The ``value`` of every rank, in their order; a process without a job is the only one."""
+def gather(value: Result, group: dist.ProcessGroup | None = None) -> list[Result]:
+    """The ``value`` of every rank, in their order; a process without a job is the only one.
+
+    Args:
+        value: this rank's.
+        group: of all ranks, over which they agree; a thread beside the training needs one of its
+            own. None: that of the job.
+    """
     if not dist.is_initialized():
         return [value]
     values: list[Result] = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 

@@ -169,6 +169,12 @@ def tear_down() -> None:
         dist.destroy_process_group(group)
 
 
+def for_a_thread() -> dist.ProcessGroup:
+    """One more group of all ranks, for what is on the CPU: two threads of a rank must not use one,
+    or the messages of one are taken for those of the other. Every rank takes part."""
+    return dist.new_group(timeout=_of_groups(), backend="gloo")
+
+
 def among_stages(stages: Sequence[int]) -> dist.ProcessGroup | None:
     """The ranks of some pipeline stages that have this rank's place in their stage.
 

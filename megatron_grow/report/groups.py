@@ -17,7 +17,15 @@ _NO_MATTER = {
     "parallel": None,
     "logging": None,
     "run": None,
-    "checkpoint": ("save", "save_interval", "keep_last", "save_optimizer", "load", "allow_changes"),
+    "checkpoint": (
+        "save",
+        "save_interval",
+        "async_save",
+        "keep_last",
+        "save_optimizer",
+        "load",
+        "allow_changes",
+    ),
     "data": ("cache_dir", "num_workers"),
 }
 """Sections of a run file, and fields of them (None: all), that change nothing of what is learnt, or

@@ -41,3 +41,21 @@ def cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if values.dtype == dtype or not values.is_cpu:
         return values.to(dtype)
     return empty(values.shape, dtype).copy_(values)
+
+
+def host_copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies of ``tensors`` as they are now, row-major, in the host's memory.
+
+    What is on a GPU goes to page-locked memory, several times as fast. torch keeps that for the
+    next time, in blocks of powers of two.
+    """
+    copies = [_host_empty(data).copy_(data, non_blocking=True) for data in tensors]
+    if not all(data.is_cpu for data in tensors):
+        torch.cuda.synchronize()
+    return copies
+
+
+def _host_empty(data: torch.Tensor) -> torch.Tensor:
+    if data.is_cpu:
+        return empty(data.shape, data.dtype)
+    return torch.empty(data.shape, dtype=data.dtype, pin_memory=True)

@@ -267,6 +267,8 @@ def _check_nothing_lost(config: RunConfig) -> None:
         return
     first, last = rows[0]["step"], rows[-1]["step"]
     saved = (last - 1) // interval * interval
+    if config.checkpoint.async_save:  # one may have been under way
+        saved -= interval
     if saved >= first:
         raise UserError(
             f"{config.checkpoint_dir} holds no checkpoint, but the metrics in "

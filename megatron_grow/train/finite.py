@@ -5,15 +5,15 @@ Noticed before the update, on all ranks at once.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from megatron_grow.config.sections import TrainSection
-from megatron_grow.inputs.errors import AgreedError
+from megatron_grow.inputs.errors import AgreedError, UserError
 from megatron_grow.live.placement import placement
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods.base import Context, TrainingMethod
@@ -22,6 +22,7 @@ from megatron_grow.state.finite import is_finite
 from megatron_grow.state.kinds import describe
 from megatron_grow.train.output import Output, progress
 from megatron_grow.train.rows import NotFiniteRow
+from megatron_grow.train.saves import Saves
 
 _RANKS_NAMED = 8
 """In one message, at most."""
@@ -47,15 +48,13 @@ class FiniteGuard(TrainingMethod):
     """Refuses updates by what is not finite, or of too large a loss, up to the limit of
     ``train.non_finite``."""
 
-    def __init__(self, train: TrainSection, output: Output, skipped: int) -> None:
+    def __init__(self, train: TrainSection, output: Output, saves: Saves, skipped: int) -> None:
         """Take the policy, and the steps that went without an update before this start."""
         self._allowed = train.max_skipped_iters if train.non_finite == "skip" else 0
         self._most, self._loss = train.max_loss, 0.0
-        self._output = output
+        self._output, self._saves = output, saves
         self.skipped = skipped
         """Steps of the run without an update."""
-        self.saved: tuple[int, Path] | None = None
-        """The last checkpoint, and its step."""
 
     def sees(self, ctx: Context) -> bool:
         """Whether this rank sees a number that is not finite, where ranks may differ, or a loss
@@ -117,8 +116,10 @@ class FiniteGuard(TrainingMethod):
             self._output.console.warning(f"step {ctx.step}: {found}; no update was made")
             return
         way_out = "no checkpoint has been saved: begin again"
-        if self.saved is not None:
-            step, path = self.saved
+        with contextlib.suppress(UserError):  # there is an older one, then
+            self._saves.finish()
+        if self._saves.last is not None:
+            step, path = self._saves.last
             way_out = f"go on from step {step} ({path})"
         raise DivergedError(
             f"step {ctx.step}: {found}; the run stops and saves nothing; {way_out} with a lower "

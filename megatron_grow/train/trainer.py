@@ -28,6 +28,7 @@ from megatron_grow.train.preflight import Prepared
 from megatron_grow.train.releases import Branch, due
 from megatron_grow.train.reports import Reports
 from megatron_grow.train.rows import ReleaseRow
+from megatron_grow.train.saves import Saves
 from megatron_grow.train.saving import Saving
 from megatron_grow.train.signals import StopRequest
 from megatron_grow.train.training_rows import TrainingRows
@@ -63,9 +64,10 @@ class Trainer:
         skipped = prepared.resumed.skipped_iters if prepared.resumed else 0
         self.output = Output(console, metrics)
         self.stop = stop
-        self.guard = FiniteGuard(train, self.output, skipped)
+        self.saves = Saves(console.checkpoint, asynchronous=self.config.checkpoint.async_save)
+        self.guard = FiniteGuard(train, self.output, self.saves, skipped)
         self.evaluation = Evaluation(self.output, self.datasets.valid, stop)
-        self.saving = Saving(prepared, self.output, self.guard)
+        self.saving = Saving(prepared, self.output, self.guard, self.saves)
 
     def run(self) -> Ended:
         """Train to the end of the run, or of a stage that has something to release.
@@ -73,6 +75,10 @@ class Trainer:
         Raises:
             DivergedError: what the run has computed is not finite; it has not been saved.
         """
+        with self.saves:
+            return self._run()
+
+    def _run(self) -> Ended:
         loop = self._resume() if self.prepared.start else self._begin()
         while self._train(loop):
             if loop.ctx.stage is self.stages[-1]:

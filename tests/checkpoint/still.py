@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.record import Record, read_record
-from megatron_grow.checkpoint.save import save
 from megatron_grow.checkpoint.torch_dist.chunk_reader import ChunkReader
 from megatron_grow.checkpoint.torch_dist.names import tensor_key
 from megatron_grow.model.architectures import logical_tensors
@@ -19,6 +19,7 @@ from megatron_grow.state.fresh import fresh
 from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.state.piece import Piece
 from megatron_grow.state.tensors import LogicalTensor, Normal
+from megatron_grow.train.saves import Saves
 from tests.toy import MODEL
 
 SMALL = replace(MODEL, num_layers=1)
@@ -32,8 +33,8 @@ def values(tensor: LogicalTensor, kind: str, seed: int) -> torch.Tensor:
     return fresh(named, full(tensor.shape), Normal(1.0), seed)
 
 
-def write(root: Path, step: int, seed: int, **options: Any) -> Path:
-    """Save the painted state ``seed`` as the checkpoint of ``step``; ranks own tensors in turn."""
+def state(step: int, seed: int) -> tuple[Record, list[Piece]]:
+    """The record and the painted state ``seed`` of a run at ``step``; ranks own tensors in turn."""
     rank, world_size = place()
     pieces = [
         Piece(
@@ -46,8 +47,14 @@ def write(root: Path, step: int, seed: int, **options: Any) -> Path:
         for number, (key, tensor) in enumerate(TENSORS.items())
         for kind in KINDS
     ]
-    record = Record(step, 0, 0, 0, seed, asdict(SMALL), "fp32", {})
-    return save(root, record, pieces, TENSORS, **options)
+    return Record(step, 0, 0, 0, seed, asdict(SMALL), "fp32", {}), pieces
+
+
+def write(root: Path, step: int, seed: int, *, asynchronous: bool = False, **options: Any) -> Path:
+    """Save the painted state ``seed`` as the checkpoint of ``step``."""
+    with Saves(lambda *complete: None, asynchronous=asynchronous) as saves:
+        saves.begin(root, *state(step, seed), TENSORS, **options)
+    return step_dir(root, step)
 
 
 def read(path: Path) -> int:

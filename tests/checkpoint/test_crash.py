@@ -21,6 +21,7 @@ OLD, NEW = 1, 2
 SAVES: dict[str, tuple[int, dict[str, Any]]] = {
     "the next step, keeping one": (20, {"keep_last": 1}),
     "the same step again": (10, {}),
+    "behind the training": (20, {"keep_last": 1, "asynchronous": True}),
 }
 _CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 

@@ -60,11 +60,15 @@ class Place:
         overwrite: bool = False,
         grows: bool = False,
         environment: dict[str, str] | None = None,
+        async_save: bool = False,
     ) -> Choice:
         config = RunConfig(
             run=RunSection(output_dir=str(self.output), overwrite=overwrite),
             checkpoint=CheckpointSection(
-                load=load and str(load), initial=initial and str(initial), save_interval=10
+                load=load and str(load),
+                initial=initial and str(initial),
+                save_interval=10,
+                async_save=async_save,
             ),
         )
         return choose(config, grows=grows, environment=environment or {})
@@ -132,6 +136,13 @@ def test_checkpoints_that_are_gone_are_missed(place: Place) -> None:
     place.refuses(place.root, "step 25", "step 20", load="auto")
     place.rows(21, 29)  # of a run that began at step 20: it has not saved yet
     assert place.choose("auto").path is None
+
+
+def test_a_checkpoint_that_was_being_written_is_not_missed(place: Place) -> None:
+    place.rows(1, 20)
+    assert place.choose("auto", async_save=True).path is None
+    place.rows(1, 21)  # the save of step 20 has begun, so that of step 10 had ended
+    place.refuses("step 21", "step 10", load="auto", async_save=True)
 
 
 def test_goes_on_with_the_newest(place: Place) -> None:

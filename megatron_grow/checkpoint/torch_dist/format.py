@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
+
 from megatron_grow.checkpoint.format import Format
 from megatron_grow.checkpoint.manifest import Shard
 from megatron_grow.checkpoint.reader import Reader
@@ -61,8 +63,9 @@ class TorchDist(Format):
         tensors: dict[str, LogicalTensor],
         *,
         with_optimizer: bool,
+        group: dist.ProcessGroup | None,
     ) -> tuple[Iterable[str], dict[str, Shard]]:
         """See :meth:`Format.save`."""
         from megatron_grow.checkpoint.torch_dist.save import save
 
-        return save(directory, record, pieces, tensors, with_optimizer)
+        return save(directory, record, pieces, tensors, with_optimizer, group)

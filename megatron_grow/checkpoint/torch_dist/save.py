@@ -39,6 +39,7 @@ def save(
     pieces: Sequence[Piece],
     tensors: dict[str, LogicalTensor],
     with_optimizer: bool,
+    group: dist.ProcessGroup | None,
 ) -> tuple[Iterable[str], dict[str, Shard]]:
     """Each rank writes the pieces that it owns, so nothing is gathered.
 
@@ -53,17 +54,18 @@ def save(
             state,
             storage_writer=writer,
             planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=group,
         )
     except CheckpointException as error:  # the same on every rank
         raise _refusal(error) from None
-    written_by = gather(RankShards(dist.get_rank(), socket.gethostname(), writer.shards))
+    written_by = gather(RankShards(dist.get_rank(), socket.gethostname(), writer.shards), group)
 
     def finish() -> dict[str, Shard]:
         shards = check_seen(directory, written_by)
         write_companions(directory, record, with_optimizer)
         return shards
 
-    return COMPANIONS, together(lambda: finish() if leads() else {})
+    return COMPANIONS, together(lambda: finish() if leads() else {}, group)
 
 
 def _refusal(error: CheckpointException) -> Exception:
