@@ -23,7 +23,7 @@ from tests.train.command import launch, losses, steps_saved
 from tests.train.processes import start_ranks
 
 ASYNC = ["--checkpoint.async_save", "true"]
-RANKS = 4
+RANKS = 2
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
