@@ -16,7 +16,8 @@ from tests.cluster.hosts import TwoHosts, why_not
 from tests.train.command import launch, losses
 from tests.train.processes import Outcome, start_ranks
 
-MINUTES = 0.25
+SHORT = "--train.distributed_timeout_minutes=0.25"
+"""Silence in a growth and in a save, whose own limit is longer, ends these too."""
 AT_ONCE = 100
 """Seconds, start and imports on a busy machine included."""
 WHERE = {
@@ -72,7 +73,6 @@ def _run(
     logs = workplace / f"logs of {name}"
     logs.mkdir(exist_ok=True)
     argv = ["--config", str(workplace / "run.yaml"), "--run.output_dir", str(workplace / name)]
-    argv += [f"--train.{kind}_timeout_minutes={MINUTES}" for kind in ("distributed", "pause")]
     return start_ranks(logs, [*argv, *options], accident, timeout=300, stopped=stopped)
 
 
@@ -86,7 +86,9 @@ def _line(outcome: Outcome) -> str:
 def test_a_rank_that_is_stopped(workplace: Path) -> None:
     with ThreadPoolExecutor() as pool:
         runs = {
-            where: pool.submit(_run, workplace, where, partial(_is_stopped, where), stopped=1)
+            where: pool.submit(
+                _run, workplace, where, partial(_is_stopped, where), SHORT, stopped=1
+            )
             for where in WHERE
         }
     for where, run in runs.items():
@@ -117,7 +119,7 @@ def test_a_link_that_is_cut(workplace: Path) -> None:
 def _cut(workplace: Path, where: str) -> tuple[list[Outcome], list[Outcome]]:
     """How a run ends whose link is cut, and the same command when the link is back."""
     with TwoHosts() as hosts:
-        lost = _run(workplace, f"cut {where}", partial(_is_cut_off, hosts, where))
+        lost = _run(workplace, f"cut {where}", partial(_is_cut_off, hosts, where), SHORT)
         hosts.mend()
         again = partial(_is_well, hosts)
         return lost, _run(workplace, f"cut {where}", again, "--checkpoint.load=auto")
