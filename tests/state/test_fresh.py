@@ -81,6 +81,14 @@ def test_the_bits_are_pinned() -> None:
     assert torch.equal(values((5, 3, 4), std=0.02)[1, 2], pinned)  # whatever the depth
 
 
+def test_threads_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for cores in (1, 3):
+        monkeypatch.setattr("megatron_grow.state.fresh._cores", lambda cores=cores: cores)
+        drawn.append(values((1, 1300, 1300)))  # 36 tiles
+    assert torch.equal(*drawn)
+
+
 def test_moments_and_tails_of_the_normal() -> None:
     sample = values(std=0.02).double() / 0.02
     n = prod(sample.shape)

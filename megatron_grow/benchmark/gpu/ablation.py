@@ -34,7 +34,7 @@ def tasks(sizes: Sizes) -> list[Task]:
         Task(
             "ablation",
             f"{shape.name}, {shape.model.num_layers} layers, {name}",
-            15.0,
+            8.0,
             in_worker(measure, shape, KernelsSection(**way), sizes.repetitions),
             second,
         )

@@ -131,7 +131,7 @@ def _beside(rows: Values, values: Values) -> list[str]:
     for shape, row in rows.items():
         for name in ("megatron_grow", "torch.compile"):
             cells.append([name, *_speed_cells(row[name])])
-        cells.append([f"ratio at {shape}", "", "", "", "", f"{row['ratio']:.2f}", "", "", "", ""])
+        cells.append([f"ratio {row['ratio']:.2f}", shape, *[""] * (len(_SPEED) - 1)])
     return _table(["", *_SPEED], cells)
 
 

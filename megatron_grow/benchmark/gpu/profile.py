@@ -26,7 +26,7 @@ Interval = tuple[str, float, float]
 def tasks(sizes: Sizes) -> list[Task]:
     """Of the full step of both shapes that fit."""
     return [
-        Task("profile", shape.name, 25.0, in_worker(measure, shape), second)
+        Task("profile", shape.name, 15.0, in_worker(measure, shape), second)
         for shape, second in ((sizes.llama, False), (sizes.gpt2, True))
     ]
 

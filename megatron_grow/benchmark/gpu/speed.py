@@ -33,7 +33,7 @@ def tasks(sizes: Sizes) -> list[Task]:
 
 def _task(shape: Shape, depth: int, repetitions: int) -> Task:
     whole = depth == shape.model.num_layers
-    seconds = 25.0 if whole else 10.0
+    seconds = 20.0 if whole else 5.0
     name = f"{shape.name}, {depth} layers"
     return Task("speed", name, seconds, in_worker(measure, shape, depth, repetitions))
 
