@@ -29,8 +29,9 @@ def grown(source: int, depth: Any = None, at: float = 0.75, **last: Any) -> Stag
     return [{"until": at, "model": {"num_layers": source}}, {"grow": grow, **last}]
 
 
-def through(first: int, at: float, middle: int, until: float, **grow: Any) -> Stages:
-    """Two growths."""
-    stages = grown(first, at=at, grow=grow)
-    stages[1] |= {"until": until, "model": {"num_layers": middle}}
-    return [*stages, {"grow": {"depth": "copying_stack", **grow}}]
+def ladder(*rungs: tuple[int, float], depth: Any = "copying_stack", **grow: Any) -> Stages:
+    """Several growths: so many layers until a share of the steps, and so on; then all."""
+    (first, until), *others = rungs
+    growth = {"grow": {"depth": depth, **grow}}
+    middle = [{"until": end, "model": {"num_layers": n}, **growth} for n, end in others]
+    return [{"until": until, "model": {"num_layers": first}}, *middle, growth]

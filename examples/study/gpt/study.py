@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from driver import Figure, Study, Variant
-from growths import fresh, grown, scaled, through
+from growths import fresh, grown, ladder, scaled
 
 
 def _everywhere(name: str, fields: dict[str, Any]) -> dict[str, Variant]:
@@ -62,10 +62,12 @@ VARIANTS = {
     "one_fast": Variant(1.0, grown(1, lr_multiplier=2.0)),
     "zero_fast": Variant(1.0, grown(0, lr_multiplier=2.0)),
     # One growth or two.
-    "zero_two": Variant(1.0, through(0, 0.6, 2, 0.75)),
-    "one_three": Variant(1.0, through(1, 0.5, 3, 0.75)),
-    "three_six": Variant(1.0, through(3, 1 / 6, 6, 1 / 3)),
-    "three_six_late": Variant(1.0, through(3, 0.5, 6, 0.75)),
+    "zero_two": Variant(1.0, ladder((0, 0.6), (2, 0.75), depth="random")),
+    "one_three": Variant(1.0, ladder((1, 0.5), (3, 0.75))),
+    "three_six": Variant(1.0, ladder((3, 1 / 6), (6, 1 / 3))),
+    "ladder_early": Variant(1.0, ladder((1, 1 / 8), (3, 1 / 4), (6, 1 / 2))),
+    "ladder": Variant(1.0, ladder((1, 1 / 4), (3, 1 / 2), (6, 3 / 4))),
+    "three_six_late": Variant(1.0, ladder((3, 0.5), (6, 0.75))),
 }
 """What is told apart by one seed."""
 for _name, _fields in {

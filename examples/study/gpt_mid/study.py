@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from driver import Figure, Study, Variant
-from growths import grown, through
+from growths import grown, ladder
 
 SOURCES = {"zero": 0, "one": 1, "three": 3, "six": 6}
 LENGTHS = {"full_300": 1 / 8, "full_600": 1 / 4, "full_1200": 1 / 2, "full": 1.0}
@@ -26,11 +26,15 @@ STUDY = Study(
         "full": Variant(),
         **{name: Variant(length) for name, length in LENGTHS.items()},
         **{name: Variant(1.0, grown(layers)) for name, layers in SOURCES.items()},
-        "three_six": Variant(1.0, through(3, 1 / 6, 6, 1 / 3)),
-        "three_six_late": Variant(1.0, through(3, 0.5, 6, 0.75)),
+        "three_six": Variant(1.0, ladder((3, 1 / 6), (6, 1 / 3))),
+        "ladder_early": Variant(1.0, ladder((1, 1 / 8), (3, 1 / 4), (6, 1 / 2))),
+        "ladder": Variant(1.0, ladder((1, 1 / 4), (3, 1 / 2), (6, 3 / 4))),
+        "three_six_late": Variant(1.0, ladder((3, 0.5), (6, 0.75))),
     },
     figures={
-        "growth": Figure((*SOURCES, "three_six", "three_six_late"), tuple(LENGTHS)),
+        "growth": Figure(
+            (*SOURCES, "three_six", "ladder_early", "ladder", "three_six_late"), tuple(LENGTHS)
+        ),
     },
     corpus=(),
     vocabulary=("--train-tokenizer", "1024"),
