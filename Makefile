@@ -22,12 +22,13 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 test: install  ## run the whole test suite
 	$(VENV)/bin/python -m pytest
 
-demo: install  ## progressive run and fixed-size twin on a small corpus, then a report
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/demo.sh quickstart --append-eod
+demo: install  ## a run that grows and two fixed-size twins on a small corpus, then a report
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/demo.sh quickstart "steps flops" \
+		--train-tokenizer 1024 --append-eod
 
 demo-bert: install  ## the same of a BERT: masked tokens and pairs of sentences
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/demo.sh bert_quickstart \
-		--split-sentences --tokenizer-model wordpiece
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/demo.sh bert_quickstart steps \
+		--train-tokenizer 4096 --split-sentences --tokenizer-model wordpiece
 
 lint: install  ## style, import directions, types
 	$(VENV)/bin/ruff check .

@@ -22,12 +22,12 @@ from tests.train.command import launch, rows
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 JOBS = {
-    "quickstart": (2, 4096),
+    "quickstart": (2, 1024),
     "gpt2_124m": (8, 50257),
     "gpt2_7b": (64, 50257),
     "llama": (8, 32000),
     "compound": (8, 32000),
-    "extend": (2, 4096),
+    "extend": (2, 1024),
     "grow_llama": (2, 1024),
     "bert_base": (8, 30522),
     "bert_quickstart": (2, 4096),
