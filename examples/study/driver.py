@@ -16,9 +16,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout need not be installed
 
 from megatron_grow.config.run import RunConfig, parse_run, to_yaml
-from megatron_grow.report.runs import Run, load_run
+from megatron_grow.report.fair import assess
+from megatron_grow.report.groups import Group
+from megatron_grow.report.runs import COSTS, Run, load_run
 from megatron_grow.report.twin import twin_of
-from megatron_grow.report.words import value
+from megatron_grow.report.words import at_equal_loss, value
 from megatron_grow.train.rows import is_accuracy
 from megatron_grow.train.status import is_done
 
@@ -147,24 +149,42 @@ class Study:
         subprocess.run([*tool, "--output", str(output.resolve())], cwd=ROOT, check=True)
 
     def _table(self) -> str:
-        """What runs reached, and what they had cost, in Markdown."""
+        """What runs reached, what they had cost, and what growing was worth, in Markdown."""
         found = {
-            name: [load_run(directory) for directory in self._finished(name)]
+            name: Group(name, tuple(load_run(directory) for directory in self._finished(name)))
             for name in self.variants
         }
-        found = {name: runs for name, runs in found.items() if runs}
+        found = {name: group for name, group in found.items() if group.runs}
         if not found:
             raise SystemExit("no run has finished")
-        first, *_ = next(iter(found.values()))
-        others = [name for name in first.numbers if is_accuracy(name)]
+        first = next(iter(found.values()))
+        others = [name for name in first.runs[0].numbers if is_accuracy(name)]
         headings = ["run", "seeds", "steps", "loss", *others, "FLOPs", "FLOPs of layers"]
+        headings += ["at equal steps", "at equal loss: FLOPs", "head start"]
         lines = ["| " + " | ".join(headings).replace("_", " ") + " |", "|---" * len(headings) + "|"]
-        for name, runs in found.items():
-            cells = [name, str(len(runs)), f"{runs[0].last_step:,}", _mean(runs, "loss")]
-            cells += [_mean(runs, other) for other in others]
-            cells += [f"{_cost(runs, of) / _cost([first], of):.3f}" for of in first.flops]
+        for name, group in found.items():
+            cells = [name, str(len(group.runs)), f"{group.steps:,}"]
+            cells += [_mean(group.runs, number) for number in ("loss", *others)]
+            cells += [f"{group.flops(cost) / first.flops(cost):.3f}" for cost in COSTS]
+            cells += self._worth(group, found) if self.variants[name].stages else [""] * 3
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
+
+    def _worth(self, group: Group, found: dict[str, Group]) -> list[str]:
+        """Of a run that grew, beside full-size ones that are else as it is."""
+        fields = self.variants[group.name].fields
+        lengths = [
+            other
+            for name, other in found.items()
+            if not self.variants[name].stages and self.variants[name].fields == fields
+        ]
+        (worth,) = assess([group], lengths)["grown"]
+        steps, head_start = worth["equal_steps"], worth["head_start_steps"]
+        return [
+            f"{steps['gap_percent']:+.1f} %" if steps else "",
+            at_equal_loss(worth["equal_loss"]["flops_total"]),
+            f"{head_start['mean']:.0f}" if head_start else "",
+        ]
 
 
 def _mean(runs: Iterable[Run], name: str) -> str:
@@ -174,7 +194,3 @@ def _mean(runs: Iterable[Run], name: str) -> str:
     if len(finals) == 1:
         return mean
     return f"{mean} ({', '.join(value(name, each) for each in finals)})"
-
-
-def _cost(runs: Iterable[Run], of: Any) -> float:
-    return fmean(float(run.flops[of][-1]) for run in runs)

@@ -67,6 +67,7 @@ VARIANTS = {
     "three_six": Variant(1.0, ladder((3, 1 / 6), (6, 1 / 3))),
     "ladder_early": Variant(1.0, ladder((1, 1 / 8), (3, 1 / 4), (6, 1 / 2))),
     "ladder": Variant(1.0, ladder((1, 1 / 4), (3, 1 / 2), (6, 3 / 4))),
+    "ladder_late": Variant(1.0, ladder((1, 0.4), (3, 0.7), (6, 0.85))),
     "three_six_late": Variant(1.0, ladder((3, 0.5), (6, 0.75))),
 }
 """What is told apart by one seed."""
