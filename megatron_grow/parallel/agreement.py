@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 import torch
@@ -52,6 +53,20 @@ def gather(value: Result, group: dist.ProcessGroup | None = None) -> list[Result
     values: list[Result] = [value] * dist.get_world_size()
     dist.all_gather_object(values, value, group)
     return values
+
+
+def swapped(values: Sequence[Result]) -> list[Result]:
+    """What each rank has for this one, in their order, where ``values[rank]`` is for ``rank``."""
+    if not dist.is_initialized():
+        return [*values]
+    pickled = [pickle.dumps(value) for value in values]
+    sizes = torch.tensor([len(data) for data in pickled])
+    theirs = torch.empty_like(sizes)
+    dist.all_to_all_single(theirs, sizes)
+    outgoing = torch.frombuffer(bytearray().join(pickled), dtype=torch.uint8)
+    incoming = torch.empty(int(theirs.sum()), dtype=torch.uint8)
+    dist.all_to_all_single(incoming, outgoing, theirs.tolist(), sizes.tolist())
+    return [pickle.loads(part.numpy()) for part in incoming.split(theirs.tolist())]
 
 
 def place() -> tuple[int, int]:
