@@ -1,10 +1,10 @@
-# make demo, make demo-bert, make test: everything from a fresh clone, nothing twice.
+# make demo, make demo-bert, make rehearse, make test: everything from a fresh clone, nothing twice.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo demo-bert lint clean
+.PHONY: help install test demo demo-bert rehearse lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -29,6 +29,10 @@ demo: install  ## a run that grows and two fixed-size twins on a small corpus, t
 demo-bert: install  ## the same of a BERT: masked tokens and pairs of sentences
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/demo.sh bert_quickstart steps \
 		--train-tokenizer 4096 --split-sentences --tokenizer-model wordpiece
+
+rehearse: install  ## the 64-rank 7B example on this machine, without its GPUs (minutes)
+	$(VENV)/bin/python tools/rehearse.py --config examples/gpt2_7b/run.yaml --world-size 64 \
+		--ranks 0,32 --model.vocab_size 50257
 
 lint: install  ## style, import directions, types
 	$(VENV)/bin/ruff check .

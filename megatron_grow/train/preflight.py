@@ -98,7 +98,7 @@ def check(config: RunConfig) -> Checked:
         architecture_of(stage.model).check(stage, config.train, where)
         parallel.check_context(config.train.transformer_impl, stage.batch.seq_length, where)
     check_fits(config, stages, dist.get_world_size())
-    growths = _growths(config, stages)
+    growths = growth_plans(config, stages)
     check_wandb(config.logging.wandb_project)
     data_options_of(config.model, config.data)
     data = architecture_of(config.model).check_data(config, stages)
@@ -138,7 +138,8 @@ def prepare(checked: Checked, holder: Holder | None = None) -> Prepared:
     )
 
 
-def _growths(config: RunConfig, stages: list[Stage]) -> list[Plan]:
+def growth_plans(config: RunConfig, stages: list[Stage]) -> list[Plan]:
+    """How each stage but the first grows out of the one before."""
     optimizer = optimizer_of(config.optimizer)
     # One seed for all: fresh layers are those with which a run of the full size would have begun.
     return [

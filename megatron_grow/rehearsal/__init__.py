@@ -1,0 +1,1 @@
+"""A rehearsal: the real command on ranks whose GPUs are not there."""

@@ -1,0 +1,83 @@
+"""Only what is on the device is fake: a dispatch mode in which tensors of the CPU stay real.
+
+A tensor made on, or copied to, the device is one of torch's fake tensors: it has a shape, a type
+and a device, and no memory. Operators on such tensors check these as the real ones do, so that a
+mix of devices raises. Collectives, files and numpy see tensors of the CPU, and work.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from megatron_grow.rehearsal.collectives import Collectives
+from megatron_grow.rehearsal.memory import Ledger
+from megatron_grow.rehearsal.places import here
+
+_ITEM = torch.ops.aten._local_scalar_dense.default
+_TO_COPY = torch.ops.aten._to_copy.default
+_COPY_ = torch.ops.aten.copy_.default
+
+
+class HalfFake(TorchDispatchMode):
+    """Counts what happens on the device while it is entered."""
+
+    def __init__(self) -> None:
+        """Nothing has happened."""
+        super().__init__()
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.memory = Ledger()
+        self.collectives = Collectives()
+        self.host_reads: Counter[str] = Counter()
+        """Times at which the host waited for the device, by line of code."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator."""
+        kwargs = kwargs or {}
+        if func.namespace == "c10d":
+            return self.collectives.run(func, args, kwargs)
+        kwargs.pop("pin_memory", None)  # nothing is copied to the device, in the background or not
+        to = kwargs.get("device")
+        to = None if to is None else torch.device(to).type
+        fakes = any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs)))
+        if not fakes and to != "cuda":
+            return func(*args, **kwargs)
+        if fakes and (func is _ITEM or _leaves_device(func, args, to)):
+            self.host_reads[here()] += 1
+            return _on_host(func, args, kwargs)
+        if func is _TO_COPY and not fakes:
+            dtype = kwargs.get("dtype") or args[0].dtype
+            func, args = torch.ops.aten.empty.memory_format, (args[0].shape,)
+            kwargs = {"dtype": dtype, "device": kwargs["device"]}
+        args, kwargs = tree_map_only(torch.Tensor, self._as_fake, (args, kwargs))
+        with self._fake:
+            out = func(*args, **kwargs)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, FakeTensor) and leaf.device.type == "cuda":
+                self.memory.see(leaf)
+        return out
+
+    def _as_fake(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if isinstance(tensor, FakeTensor) else self._fake.from_tensor(tensor)
+
+
+def _leaves_device(func: Any, args: Any, to: str | None) -> bool:
+    """Whether an operator copies from the device to the CPU."""
+    if func is _TO_COPY:
+        return to == "cpu" and args[0].device.type == "cuda"
+    return func is _COPY_ and not isinstance(args[0], FakeTensor)
+
+
+def _on_host(func: Any, args: Any, kwargs: Any) -> Any:
+    """What the host gets to see: a number is 1, a tensor is zeros."""
+    if func is _COPY_:
+        return args[0].zero_()
+    if func is _TO_COPY:
+        return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+    dtype = args[0].dtype
+    return True if dtype is torch.bool else 1.0 if dtype.is_floating_point else 1

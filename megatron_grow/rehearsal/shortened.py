@@ -1,0 +1,92 @@
+"""What a rehearsal leaves out of a run: whatever would only repeat what it has seen.
+
+The run file stays as it is. A rank takes the first steps of each stage and its last, of each step
+the first micro-batches, of each evaluation one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_grow.live.passes import Batches, Passes
+from megatron_grow.live.stage import LiveStage
+from megatron_grow.methods.base import Context
+from megatron_grow.state import materialise
+from megatron_grow.train.loop import Loop
+from megatron_grow.train.saving import Saving
+
+
+def skip_steps(first: int, stop: bool) -> None:
+    """Take the ``first`` steps of a stage, and its last.
+
+    With ``stop``, the run is asked to stop after the first of the last stage: it saves.
+    """
+
+    def steps(self: Loop, batches: Batches | None) -> Iterator[Context]:
+        ctx = self.ctx
+        begins = ctx.step
+        while not (ctx.ends or ctx.stopping):
+            self.step(batches)
+            yield ctx
+            if ctx.step - begins != first:
+                continue
+            if stop and ctx.stage.index == len(ctx.stages) - 1:
+                ctx.stop()
+            else:
+                ctx.step = max(ctx.step, ctx.stage.last_step - 1)
+
+    Loop.steps = steps  # type: ignore[method-assign]
+
+
+def skip_micro_batches() -> None:
+    """Two for each pipeline stage: by then the first are done, and no peak grows."""
+    made = Passes.__init__
+
+    def init(self: Passes, chunks: Any, stage: Any, config: Any) -> None:
+        made(self, chunks, stage, config)
+        most = 2 * stage.parallel.pipeline_model_parallel_size
+        self._micro_batches = min(self._micro_batches, most)
+
+    Passes.__init__ = init  # type: ignore[method-assign]
+
+
+def skip_evaluations() -> None:
+    """One batch in each evaluation."""
+    evaluate = LiveStage.evaluate
+
+    def once(self: LiveStage, batches: Any, iterations: int, *args: Any) -> Any:
+        return evaluate(self, batches, min(iterations, 1), *args)
+
+    LiveStage.evaluate = once  # type: ignore[method-assign, assignment]
+
+
+def skip_fresh_values() -> None:
+    """Leave them out: they are real arithmetic on the CPU, for values that nobody holds."""
+    fresh = materialise.fresh
+
+    def skipped(tensor: Any, box: Any, init: Any, seed: int, out: torch.Tensor) -> torch.Tensor:
+        return fresh(tensor, box, init, seed, out) if out.is_cpu else out
+
+    materialise.fresh = skipped  # type: ignore[assignment]
+
+
+def skip_saves() -> None:
+    """Write no checkpoint: they would be as large as real ones."""
+
+    def unsaved(self: Saving, ctx: Context) -> Path:
+        return ctx.run.checkpoint_dir
+
+    Saving.save = unsaved  # type: ignore[method-assign]
+
+
+def skip_passes() -> None:
+    """Take part in all but the passes: for ranks of which nobody asks how they train."""
+
+    def nothing(self: Passes, batches: Any, *, forward_only: bool) -> torch.Tensor:
+        return self.objective.zeros()
+
+    Passes.run = nothing  # type: ignore[method-assign]

@@ -1,0 +1,3 @@
+"""The place to run the command in, as for tests of training."""
+
+from tests.train.conftest import workplace  # noqa: F401

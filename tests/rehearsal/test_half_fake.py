@@ -1,0 +1,78 @@
+"""Tensors of a device that is not there, beside real ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.rehearsal.process import apart
+
+
+def on_a_device() -> dict[str, Any]:
+    import torch
+
+    from megatron_grow.cost.devices import DEVICES
+    from megatron_grow.rehearsal import cuda, shim
+    from megatron_grow.rehearsal.half_fake import HalfFake
+
+    cuda.install(shim.build(), DEVICES["h100"])
+    mode, found = HalfFake(), dict[str, Any]()
+    with mode:
+        real = torch.arange(6.0).view(2, 3)
+        found["real"] = (real * 2).sum().item()
+        weight = torch.ones(3, 1000, device="cuda", requires_grad=True)
+        x = real.cuda()
+        with mode.memory.peak() as peak:
+            loss = (x @ weight).square().sum()
+            loss.backward()
+        found["gradient"] = (weight.grad.device.type, tuple(weight.grad.shape))
+        found["weight"] = mode.memory.parts["other"] >= 4 * 2 * 3000
+        found["peak"] = peak.total
+        found["items"] = (loss.item(), bool(loss > 0), x.long()[0, 0].item())
+        found["host"] = (x.cpu() * 3 + 1).tolist()
+        found["read"] = dict(mode.host_reads)
+        try:
+            x + torch.ones(2, 3)
+        except RuntimeError as error:
+            found["mix"] = str(error)
+        del x, loss, weight
+    found["left"] = mode.memory.parts.total()
+    return found
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return apart(on_a_device)
+
+
+def test_what_is_on_the_cpu_is_real(found: dict[str, Any]) -> None:
+    assert found["real"] == 30.0
+
+
+def test_autograd_runs_without_memory(found: dict[str, Any]) -> None:
+    assert found["gradient"] == ("cuda", (3, 1000))
+
+
+def test_a_number_is_one_and_a_copy_is_zeros(found: dict[str, Any]) -> None:
+    assert found["items"] == (1.0, True, 1)
+    assert found["host"] == [[1.0] * 3] * 2
+
+
+def test_each_time_that_the_host_waits_is_counted(found: dict[str, Any]) -> None:
+    # loss.item(), bool(), x.item(), x.cpu()
+    assert sum(found["read"].values()) == 4
+
+
+def test_a_mix_of_devices_raises(found: dict[str, Any]) -> None:
+    assert "cuda" in found["mix"] and "cpu" in found["mix"]
+
+
+def test_memory_is_counted_until_nothing_refers_to_it(found: dict[str, Any]) -> None:
+    # x, the weight, x @ weight (2 x 1000), its square, the loss; then 2 (x @ weight) and a gradient
+    # of the weight: while it is made, x, weight, product, gradients of the product and the weight
+    rounded = {24: 512, 12_000: 12_288, 8_000: 8_192, 4: 512}
+    least = rounded[24] + 2 * rounded[12_000] + 2 * rounded[8_000]
+    assert least <= found["peak"] <= least + 2 * rounded[8_000] + 4 * rounded[4]
+    assert found["weight"]
+    assert found["left"] == 0

@@ -1,0 +1,158 @@
+"""Rehearsed peaks of memory against those of real processes on the CPU."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_grow.model.kernels.table import KERNELS
+from tests.distributed import run_ranks
+from tests.rehearsal.process import apart
+
+WITHIN = 0.03
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "GPT-2": {"num_layers": 2, "hidden_size": 192, "num_attention_heads": 4, "vocab_size": 4096},
+    "Llama": {
+        "num_layers": 3,
+        "hidden_size": 160,
+        "num_attention_heads": 4,
+        "vocab_size": 2048,
+        "ffn_hidden_size": 512,
+        "position_embedding_type": "rope",
+        "normalization": "RMSNorm",
+        "activation": "swiglu",
+        "add_bias_linear": False,
+    },
+    "deep": {"num_layers": 6, "hidden_size": 128, "num_attention_heads": 2, "vocab_size": 1024},
+}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "sharded optimizer": {},
+    "TP2 with sequence parallelism": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+}
+CASES = [
+    ("GPT-2", "sharded optimizer"),
+    ("GPT-2", "TP2 with sequence parallelism"),
+    ("Llama", "TP2 with sequence parallelism"),
+    ("deep", "sharded optimizer"),
+]
+RANKS = 2
+
+
+def storages_of_a_step(argv: list[str]) -> int:
+    """On a rank: bytes of live storages at most, in the steps of a real run.
+
+    Counted apart from the rehearsal: every tensor that an operator returns or takes, by its storage
+    until that is freed.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    from megatron_grow.live.stage import LiveStage
+    from megatron_grow.model.layers import cross_entropy
+    from megatron_grow.train.entry import main
+    from megatron_grow.train.loop import Loop
+
+    cross_entropy._BLOCK_ELEMENTS["cpu"] = cross_entropy._BLOCK_ELEMENTS["cuda"]
+    live: dict[int, int] = {}
+    peak = 0
+
+    def see(tensor: torch.Tensor) -> None:
+        nonlocal peak
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address not in live:
+            live[address] = storage.nbytes()
+            weakref.finalize(storage, live.pop, address)
+            peak = max(peak, sum(live.values()))
+
+    class Storages(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            out = func(*args, **(kwargs or {}))
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, torch.Tensor):
+                    see(leaf)
+            return out
+
+    step = Loop.step
+
+    def watched(self: Loop, batches: Any) -> None:
+        chunks, shards = self.ctx.live.chunks, self.ctx.live.shards()
+        held = [p for chunk in chunks for p in chunk.parameters()]
+        held += [b.grad_data for chunk in chunks for b in chunk.buffers]
+        held += [x for shard in shards for x in (shard.main, *shard.state.values())]
+        for tensor in held:
+            see(tensor)
+        with Storages():
+            step(self, batches)
+
+    Loop.step = watched  # type: ignore[method-assign]
+    LiveStage.evaluate = lambda *args: None  # type: ignore[method-assign, assignment]
+    assert main(argv) == 0
+    return peak
+
+
+def rehearsed_steps(commands: list[list[str]]) -> list[list[int]]:
+    """Of each command, and each rank: the peak of its steps."""
+    from megatron_grow.cost.devices import DEVICES
+    from megatron_grow.rehearsal.rehearse import rehearse
+
+    found = []
+    for argv in commands:
+        device = DEVICES["h100"]
+        done = rehearse(argv, world_size=RANKS, passes=range(RANKS), device=device, saves=False)
+        assert not done.failed, done.jobs
+        ranks = done.jobs["run"]
+        found.append([p["peak"] for rank in ranks for p in rank.phases if p["name"] == "training"])
+    return found
+
+
+def commands(workplace: Path) -> list[list[str]]:
+    """One-stage runs in fp32, of two micro-batches on each rank."""
+    base = yaml.safe_load((workplace / "run.yaml").read_text())
+    made = []
+    for shape, layout in CASES:
+        ranks = LAYOUTS[layout].get("tensor_model_parallel_size", 1)
+        run = {
+            **base,
+            "model": {"max_position_embeddings": 64, **SHAPES[shape]},
+            "parallel": LAYOUTS[layout],
+            "train": {
+                "train_iters": 3,
+                "seq_length": 64,
+                "micro_batch_size": 4,
+                "global_batch_size": 8 * RANKS // ranks,
+                "eval_iters": 0,
+            },
+            "kernels": dict.fromkeys(KERNELS, False),  # there are others on a GPU
+            "stages": [],
+            "checkpoint": {"save_interval": 0},
+        }
+        path = workplace / f"peak_{len(made)}.yaml"
+        run["run"] = {"output_dir": str(workplace / path.stem)}
+        path.write_text(yaml.safe_dump(run))
+        made.append(["--config", str(path)])
+    return made
+
+
+@pytest.fixture(scope="module")
+def peaks(workplace: Path) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
+    """Real and rehearsed, by rank."""
+    runs = commands(workplace)
+    real = [run_ranks(RANKS, storages_of_a_step, argv) for argv in runs]
+    return dict(zip(CASES, zip(real, apart(rehearsed_steps, runs), strict=True), strict=True))
+
+
+@pytest.mark.parametrize(("shape", "layout"), CASES)
+def test_the_peak_of_a_step(
+    peaks: dict[tuple[str, str], tuple[list[int], list[int]]], shape: str, layout: str
+) -> None:
+    real, rehearsed = peaks[shape, layout]
+    assert len(real) == len(rehearsed) == RANKS
+    assert rehearsed == pytest.approx(real, rel=WITHIN)
+    assert min(real) > 5e6, "small tensors, which are rounded up, would decide"

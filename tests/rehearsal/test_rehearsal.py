@@ -1,0 +1,92 @@
+"""A run that grows on two ranks, rehearsed with checks of devices on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.rehearsal.process import apart, rehearsed
+
+
+def rehearsed_with_positions_left_behind(argv: list[str]) -> tuple[dict[str, Any], str]:
+    """As megatron-core makes them: on the CPU."""
+    from megatron_grow.model import chunks
+
+    chunks.cpu = SimpleNamespace(device=lambda: None)  # type: ignore[attr-defined]
+    return rehearsed(argv, 2)
+
+
+@pytest.fixture(scope="module")
+def argv(workplace: Path) -> list[str]:
+    options = {"model.hidden_size": 256, "model.vocab_size": 4096, "train.precision": "bf16"}
+    told = [f"--{name}={value}" for name, value in options.items()]
+    return ["--config", str(workplace / "run.yaml"), *told]
+
+
+@pytest.fixture(scope="module")
+def whole(argv: list[str]) -> tuple[dict[str, Any], str]:
+    return apart(rehearsed, argv, 2)
+
+
+def phases(found: dict[str, Any], job: str, rank: int = 0) -> dict[tuple[int, str], dict[str, Any]]:
+    return {(p["stage"], p["name"]): p for p in found["jobs"][job][rank]["phases"]}
+
+
+def test_the_run_and_its_resume_come_to_their_ends(whole: tuple[dict[str, Any], str]) -> None:
+    found, text = whole
+    assert found["completed"] and found["fits"], text
+    assert [rank["code"] for rank in found["jobs"]["run"]] == [75, 75]  # stopped as asked, saved
+    assert [rank["code"] for rank in found["jobs"]["resume"]] == [0, 0]
+
+
+def test_every_stage_a_growth_a_save_and_a_load_are_rehearsed(
+    whole: tuple[dict[str, Any], str],
+) -> None:
+    run, resume = phases(whole[0], "run"), phases(whole[0], "resume")
+    stages = {(0, "training"), (1, "training"), (1, "growth"), (1, "exchange"), (1, "evaluation")}
+    assert stages | {(1, "save")} <= set(run)
+    assert {(1, "load"), (1, "training"), (1, "save")} <= set(resume)
+    assert run[0, "training"]["calls"] == 3  # two, and the last
+
+
+def test_messages_are_told_by_kind_and_group(whole: tuple[dict[str, Any], str]) -> None:
+    run = phases(whole[0], "run")
+
+    def kinds(stage: int, phase: str) -> set[tuple[str, str, int]]:
+        return {
+            (each["kind"], each["group"], each["size"])
+            for each in run[stage, phase]["collectives"]
+            if each["device"] == "cuda"
+        }
+
+    assert ("alltoall_base_", "world", 2) in kinds(1, "exchange")
+    # sequence parallelism gathers before a matrix and scatters the sums behind it
+    gathered = {("_allgather_base_", "tensor_model_parallel", 2)}
+    scattered = {("_reduce_scatter_base_", "tensor_model_parallel", 2)}
+    assert gathered | scattered <= kinds(1, "training")
+    assert not any(group.startswith("tensor") for _, group, _ in kinds(0, "training"))
+
+
+def test_memory_is_told_by_part(whole: tuple[dict[str, Any], str]) -> None:
+    run = phases(whole[0], "run")
+    parts = run[1, "training"]["parts"]
+    assert {"weights", "gradients", "optimizer", "activations"} <= set(parts)
+    assert sum(parts.values()) == run[1, "training"]["peak"]
+    # bf16 weights, fp32 gradients, fp32 main parameters and two moments; each rounded up
+    assert parts["gradients"] == pytest.approx(2 * parts["weights"], rel=0.05)
+    assert parts["optimizer"] == pytest.approx(6 * parts["weights"], rel=0.05)
+    assert "old stage" in run[1, "exchange"]["parts"]
+
+
+def test_a_mix_of_devices_is_found_with_its_place(argv: list[str]) -> None:
+    found, text = apart(rehearsed_with_positions_left_behind, [*argv, "--train.precision=fp32"])
+    assert not found["completed"]
+    failures = [rank["failure"] for rank in found["jobs"]["run"] if rank["failure"]]
+    assert failures, text
+    told = failures[0]
+    assert "cpu" in told["message"] and "cuda" in told["message"], told
+    assert "language_model_embedding.py:" in told["place"], told
+    assert "WOULD HAVE FAILED" in text and told["place"] in text
