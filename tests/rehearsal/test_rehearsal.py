@@ -11,11 +11,17 @@ import pytest
 from tests.rehearsal.process import apart, rehearsed
 
 
-def rehearsed_with_positions_left_behind(argv: list[str]) -> tuple[dict[str, Any], str]:
-    """As megatron-core makes them: on the CPU."""
-    from megatron_grow.model import chunks
+def rehearsed_with_a_mix(argv: list[str]) -> tuple[dict[str, Any], str]:
+    """With a norm that adds a tensor of the CPU to what it has computed on the device."""
+    import torch
+    from torch.nn import functional
 
-    chunks.cpu = SimpleNamespace(device=lambda: None)  # type: ignore[attr-defined]
+    from megatron_grow.model.layers import norms
+
+    def layer_norm(x: torch.Tensor, *options: Any) -> torch.Tensor:
+        return functional.layer_norm(x, *options) + torch.ones(x.shape[-1])
+
+    norms.functional = SimpleNamespace(layer_norm=layer_norm)  # type: ignore[assignment]
     return rehearsed(argv, 2)
 
 
@@ -82,11 +88,12 @@ def test_memory_is_told_by_part(whole: tuple[dict[str, Any], str]) -> None:
 
 
 def test_a_mix_of_devices_is_found_with_its_place(argv: list[str]) -> None:
-    found, text = apart(rehearsed_with_positions_left_behind, [*argv, "--train.precision=fp32"])
+    found, text = apart(rehearsed_with_a_mix, argv)
     assert not found["completed"]
     failures = [rank["failure"] for rank in found["jobs"]["run"] if rank["failure"]]
     assert failures, text
     told = failures[0]
     assert "cpu" in told["message"] and "cuda" in told["message"], told
-    assert "language_model_embedding.py:" in told["place"], told
+    assert told["place"].startswith("megatron_grow/model/layers/norms.py:"), told
+    assert (told["stage"], told["phase"]) == (0, "passes")
     assert "WOULD HAVE FAILED" in text and told["place"] in text

@@ -36,7 +36,8 @@ def attention_entropy(
     places, size = _places(len(query)), len(query) * _ranks()
     every = max(1, size // QUERIES)
     chosen = (places[_rank()] + 1) % every == 0
-    queries = query[chosen.to(query.device)].float().unflatten(2, (key.shape[2], -1))
+    index = chosen.nonzero().squeeze(1)  # of a mask the device would have to tell how many it has
+    queries = query[index.to(query.device)].float().unflatten(2, (key.shape[2], -1))
     scores = torch.einsum("nbgqd,tbgd->bgqnt", queries, _whole(key).float())
     scores *= query.shape[-1] ** -0.5 if scale is None else scale
     if causal:
