@@ -101,6 +101,13 @@ def test_weight_gradients_add_up() -> None:
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_transformer_engines_layers_do_it_themselves() -> None:
+    layer = torch.nn.Module()
+    layer.fuse_wgrad_accumulation = False
+    weight_gradients.fuse(layer)
+    assert layer.fuse_wgrad_accumulation
+
+
 ROTARY = replace(
     MODEL,
     position_embedding_type="rope",

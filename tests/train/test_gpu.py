@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +14,11 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import LoggingSection, TrainSection
 from megatron_grow.config.stages import StageSection
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.model.kernels.table import Chosen
 from megatron_grow.train import gpu
 from megatron_grow.train.batches import Waiting
 from megatron_grow.train.console import Console
+from megatron_grow.train.fused import FusedKernels
 from megatron_grow.train.metrics import MetricsLog
 from megatron_grow.train.output import Output
 from megatron_grow.train.training_rows import TrainingRows
@@ -69,3 +74,22 @@ def test_fp8_that_would_be_ignored_is_refused() -> None:
     ):
         TrainSection(fp8="hybrid")
     assert TrainSection(fp8="e4m3", transformer_impl="transformer_engine").fp8 == "e4m3"
+
+
+def test_kernels_are_told_once_and_what_compiling_took(capsys: pytest.CaptureFixture) -> None:
+    chosen = Chosen(("attention", "rotary"), {"weight_gradients": "a newer torch"})
+    stage, live = SimpleNamespace(index=1), SimpleNamespace(kernels=chosen)
+    ctx: Any = SimpleNamespace(live=live, stage=stage, step=7, began=time.perf_counter() - 2.0)
+    with Console(total_steps=100) as console:
+        told = FusedKernels(console)
+        told.on_stage_start(ctx)
+        told.after_step(ctx)
+        told.after_step(ctx)
+        live.kernels = Chosen((), {})
+        told.on_stage_start(ctx)  # of a CPU: nothing
+        told.after_step(ctx)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == (
+        "stage 1, kernels: attention, rotary; without weight_gradients, for lack of a newer torch"
+    )
+    assert second.startswith("step   7/100 | compiled kernels: this step took 2.")
