@@ -56,22 +56,28 @@ RUNS = {
     "post-norm bert": run("mup", architecture="bert"),
 }
 WIDTHS = [name for name in RUNS if name != "completep"]  # which is mup's, but in depth
-WIDER = ("standard", "mup", "muon", "bert")
+WIDER = ("standard", "mup", "muon")
 """Of half the width at first."""
 SWEEPS: list[tuple[str, str, Growth]] = [
     *((name, "width", "depth") for name in WIDTHS),
     *((name, "width", "width") for name in WIDER),
     *((name, "depth", "depth") for name in ("standard", "completep")),
 ]
+LARGER = (64, 128, 256)
+"""Widths at which half of one, and what a BERT's layers give, are no longer of a few units."""
 Found = dict[tuple[str, str, Growth], Sweep]
 
 
 def _sweep() -> list[Sweep]:
     coordinates = Coordinates()
     return [
-        coordinates.sweep(RUNS[name], along, SIZES[along], STEPS, grows)
+        coordinates.sweep(RUNS[name], along, _sizes(name, along, grows), STEPS, grows)
         for name, along, grows in SWEEPS
     ]
+
+
+def _sizes(name: str, along: str, grows: Growth) -> tuple[int, ...]:
+    return LARGER if grows == "width" or "bert" in name else SIZES[along]
 
 
 @pytest.fixture(scope="module")
