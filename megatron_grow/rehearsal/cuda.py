@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from megatron_grow.cost.devices import Device
@@ -126,6 +127,8 @@ def _keep_out_of_c() -> None:
     """Take the ways of Python where C++ would look for memory."""
     # Module._apply swaps fake tensors, which weak references forbid; real parameters get new data.
     torch.utils.swap_tensors = lambda a, b: setattr(a, "data", b.data)
+    # A fake tensor would read its entries one by one; a real one comes to the host once.
+    FakeTensor.tolist = lambda self: self.cpu().tolist()  # type: ignore[method-assign]
     # torch.tensor(..., device="cuda") moves to the device after a dispatch mode has seen it.
     torch._C._set_only_lift_cpu_tensors(True)
 
