@@ -160,13 +160,13 @@ class Study:
         first = next(iter(found.values()))
         others = [name for name in first.runs[0].numbers if is_accuracy(name)]
         headings = ["run", "seeds", "steps", "loss", *others, "FLOPs", "FLOPs of layers"]
-        headings += ["at equal steps", "at equal loss: FLOPs", "head start"]
+        headings += ["at equal steps", "at equal loss: FLOPs", "head start", "lost"]
         lines = ["| " + " | ".join(headings).replace("_", " ") + " |", "|---" * len(headings) + "|"]
         for name, group in found.items():
             cells = [name, str(len(group.runs)), f"{group.steps:,}"]
             cells += [_mean(group.runs, number) for number in ("loss", *others)]
             cells += [f"{group.flops(cost) / first.flops(cost):.3f}" for cost in COSTS]
-            cells += self._worth(group, found) if self.variants[name].stages else [""] * 3
+            cells += self._worth(group, found) if self.variants[name].stages else [""] * 4
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
@@ -179,11 +179,12 @@ class Study:
             if not self.variants[name].stages and self.variants[name].fields == fields
         ]
         (worth,) = assess([group], lengths)["grown"]
-        steps, head_start = worth["equal_steps"], worth["head_start_steps"]
+        steps = worth["equal_steps"]
+        head_start, lost = worth["head_start_steps"], worth["lost_in_growing_steps"]
         return [
             f"{steps['gap_percent']:+.1f} %" if steps else "",
             at_equal_loss(worth["equal_loss"]["flops_total"]),
-            f"{head_start['mean']:.0f}" if head_start else "",
+            *(f"{each['mean']:.0f}" if each else "" for each in (head_start, lost)),
         ]
 
 

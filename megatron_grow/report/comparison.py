@@ -103,12 +103,33 @@ def head_start(progressive: Run, fixed_size: Run) -> float | None:
     grown_at = progressive.growths[-1].step
     constant = min(progressive.constant_until, fixed_size.constant_until)
     since = (progressive.steps > grown_at) & (progressive.steps <= constant)
-    before = fixed_size.steps <= constant
     if not since.any():
         return None
     step, loss = progressive.steps[since][-1], progressive.val_loss[since][-1]
-    at = reached(fixed_size.steps[before].tolist(), fixed_size.val_loss[before].tolist(), loss)
+    at = _step_of(fixed_size, loss, constant)
     return None if at is None else float(at - (step - grown_at))
+
+
+def lost_in_growing(progressive: Run, fixed_size: Run) -> float | None:
+    """Steps of a run from nothing that the last growth itself lost; below 0 if it gained some.
+
+    At which step did the twin have the loss from before the growth? The head start is subtracted.
+    None where there is none.
+    """
+    start = head_start(progressive, fixed_size)
+    if start is None:
+        return None
+    before = progressive.val_loss[progressive.steps == progressive.growths[-1].step]
+    if not before.size:
+        return None
+    at = _step_of(fixed_size, before[0], fixed_size.constant_until)
+    return None if at is None else float(at - start)
+
+
+def _step_of(run: Run, loss: float, until: int) -> float | None:
+    """At which step, up to ``until``, a run had a loss first."""
+    before = run.steps <= until
+    return reached(run.steps[before].tolist(), run.val_loss[before].tolist(), loss)
 
 
 def equal_flops(

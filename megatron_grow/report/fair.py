@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from math import exp, log
 from typing import Any
 
-from megatron_grow.report.comparison import head_start, mixing_time, percent_above, percent_below
+from megatron_grow.report.comparison import (
+    head_start,
+    lost_in_growing,
+    mixing_time,
+    percent_above,
+    percent_below,
+)
 from megatron_grow.report.groups import Group, Spread
 from megatron_grow.report.runs import COSTS, Cost
 from megatron_grow.rules.curves import reached
@@ -149,11 +155,14 @@ def _beside_its_curve(group: Group, lengths: Sequence[Group], tolerance: float) 
     twin = twin_of_steps(group, lengths)
     curve = twin.curve if twin else None
     if curve is None:
-        return {"head_start_steps": None, "mixing_time_steps": None, "mixed": 0}
+        unknown = ("head_start_steps", "lost_in_growing_steps", "mixing_time_steps")
+        return {**dict.fromkeys(unknown), "mixed": 0}
+    lost = Spread.of(lost_in_growing(run, curve) for run in group.sound)
     starts = Spread.of(head_start(run, curve) for run in group.sound)
     times = Spread.of(mixing_time(run, curve, tolerance) for run in group.sound)
     return {
         "head_start_steps": starts and starts.json(),
+        "lost_in_growing_steps": lost and lost.json(),
         "mixing_time_steps": times and times.json(),
         "mixed": times.n if times else 0,
     }

@@ -118,6 +118,7 @@ def _grown(groups: list[dict[str, Any]], tolerance: float) -> Table:
             for cost, part in _PARTS.items()
         },
         "head start at the growth, steps": lambda group: _steps(group["head_start_steps"], "-"),
+        "  lost in growing": lambda group: _steps(group["lost_in_growing_steps"], "-"),
         f"steps until within {100 * tolerance:g} %": _mixing,
     }
     for name, cell in rows.items():

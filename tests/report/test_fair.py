@@ -158,6 +158,8 @@ def test_head_start_and_mixing_time_in_steps(tmp_path: Path) -> None:
     fixed = [write_run(tmp_path / "fixed", 1000, twin)]
     (found,) = report(runs, fixed, tmp_path / "a")["grown"]
     assert found["head_start_steps"]["mean"] == pytest.approx(150)
+    # 4.9, the loss before the growth, is the twin's after 50 steps: 100 were gained.
+    assert found["lost_in_growing_steps"]["mean"] == pytest.approx(-100)
     # The first evaluation at which it is no more than 1 % worse is of step 920.
     assert found["mixing_time_steps"]["mean"] == 520
     # 5 - 350 / 500 against 5 - 600 / 500: at step 600 it is 13 % above, at 800 15 %.

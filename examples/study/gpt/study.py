@@ -87,13 +87,22 @@ VARIANTS |= {
     f"{name}_twin": Variant(name) for name in ("zero", "one", "three", "six", "one_25", "three_six")
 }
 
+LENGTHS = ("full_500", "full_1000", "full_2000", "full")
 STUDY = Study(
     folder=Path(__file__).resolve().parent,
     variants=VARIANTS,
     figures={
+        "sources": Figure(("zero", "one", "three", "six"), LENGTHS),
+        "ladders": Figure(
+            ("one_three", "ladder_early", "ladder", "ladder_late", "three_six", "three_six_late"),
+            LENGTHS,
+        ),
         "timing": Figure(
-            ("zero_25", "zero_50", "zero", "one_10", "one_25", "one_50", "one"),
-            ("full_500", "full_1000", "full_2000", "full"),
+            tuple(f"{name}{at}" for name in ("zero", "one") for at in ("_25", "_50", "", "_88")),
+            LENGTHS,
+        ),
+        "operators": Figure(
+            ("one", "one_random", "one_zero", "one_copying_zero", "one_scaled"), LENGTHS
         ),
     },
     corpus=(),
