@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from mmap import mmap
 
 import numpy as np
 import torch
@@ -56,6 +57,8 @@ def host_copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _host_empty(data: torch.Tensor) -> torch.Tensor:
-    if data.is_cpu:
-        return empty(data.shape, data.dtype)
-    return torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
+    if data.is_cpu and data.nbytes:
+        # Mapped by itself, so that all of it goes back whichever thread lets go of it: malloc would
+        # keep most, between what training has made and freed meanwhile.
+        return torch.frombuffer(mmap(-1, data.nbytes), dtype=data.dtype).view(data.shape)
+    return torch.empty(data.shape, dtype=data.dtype, pin_memory=not data.is_cpu)
