@@ -266,7 +266,8 @@ class Architecture(ABC):
             next(kind for kind in type(self).__mro__ if each in vars(kind))
             for each in (name, about)
         )
-        return says is not Architecture and issubclass(says, has)
+        said = getattr(type(self), name) is not getattr(Architecture, name)
+        return said and issubclass(says, has)
 
     def probes(self, chunk: torch.nn.Module) -> Iterable[Probe]:
         """Where a chunk can be measured while it computes: all layers that are megatron-core's."""

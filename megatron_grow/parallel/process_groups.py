@@ -155,7 +155,8 @@ def _connect(group: dist.ProcessGroup) -> None:
     if dist.get_world_size() > 1:
         met = torch.ones((), device=cpu.device())
         dist.all_reduce(met, group=group)
-        met.item()  # waits for it
+        if met.is_cuda:
+            torch.cuda.synchronize()  # NCCL connects while the host goes on
 
 
 def tear_down() -> None:

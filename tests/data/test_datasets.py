@@ -237,7 +237,7 @@ def test_a_token_id_that_the_first_look_missed(tmp_path, dtype, bad):
         *parts, RunningText(1 << 12, seed=1), train_samples=1, valid_samples=0, cache_dir=cache
     ).train
     seen = []
-    message = rf"c\.bin: token {place} of the corpus has the id {bad}, and the model's vocabulary"
+    message = rf"c\.bin: token {place} of the corpus has the id {bad}, and the vocabulary"
     with pytest.raises(UserError, match=message):
         for number in range(train.samples_per_epoch):
             seen.append(int(train[number]["labels"].max()))

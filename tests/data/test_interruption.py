@@ -271,7 +271,7 @@ def test_one_process_makes_a_corpus(folder):
 
 def test_ctrl_c_is_one_line(folder):
     """It goes to the whole process group, the workers among it."""
-    write_json_lines(folder / "in/3.jsonl", ["x" * 1_000_000] * 80)
+    write_json_lines(folder / "in/3.jsonl", ["x" * 1_000_000] * 240)
     command = [sys.executable, TOOL, "--input", "in", "--output-prefix", "c", "--workers", "2"]
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True

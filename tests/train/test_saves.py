@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.record import GrowthEvent
@@ -35,8 +36,9 @@ def both_ways(root: Path, with_optimizer: bool) -> None:
     options = {"with_optimizer": with_optimizer}
     with Saves(lambda *complete: None, asynchronous=False) as at_once:
         at_once.begin(root, *state(10, 1), TENSORS, **options)
-    if not step_dir(root, 10).with_name("at once").exists():
+    if dist.get_rank() == 0:
         step_dir(root, 10).rename(root / "at once")
+    dist.barrier()
     saves.save = save_late  # this process ends after the test
     record, pieces = state(10, 1)
     with Saves(lambda *complete: None, asynchronous=True) as behind:
