@@ -54,6 +54,8 @@ class RankReport:
     failure: dict[str, Any] | None = None
     said: str = ""
     """The end of what it printed, where it did not end as it should."""
+    killed_by: int | None = None
+    """The signal that ended it from outside the job."""
     phases: list[dict[str, Any]] = field(default_factory=list)
     resident: dict[int, dict[str, int]] = field(default_factory=dict)
     sockets: int = 0

@@ -35,10 +35,13 @@ def run(task: Task, directory: Path) -> list[RankReport]:
     gc.freeze()  # pages stay shared as long as no collector writes to them
     ranks = {_fork(task, rank, port, directory): rank for rank in range(task.world_size)}
     try:
-        _wait(set(ranks))
+        killed = _wait(set(ranks))
     finally:
         gc.unfreeze()
-    return [_report(task, rank, directory) for rank in ranks.values()]
+    reports = [_report(task, rank, directory) for rank in ranks.values()]
+    for process, by in killed.items():
+        reports[ranks[process]].killed_by = by
+    return reports
 
 
 def _fork(task: Task, rank: int, port: int, directory: Path) -> int:
@@ -82,21 +85,29 @@ def _join(task: Task, rank: int, port: int) -> None:
     )
 
 
-def _wait(processes: set[int]) -> None:
-    """Until all have ended; soon after one has failed, the others are ended."""
-    deadline = math.inf
+def _wait(processes: set[int]) -> dict[int, int]:
+    """Until all have ended; soon after one has failed, the others are ended.
+
+    Returns:
+        Those that a signal from elsewhere has ended, and its number.
+    """
+    deadline, ours, killed = math.inf, set[int](), {}
     while processes:
         for process in [*processes]:
             ended, status = os.waitpid(process, os.WNOHANG)
             if ended:
                 processes.discard(process)
+                if os.WIFSIGNALED(status) and process not in ours:
+                    killed[process] = os.WTERMSIG(status)
                 if status:
                     deadline = min(deadline, time.monotonic() + _PATIENCE)
         if time.monotonic() > deadline:
             for process in processes:
                 os.kill(process, signal.SIGKILL)
+            ours |= processes
             deadline = math.inf
         time.sleep(0.05)
+    return killed
 
 
 def _report(task: Task, rank: int, directory: Path) -> RankReport:

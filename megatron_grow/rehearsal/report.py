@@ -176,7 +176,13 @@ def _verdict(found: Rehearsal) -> Iterator[str]:
     for job, reports in found.jobs.items():
         for failure, failed in _failures(reports).items():
             yield f"WOULD HAVE FAILED ({job}) on ranks {spans(failed)}: {failure}"
-    if found.failed and not any(_failures(reports) for reports in found.jobs.values()):
+    if killed := [rank for rank in ranks if rank.killed_by is not None]:
+        yield (
+            f"NO VERDICT: rank {spans([rank.rank for rank in killed])} was killed by signal "
+            f"{killed[0].killed_by} from outside; is there memory on this machine for "
+            f"{found.world_size} processes, about 0.4 GB each?"
+        )
+    elif found.failed and not any(_failures(reports) for reports in found.jobs.values()):
         failed_rank = next(rank for rank in ranks if rank.said)
         yield f"WOULD HAVE FAILED: rank {failed_rank.rank} said, last:\n{failed_rank.said}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,21 @@ def rehearsed_with_a_mix(argv: list[str]) -> tuple[dict[str, Any], str]:
         return functional.layer_norm(x, *options) + torch.ones(x.shape[-1])
 
     norms.functional = SimpleNamespace(layer_norm=layer_norm)  # type: ignore[assignment]
+    return rehearsed(argv, 2)
+
+
+def rehearsed_with_a_kill(argv: list[str]) -> tuple[dict[str, Any], str]:
+    """As if the machine had no memory left for rank 1."""
+    from megatron_grow.train.loop import Loop
+
+    step = Loop.step
+
+    def killed(self: Loop, batches: Any) -> None:
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        step(self, batches)
+
+    Loop.step = killed  # type: ignore[method-assign]
     return rehearsed(argv, 2)
 
 
@@ -97,3 +114,10 @@ def test_a_mix_of_devices_is_found_with_its_place(argv: list[str]) -> None:
     assert told["place"].startswith("megatron_grow/model/layers/norms.py:"), told
     assert (told["stage"], told["phase"]) == (0, "passes")
     assert "WOULD HAVE FAILED" in text and told["place"] in text
+
+
+def test_a_rank_that_is_killed_says_nothing_of_the_job(argv: list[str]) -> None:
+    found, text = apart(rehearsed_with_a_kill, argv)
+    assert not found["completed"]
+    assert "NO VERDICT: rank 1 was killed by signal 9 from outside" in text
+    assert "WOULD HAVE FAILED" not in text
