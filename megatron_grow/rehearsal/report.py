@@ -178,7 +178,7 @@ def _verdict(found: Rehearsal) -> Iterator[str]:
             yield f"WOULD HAVE FAILED ({job}) on ranks {spans(failed)}: {failure}"
     if killed := [rank for rank in ranks if rank.killed_by is not None]:
         yield (
-            f"NO VERDICT: rank {spans([rank.rank for rank in killed])} was killed by signal "
+            f"NO VERDICT: ranks {spans([rank.rank for rank in killed])}, killed by signal "
             f"{killed[0].killed_by} from outside; is there memory on this machine for "
             f"{found.world_size} processes, about 0.4 GB each?"
         )

@@ -119,5 +119,5 @@ def test_a_mix_of_devices_is_found_with_its_place(argv: list[str]) -> None:
 def test_a_rank_that_is_killed_says_nothing_of_the_job(argv: list[str]) -> None:
     found, text = apart(rehearsed_with_a_kill, argv)
     assert not found["completed"]
-    assert "NO VERDICT: rank 1 was killed by signal 9 from outside" in text
+    assert "NO VERDICT: ranks 1, killed by signal 9 from outside" in text
     assert "WOULD HAVE FAILED" not in text
