@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from megatron_grow.checkpoint.layout import step_dir
+from megatron_grow.checkpoint.record import Record
 from megatron_grow.live.passes import Batches, Passes
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods.base import Context
 from megatron_grow.state import materialise
+from megatron_grow.train import saves
 from megatron_grow.train.loop import Loop
-from megatron_grow.train.saving import Saving
 
 
 def skip_steps(first: int, stop: bool) -> None:
@@ -77,10 +79,10 @@ def skip_fresh_values() -> None:
 def skip_saves() -> None:
     """Write no checkpoint: they would be as large as real ones."""
 
-    def unsaved(self: Saving, ctx: Context) -> Path:
-        return ctx.run.checkpoint_dir
+    def unsaved(root: Path, record: Record, *state: Any, **options: Any) -> Path:
+        return step_dir(root, record.step)
 
-    Saving.save = unsaved  # type: ignore[method-assign]
+    saves.save = unsaved
 
 
 def skip_passes() -> None:

@@ -36,7 +36,10 @@ def _call(connection: Connection, function: Callable[..., Any], args: tuple[Any,
 
 
 def rehearsed(
-    argv: list[str], world_size: int, passes: Sequence[int] | None = None
+    argv: list[str],
+    world_size: int,
+    passes: Sequence[int] | None = None,
+    saves: bool | None = None,
 ) -> tuple[dict[str, Any], str]:
     """What a rehearsal has found, and how it reads; for a process :func:`apart`."""
     from rich.console import Console
@@ -46,7 +49,7 @@ def rehearsed(
     from megatron_grow.rehearsal.report import render, to_dict
 
     ranks = range(world_size) if passes is None else passes
-    found = rehearse(argv, world_size=world_size, passes=ranks, device=DEVICES["h100"])
+    found = rehearse(argv, world_size=world_size, passes=ranks, device=DEVICES["h100"], saves=saves)
     console = Console(width=160, markup=False)
     with console.capture() as capture:
         console.print(render(found))

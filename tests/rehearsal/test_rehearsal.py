@@ -121,3 +121,18 @@ def test_a_rank_that_is_killed_says_nothing_of_the_job(argv: list[str]) -> None:
     assert not found["completed"]
     assert "NO VERDICT: ranks 1, killed by signal 9 from outside" in text
     assert "WOULD HAVE FAILED" not in text
+
+
+def test_checkpoints_that_would_be_large_are_not_written(argv: list[str]) -> None:
+    """Neither at an interval nor at the end."""
+    found, text = apart(rehearsed, [*argv, "--checkpoint.save_interval=1"], 2, None, False)
+    assert found["completed"], text
+    assert "No save and no resume were rehearsed" in text
+    assert {"growth", "training"} <= {phase for _, phase in phases(found, "run")}
+    written = [
+        each
+        for _, phase in phases(found, "run").items()
+        for each in phase["collectives"]
+        if phase["name"] == "save"
+    ]
+    assert not written
