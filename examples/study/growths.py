@@ -16,10 +16,9 @@ def scaled(source: int, target: int = LAYERS) -> dict[str, Any]:
     return {"operator": "explicit", "layers": layers, "scale": scale}
 
 
-def fresh(*, silent: bool) -> dict[str, Any]:
-    """All layers anew; silent ones add nothing at first."""
-    zero = list(range(LAYERS)) if silent else []
-    return {"operator": "explicit", "layers": [-1] * LAYERS, "zero": zero}
+def silent() -> dict[str, Any]:
+    """All layers anew, which add nothing at first."""
+    return {"operator": "explicit", "layers": [-1] * LAYERS, "zero": list(range(LAYERS))}
 
 
 def grown(source: int, depth: Any = None, at: float = 0.75, **last: Any) -> Stages:

@@ -12,8 +12,9 @@ from megatron_grow.planning.search import Option
 
 _BYTES = 4  # all state moves in fp32
 FRESH_PER_SECOND = 40e6
-"""Normal values that a process makes of its seed: 85 million in 2 seconds of a core (a Xeon of
-2.5 GHz, docs/benchmarks.md)."""
+"""Normal values that one core makes of a seed: 85 million in 2 seconds (a Xeon of 2.5 GHz,
+docs/benchmarks.md). A process has all of its cores draw, so a pause is shorter where there are
+some."""
 
 
 @dataclass(frozen=True)

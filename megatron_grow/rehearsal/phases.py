@@ -33,7 +33,7 @@ _PHASES: tuple[tuple[Any, str, str, str | None], ...] = (
     (LiveStage, "forward_backward", "passes", ACTIVATIONS),
     (LiveStage, "update", "update", OPTIMIZER),
     (LiveStage, "evaluate", "evaluation", ACTIVATIONS),
-    (Saving, "save", "save", None),
+    (Saving, "_write", "save", None),
     (Start, "load", "load", None),
 )
 """Whose function is a phase, its name, and the part that memory made in it is of."""

@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from driver import Figure, Study, Variant
-from growths import fresh, grown, ladder, scaled
+from growths import grown, ladder, scaled, silent
 
 
 def _everywhere(name: str, fields: dict[str, Any]) -> dict[str, Variant]:
@@ -53,7 +53,7 @@ VARIANTS = {
     "three_inter": Variant(1.0, grown(3, "copying_inter")),
     "three_last": Variant(1.0, grown(3, "copying_last")),
     "three_random": Variant(1.0, grown(3, "random")),
-    "zero_silent": Variant(1.0, grown(0, fresh(silent=True))),
+    "zero_silent": Variant(1.0, grown(0, silent())),
     # The optimizer's state, and what is new.
     "one_carry_old": Variant(1.0, grown(1, grow={"optimizer_state": "carry_old"})),
     "one_reset": Variant(1.0, grown(1, **_RESET)),
@@ -61,7 +61,7 @@ VARIANTS = {
     "one_warm_up_new": Variant(1.0, grown(1, methods=[{"name": "warm_up_new", "iters": 100}])),
     "one_fast": Variant(1.0, grown(1, lr_multiplier=2.0)),
     "zero_fast": Variant(1.0, grown(0, lr_multiplier=2.0)),
-    # One growth or two.
+    # Several growths.
     "zero_two": Variant(1.0, ladder((0, 0.6), (2, 0.75), depth="random")),
     "one_three": Variant(1.0, ladder((1, 0.5), (3, 0.75))),
     "three_six": Variant(1.0, ladder((3, 1 / 6), (6, 1 / 3))),
@@ -70,7 +70,7 @@ VARIANTS = {
     "ladder_late": Variant(1.0, ladder((1, 0.4), (3, 0.7), (6, 0.85))),
     "three_six_late": Variant(1.0, ladder((3, 0.5), (6, 0.75))),
 }
-"""What is told apart by one seed."""
+# The same elsewhere.
 for _name, _fields in {
     "adam": {"optimizer.optimizer": "adam"},
     "nsgd": {"optimizer.optimizer": "muon_nsgd", "optimizer.lr": 0.02},

@@ -19,11 +19,10 @@ from driver import Figure, Study, Variant
 from growths import grown, ladder
 
 SOURCES = {"zero": 0, "one": 1, "three": 3, "six": 6}
-LENGTHS = {"full_300": 1 / 8, "full_600": 1 / 4, "full_1200": 1 / 2, "full": 1.0}
+LENGTHS = {"full": 1.0, "full_300": 1 / 8, "full_600": 1 / 4, "full_1200": 1 / 2}
 STUDY = Study(
     folder=Path(__file__).resolve().parent,
     variants={
-        "full": Variant(),
         **{name: Variant(length) for name, length in LENGTHS.items()},
         **{name: Variant(1.0, grown(layers)) for name, layers in SOURCES.items()},
         "three_six": Variant(1.0, ladder((3, 1 / 6), (6, 1 / 3))),
