@@ -28,7 +28,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=270
 # A new store for each attempt: agents on several hosts do not count attempts alike.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 trap : TERM  # a preempted job sends it here too, and this script must outlive the save
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 port=$((15000 + SLURM_JOB_ID % 10000))  # two jobs may share a host
 rm -f "$output/status.json"
 code=0

@@ -9,22 +9,20 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+import tempfile
 from types import TracebackType
 
-ROOT = Path(__file__).resolve().parents[2]
 INTERFACE = "cable"
 """At both ends."""
-_NETWORK, _HOST_NAME = 0x40000000, 0x04000000
-"""CLONE_NEWNET and CLONE_NEWUTS."""
+_NETWORK, _HOST_NAME, _MOUNTS = 0x40000000, 0x04000000, 0x00020000
+"""CLONE_NEWNET, CLONE_NEWUTS and CLONE_NEWNS."""
 _NUMBERS = itertools.count()
 
 
 def why_not() -> str | None:
     """What is missing here for :class:`TwoHosts`; None where nothing is."""
-    if sys.platform != "linux" or not all(map(shutil.which, ("ip", "unshare"))):
-        return "network namespaces need Linux, with ip (iproute2) and unshare (util-linux)"
+    if sys.platform != "linux" or shutil.which("ip") is None:
+        return "network namespaces need Linux, with ip (iproute2)"
     try:
         with TwoHosts():
             return None
@@ -68,38 +66,19 @@ class TwoHosts:
                 subprocess.run(["kill", "-9", process], check=False, stderr=subprocess.DEVNULL)
             _ip("netns", "delete", name)  # and its end of the cable, which takes the other
 
-    def start(self, host: int, argv: Sequence[str], output: Path) -> subprocess.Popen[str]:
-        """Start a command on a host, which knows both by name; its words go to ``output``."""
-        known = output.with_suffix(".hosts")
-        known.write_text(
-            "127.0.0.1 localhost\n"
-            + "".join(f"{address} host{n}\n" for n, address in enumerate(self.addresses))
-        )
-        # ip gives it mounts of its own.
-        prepare = f'mount --bind {known} /etc/hosts && hostname host{host} && exec "$@"'
-        namespaces = ["ip", "netns", "exec", self._names[host], "unshare", "--uts"]
-        with output.open("w") as file:
-            return subprocess.Popen(
-                [*namespaces, "sh", "-c", prepare, "sh", *argv],
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(ROOT),
-                    "OMP_NUM_THREADS": "1",
-                    "GLOO_SOCKET_IFNAME": INTERFACE,
-                },
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-
     def enter(self, host: int) -> None:
-        """Move this process, which must have no threads yet, to a host."""
+        """Move this process, which must have no threads yet, to a host that knows both names."""
         libc = ctypes.CDLL(None, use_errno=True)
         with open(f"/run/netns/{self._names[host]}") as namespace:
-            done = libc.setns(namespace.fileno(), _NETWORK) or libc.unshare(_HOST_NAME)
+            done = libc.setns(namespace.fileno(), _NETWORK) or libc.unshare(_HOST_NAME | _MOUNTS)
         assert done == 0, os.strerror(ctypes.get_errno())
         socket.sethostname(f"host{host}")
+        with tempfile.NamedTemporaryFile("w") as hosts:
+            hosts.write("127.0.0.1 localhost\n")
+            hosts.writelines(f"{address} host{n}\n" for n, address in enumerate(self.addresses))
+            hosts.flush()
+            _run("mount", "--make-rprivate", "/")
+            _run("mount", "--bind", hosts.name, "/etc/hosts")
         os.environ.update(MASTER_ADDR=self.addresses[0], GLOO_SOCKET_IFNAME=INTERFACE)
 
     def cut(self) -> None:
@@ -112,5 +91,8 @@ class TwoHosts:
 
 
 def _ip(*argv: str) -> str:
-    done = subprocess.run(["ip", *argv], check=True, capture_output=True, text=True)
-    return done.stdout
+    return _run("ip", *argv)
+
+
+def _run(*argv: str) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
