@@ -20,7 +20,6 @@ def install() -> None:
     """Take the place of megatron-core's loops, where it has nothing better; idempotent."""
     if clip_grads.l2_norm_impl.__module__ == "megatron.core.utils":
         clip_grads.l2_norm_impl = _norm
-        clip_grads.multi_tensor_scale_impl = _scale
     optimizer._multi_tensor_copy_this_to_that = _copy
 
 
@@ -30,16 +29,6 @@ def _norm(
     """Of all tensors as one vector, (1,), on their device."""
     norms = torch._foreach_norm(lists[0])
     return torch.linalg.vector_norm(torch.stack(norms)).view(1), None
-
-
-def _scale(
-    chunk_size: int, overflow: torch.Tensor, lists: Sequence[Tensors], factor: float
-) -> None:
-    """Of two lists, the second becomes the first times ``factor``."""
-    sources, targets = lists
-    if targets is not sources:
-        torch._foreach_copy_(targets, sources)
-    torch._foreach_mul_(targets, factor)
 
 
 def _copy(this: Tensors, that: Tensors, overflow_buf: torch.Tensor | None = None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from megatron.core.optimizer import ChainedOptimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.optim.base import Optimizer
@@ -13,11 +13,17 @@ from megatron_grow.optim.state import wrappers
 
 
 def clip(optimizer: ChainedOptimizer, grad_norm: float) -> None:
-    """Scale gradients that are ready down to ``clip_grad``, if their norm exceeds it."""
+    """Scale gradients that are ready down to ``clip_grad``, if their norm exceeds it.
+
+    As megatron-core does, but for a look at each gradient while a GPU has nothing to do.
+    """
     for wrapper in wrappers(optimizer):
         clip_grad = wrapper.config.clip_grad
-        if clip_grad > 0.0 and wrapper.get_parameters():
-            clip_grad_by_total_norm_fp32(wrapper.get_parameters(), clip_grad, grad_norm)
+        factor = clip_grad / (grad_norm + 1e-6)
+        if clip_grad > 0.0 and factor < 1.0:
+            grads = [param.grad for param in wrapper.get_parameters() if param.grad is not None]
+            if grads:
+                torch._foreach_mul_(grads, factor)
 
 
 def step(optimizer: ChainedOptimizer) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from megatron_grow.cost.devices import Device
 from megatron_grow.rehearsal.shim import Shim
 
 
-def install(library: Path, kind: Device) -> None:
+def install(library: Path, kind: Device, wait: Callable[[], None]) -> None:
     """Let this process find the GPUs of a node.
 
     Args:
         library: :func:`.shim.build`'s.
         kind: of the GPUs.
+        wait: called where the host waits for all that a GPU does, or for a stream, or an event.
     """
     count = kind.gpus_per_node
     shim = Shim(library, count)
     _answer(shim, kind, count)
-    _answer_streams(shim)
+    torch.cuda.synchronize = lambda device=None: wait()
+    _answer_streams(shim, wait)
     _answer_generators(count)
     _keep_out_of_c()
     _send_attention_to_its_kernels()
@@ -51,7 +54,6 @@ def _answer(shim: Shim, kind: Device, count: int) -> None:
     cuda.current_device = shim.current
     cuda.set_device = set_device
     cuda.init = cuda._lazy_init = lambda: None
-    cuda.synchronize = lambda device=None: None
     cuda.empty_cache = lambda: None
     cuda.reset_peak_memory_stats = lambda device=None: None
     cuda.max_memory_allocated = cuda.memory_allocated = lambda device=None: 0
@@ -64,14 +66,16 @@ def _answer(shim: Shim, kind: Device, count: int) -> None:
     torch.Tensor.pin_memory = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
 
 
-def _answer_streams(shim: Shim) -> None:
+def _answer_streams(shim: Shim, wait: Callable[[], None]) -> None:
     """One stream, on which everything has been done."""
 
     class Event:
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
         def record(self, stream: Any = None) -> None: ...
         def wait(self, stream: Any = None) -> None: ...
-        def synchronize(self) -> None: ...
+        def synchronize(self) -> None:
+            wait()
+
         def query(self) -> bool:
             return True
 
@@ -84,7 +88,9 @@ def _answer_streams(shim: Shim) -> None:
 
         def wait_stream(self, other: Stream) -> None: ...
         def wait_event(self, event: Event) -> None: ...
-        def synchronize(self) -> None: ...
+        def synchronize(self) -> None:
+            wait()
+
         def record_event(self, event: Event | None = None) -> Event:
             return event or Event()
 

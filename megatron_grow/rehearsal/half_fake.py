@@ -33,7 +33,7 @@ class HalfFake(TorchDispatchMode):
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.memory = Ledger()
         self.collectives = Collectives()
-        self.host_reads: Counter[str] = Counter()
+        self.host_waits: Counter[str] = Counter()
         """Times at which the host waited for the device, by line of code."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,8 +48,11 @@ class HalfFake(TorchDispatchMode):
         if not fakes and to != "cuda":
             return func(*args, **kwargs)
         if fakes and (func is _ITEM or _leaves_device(func, args, to)):
-            self.host_reads[here()] += 1
+            if not _in_background(func, args, kwargs):
+                self.wait()
             return _on_host(func, args, kwargs)
+        if _comes_to_device(func, args) and not _in_background(func, args, kwargs):
+            self.wait()
         if func is _TO_COPY and not fakes:
             dtype = kwargs.get("dtype") or args[0].dtype
             func, args = torch.ops.aten.empty.memory_format, (args[0].shape,)
@@ -62,6 +65,10 @@ class HalfFake(TorchDispatchMode):
                 self.memory.see(leaf)
         return out
 
+    def wait(self) -> None:
+        """The host waits for the device at this line."""
+        self.host_waits[here()] += 1
+
     def _as_fake(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if isinstance(tensor, FakeTensor) else self._fake.from_tensor(tensor)
 
@@ -71,6 +78,18 @@ def _leaves_device(func: Any, args: Any, to: str | None) -> bool:
     if func is _TO_COPY:
         return to == "cpu" and args[0].device.type == "cuda"
     return func is _COPY_ and not isinstance(args[0], FakeTensor)
+
+
+def _comes_to_device(func: Any, args: Any) -> bool:
+    """Whether an operator, of which a tensor is on the device, copies from the CPU."""
+    if func is _TO_COPY:
+        return not isinstance(args[0], FakeTensor)
+    return func is _COPY_ and not isinstance(args[1], FakeTensor)
+
+
+def _in_background(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the host goes on while a copy is made; torch takes it from, or to, pinned memory."""
+    return bool(kwargs.get("non_blocking") or (func is _COPY_ and args[2:] and args[2]))
 
 
 def _on_host(func: Any, args: Any, kwargs: Any) -> Any:

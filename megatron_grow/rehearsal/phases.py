@@ -54,7 +54,7 @@ class Phase:
     """Of the peak."""
     collectives: Counter[Collective] = field(default_factory=Counter)
     bytes: Counter[Collective] = field(default_factory=Counter)
-    host_reads: Counter[str] = field(default_factory=Counter)
+    host_waits: Counter[str] = field(default_factory=Counter)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -70,7 +70,7 @@ class Phase:
             "peak": self.peak,
             "parts": self.parts,
             "collectives": messages,
-            "host_reads": dict(self.host_reads),
+            "host_waits": dict(self.host_waits),
         }
 
 
@@ -107,7 +107,7 @@ class Phases:
     @contextmanager
     def _phase(self, name: str, part: str | None) -> Iterator[None]:
         mode, began = self._mode, time.perf_counter()
-        messages, host_reads = mode.collectives, Counter(mode.host_reads)
+        messages, host_waits = mode.collectives, Counter(mode.host_waits)
         count, sent = Counter(messages.count), Counter(messages.bytes)
         memory, outer = mode.memory, self.within
         self.within = name
@@ -121,7 +121,7 @@ class Phases:
             phase.peak, phase.parts = peak.total, dict(+peak.parts)
         phase.collectives += messages.count - count
         phase.bytes += messages.bytes - sent
-        phase.host_reads += mode.host_reads - host_reads
+        phase.host_waits += mode.host_waits - host_waits
 
     def _leave_stage(self) -> None:
         self.stage += 1

@@ -68,9 +68,9 @@ def perform(task: Task, rank: int) -> RankReport:
     """Run the command as rank ``rank``; this process is good for nothing else afterwards."""
     report = RankReport(rank, rank in task.passes)
     torch.set_num_threads(1)
-    cuda.install(task.library, task.device)
-    replace_nccl()
     mode = HalfFake()
+    cuda.install(task.library, task.device, mode.wait)
+    replace_nccl()
     if not task.saves:
         shortened.skip_saves()
     phases = Phases(mode)

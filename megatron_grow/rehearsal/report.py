@@ -72,7 +72,7 @@ def _parts(found: Rehearsal) -> Iterator[RenderableType]:
         yield title
         yield _memory(found, stage.index)
         yield _messages(found, stage.index)
-        yield _host_reads(found, stage.index)
+        yield _host_waits(found, stage.index)
     yield from _verdict(found)
 
 
@@ -146,14 +146,14 @@ def _messages(found: Rehearsal, stage: int) -> Table:
     return table
 
 
-def _host_reads(found: Rehearsal, stage: int) -> str:
+def _host_waits(found: Rehearsal, stage: int) -> str:
     """Lines at which the host waits for the device in a step."""
     worst: Counter[str] = Counter()
     steps = 1
     for job, _, phase in _phases(found):
         if job == "run" and phase["stage"] == stage and phase["name"] == "training":
             steps = max(steps, phase["calls"])
-            worst |= Counter(phase["host_reads"])
+            worst |= Counter(phase["host_waits"])
     lines = [f"  {count / steps:6.1f}  {line}" for line, count in worst.most_common(_LINES)]
     return "\n".join(["the host waits for the device, times a step and where:", *lines])
 

@@ -56,6 +56,12 @@ class FiniteGuard(TrainingMethod):
         self.skipped = skipped
         """Steps of the run without an update."""
 
+    def after_backward(self, ctx: Context) -> None:
+        """Have the losses come to the host; it will have waited for the norm when it looks."""
+        assert ctx.totals is not None
+        losses = ctx.totals[: len(ctx.live.objective.losses), 0]
+        self._losses = losses.to("cpu", non_blocking=True)
+
     def sees(self, ctx: Context) -> bool:
         """Whether this rank sees a number that is not finite, where ranks may differ, or a loss
         that is too large, which all know."""
@@ -63,8 +69,7 @@ class FiniteGuard(TrainingMethod):
             self._loss = ctx.mean_loss()
             if self._loss > self._most:
                 return True
-        losses = [data for _, data in _losses(ctx)]
-        return not (math.isfinite(ctx.grad_norm) and all(map(is_finite, losses)))
+        return not (math.isfinite(ctx.grad_norm) and is_finite(self._losses))
 
     def before_update(self, ctx: Context, seen: bool) -> None:
         """Skip the update.

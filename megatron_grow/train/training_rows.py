@@ -30,7 +30,8 @@ class TrainingRows(TrainingMethod):
         self._waited += ctx.waited
         if ctx.updated:
             assert ctx.totals is not None
-            self._totals = self._totals.to(ctx.totals.device) + ctx.totals
+            # Of the first step's: zeros from the CPU would wait for the device.
+            self._totals = self._totals + ctx.totals if self._updates else ctx.totals
             self._updates += 1
         if ctx.step % ctx.run.train.log_interval == 0 or ctx.ends or ctx.stopping:
             self._report(ctx)

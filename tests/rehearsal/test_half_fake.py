@@ -16,8 +16,8 @@ def on_a_device() -> dict[str, Any]:
     from megatron_grow.rehearsal import cuda, shim
     from megatron_grow.rehearsal.half_fake import HalfFake
 
-    cuda.install(shim.build(), DEVICES["h100"])
     mode, found = HalfFake(), dict[str, Any]()
+    cuda.install(shim.build(), DEVICES["h100"], mode.wait)
     with mode:
         real = torch.arange(6.0).view(2, 3)
         found["real"] = (real * 2).sum().item()
@@ -31,7 +31,10 @@ def on_a_device() -> dict[str, Any]:
         found["peak"] = peak.total
         found["items"] = (loss.item(), bool(loss > 0), x.long()[0, 0].item())
         found["host"] = (x.cpu() * 3 + 1).tolist()
-        found["read"] = dict(mode.host_reads)
+        x.copy_(real, non_blocking=True)
+        x.to("cpu", non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        found["waits"] = dict(mode.host_waits)
         try:
             x + torch.ones(2, 3)
         except RuntimeError as error:
@@ -60,8 +63,8 @@ def test_a_number_is_one_and_a_copy_is_zeros(found: dict[str, Any]) -> None:
 
 
 def test_each_time_that_the_host_waits_is_counted(found: dict[str, Any]) -> None:
-    # loss.item(), bool(), x.item(), x.cpu()
-    assert sum(found["read"].values()) == 4
+    # real.cuda(), loss.item(), bool(), x.item(), x.cpu(), the stream
+    assert sum(found["waits"].values()) == 6
 
 
 def test_a_mix_of_devices_raises(found: dict[str, Any]) -> None:

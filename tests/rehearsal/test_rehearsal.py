@@ -129,7 +129,7 @@ def test_checkpoints_that_would_be_large_are_not_written(
     """Neither at an interval nor at the end: no shard is copied to the host."""
 
     def copies(found: dict[str, Any]) -> list[str]:
-        lines = [line for each in phases(found, "run").values() for line in each["host_reads"]]
+        lines = [line for each in phases(found, "run").values() for line in each["host_waits"]]
         return [line for line in lines if line.startswith("megatron_grow/checkpoint/")]
 
     found, text = apart(rehearsed, [*argv, "--checkpoint.save_interval=1"], 2, None, False)
@@ -137,3 +137,13 @@ def test_checkpoints_that_would_be_large_are_not_written(
     assert "No save and no resume were rehearsed" in text
     assert phases(found, "run")[1, "save"]["calls"] > 1  # it came to them
     assert not copies(found) and copies(whole[0])
+
+
+def test_a_step_waits_for_its_norm_alone(whole: tuple[dict[str, Any], str]) -> None:
+    run = phases(whole[0], "run")
+    for stage in (0, 1):
+        assert run[stage, "passes"]["host_waits"] == run[stage, "update"]["host_waits"] == {}
+    step = run[1, "training"]
+    waits = {line.rpartition(":")[0]: count for line, count in step["host_waits"].items()}
+    del waits["megatron_grow/live/objective.py"]  # what a row tells, here after every step
+    assert waits == {"megatron/core/optimizer/clip_grads.py": step["calls"]}

@@ -37,12 +37,14 @@ def attention_entropy(
     every = max(1, size // QUERIES)
     chosen = (places[_rank()] + 1) % every == 0
     index = chosen.nonzero().squeeze(1)  # of a mask the device would have to tell how many it has
-    queries = query[index.to(query.device)].float().unflatten(2, (key.shape[2], -1))
+    queries = (
+        query[index.to(query.device, non_blocking=True)].float().unflatten(2, (key.shape[2], -1))
+    )
     scores = torch.einsum("nbgqd,tbgd->bgqnt", queries, _whole(key).float())
     scores *= query.shape[-1] ** -0.5 if scale is None else scale
     if causal:
         later = places.flatten() > places[_rank()][chosen][:, None]
-        scores.masked_fill_(later.to(scores.device), -torch.inf)
+        scores.masked_fill_(later.to(scores.device, non_blocking=True), -torch.inf)
     if attended is not None:
         scores.masked_fill_(~attended[:, :, None], -torch.inf)
     return torch.special.entr(scores.softmax(-1)).sum(-1)
