@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.hosts import TwoHosts, why_not
-from tests.train.agents import start_agent
+from tests.cluster.torchrun import C10D, STATIC, Rendezvous, start_torchrun
+from tests.train.agents import in_first_attempt
 from tests.train.command import launch, losses, rows
 from tests.train.conftest import workplace
-from tests.train.test_torchrun import SIGNALLED
+from tests.train.processes import at_step
 
 __all__ = ["workplace"]  # a fixture
 STAGES = json.dumps(
@@ -24,10 +27,6 @@ STAGES = json.dumps(
         },
     ]
 )
-C10D = ["--rdzv-backend=c10d", "--rdzv-endpoint=host0:29500"]
-STATIC = ["--node-rank={host}", "--master-addr=10.213.7.1", "--master-port=29500"]
-STORE_OF_EACH_ATTEMPT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""Agents of c10d count attempts each by itself, and ranks of different ones would not meet."""
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +36,19 @@ def one_host(workplace: Path) -> dict[int, float]:
     return losses(workplace, "one_host")
 
 
+def _is_killed(step: int, rank: int, argv: list[str]) -> None:
+    if rank == 3 and in_first_attempt():
+        at_step(step, partial(os.kill, os.getpid(), signal.SIGKILL))
+
+
 @pytest.mark.skipif(reason := why_not(), reason=str(reason))
 @pytest.mark.parametrize(
-    ("rendezvous", "environment", "killed", "resumed"),
-    [(C10D, STORE_OF_EACH_ATTEMPT, 8, 5), (STATIC, {}, 13, 10)],
+    ("rendezvous", "killed", "resumed"),
+    [(C10D, 8, 5), (STATIC, 13, 10)],
     ids=["c10d, before the growth", "static, after it"],
 )
 def test_a_run_on_two_hosts(
-    rendezvous: list[str],
-    environment: dict[str, str],
+    rendezvous: Rendezvous,
     killed: int,
     resumed: int,
     one_host: dict[int, float],
@@ -53,22 +56,16 @@ def test_a_run_on_two_hosts(
     tmp_path: Path,
 ) -> None:
     name = f"killed {killed}"
-    run = [
-        *(SIGNALLED, "3", str(killed), "SIGKILL"),
+    argv = [
         *("--config", str(workplace / "run.yaml"), "--stages", STAGES),
         *("--run.output_dir", str(workplace / name), "--checkpoint.load", "auto"),
     ]
-    outputs = [tmp_path / f"host{host}" for host in range(2)]
     with TwoHosts() as hosts:
-        agents = []
-        for host, output in enumerate(outputs):
-            meeting = [word.format(host=host) for word in rendezvous]
-            argv = ["--nnodes=2", "--nproc-per-node=2", "--max-restarts=1", *meeting, *run]
-            agents.append(start_agent(argv, output, environment, partial(hosts.enter, host)))
+        agents = start_torchrun(hosts, rendezvous, 2, argv, partial(_is_killed, killed), tmp_path)
         for agent in agents:
-            agent.join(timeout=300)
-    said = [output.read_text() for output in outputs]
-    assert [agent.exitcode for agent in agents] == [0, 0], said
+            agent.process.join(timeout=300)
+    said = [agent.output.read_text() for agent in agents]
+    assert [agent.process.exitcode for agent in agents] == [0, 0], said
     assert "".join(said).count(f"at step {resumed}") == 1, "it was killed, and resumed"
     assert losses(workplace, name) == one_host
     [growth] = [row for row in rows(workplace, name) if row.get("event") == "growth"]

@@ -4,37 +4,47 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+import pickle
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.warm"])
+_WORKER = Path(__file__).with_name("worker.py")
 
 
 def start_agent(
+    options: list[str],
     argv: list[str],
+    accident: Callable[[int, list[str]], None],
     output: Path,
-    environment: Mapping[str, str] = {},
     before: Callable[[], None] | None = None,
 ) -> ForkServerProcess:
-    """Start ``torchrun`` with a command line.
+    """Start ``torchrun`` on ``pretrain_progressive.py``.
 
     Args:
-        argv: its arguments, the script and those of the script.
+        options: of torchrun.
+        argv: of the command.
+        accident: called in each worker before the command, with its rank and its ``argv``.
         output: where the agent and its workers write.
-        environment: variables of the agent and its workers.
         before: called in the agent's process first.
     """
-    agent = _CONTEXT.Process(target=_agent, args=(argv, output, environment, before))
+    agent = _CONTEXT.Process(target=_agent, args=(options, argv, accident, output, before))
     agent.start()
     return agent
 
 
+def in_first_attempt() -> bool:
+    """Whether this worker's agent has not restarted it yet."""
+    return os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+
+
 def _agent(
+    options: list[str],
     argv: list[str],
+    accident: Callable[[int, list[str]], None],
     output: Path,
-    environment: Mapping[str, str],
     before: Callable[[], None] | None,
 ) -> None:
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
@@ -42,7 +52,8 @@ def _agent(
     os.dup2(file, 2)
     if before is not None:
         before()
-    os.environ.update(environment)
+    pickled = output.with_suffix(".accident")
+    pickled.write_bytes(pickle.dumps(accident))
     from torch.distributed.run import main
 
-    main(["--start-method=fork", "--run-path", *argv])
+    main([*options, "--start-method=fork", "--run-path", str(_WORKER), str(pickled), *argv])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from typing import Any
 import pytest
 
 from tests.cluster.hosts import TwoHosts, why_not
+from tests.cluster.torchrun import C10D, STATIC, Rendezvous, start_torchrun
+from tests.train.agents import in_first_attempt
 from tests.train.command import launch, losses
 from tests.train.processes import Outcome, start_ranks
 
 SHORT = "--train.distributed_timeout_minutes=0.25"
 """Silence in a growth and in a save, whose own limit is longer, ends these too."""
-AT_ONCE = 100
-"""Seconds, start and imports on a busy machine included."""
+PATIENCE = 300
+"""Seconds for a run on a busy machine; without a watch, ranks would wait for half an hour."""
 WHERE = {
     "step 3": "no checkpoint has been saved",
     "the growth to stage 1": "iter_0000010",
@@ -57,69 +61,119 @@ def _is_stopped(where: str, rank: int, argv: list[str]) -> None:
         _when(where, partial(os.kill, os.getpid(), signal.SIGSTOP))
 
 
-def _is_cut_off(hosts: TwoHosts, where: str, rank: int, argv: list[str]) -> None:
+def _enters_and_is_cut_off(hosts: TwoHosts, where: str, rank: int, argv: list[str]) -> None:
     hosts.enter(rank)
     if rank == 1:
         _when(where, hosts.cut)
 
 
-def _is_well(hosts: TwoHosts, rank: int, argv: list[str]) -> None:
+def _enters(hosts: TwoHosts, rank: int, argv: list[str]) -> None:
     hosts.enter(rank)
+
+
+def _is_cut_off_once(hosts: TwoHosts, where: str, rank: int, argv: list[str]) -> None:
+    if rank == 1 and in_first_attempt():
+        _when(where, hosts.cut)
+
+
+def _argv(workplace: Path, name: str, *options: str) -> list[str]:
+    config = ["--config", str(workplace / "run.yaml")]
+    return [*config, "--run.output_dir", str(workplace / name), *options]
+
+
+def _logs(workplace: Path, name: str) -> Path:
+    logs = workplace / f"logs of {name}"
+    logs.mkdir(exist_ok=True)
+    return logs
 
 
 def _run(
     workplace: Path, name: str, accident: Any, *options: str, stopped: int | None = None
 ) -> list[Outcome]:
-    logs = workplace / f"logs of {name}"
-    logs.mkdir(exist_ok=True)
-    argv = ["--config", str(workplace / "run.yaml"), "--run.output_dir", str(workplace / name)]
-    return start_ranks(logs, [*argv, *options], accident, timeout=300, stopped=stopped)
+    argv = _argv(workplace, name, *options)
+    return start_ranks(_logs(workplace, name), argv, accident, timeout=PATIENCE, stopped=stopped)
+
+
+def _stopped(workplace: Path, where: str) -> str:
+    """What rank 0 says of a rank 1 that is stopped."""
+    accident = partial(_is_stopped, where)
+    return _line(_run(workplace, f"stopped in {where}", accident, SHORT, stopped=1)[0])
 
 
 def _line(outcome: Outcome) -> str:
-    assert outcome.code == 1 and outcome.seconds < AT_ONCE, outcome
+    assert outcome.code == 1, outcome
     lines = outcome.errors.splitlines()
     [line] = [line for line in lines if not line.startswith("[W")]  # of torch's sockets
     return line
 
 
-def test_a_rank_that_is_stopped(workplace: Path) -> None:
-    with ThreadPoolExecutor() as pool:
-        runs = {
-            where: pool.submit(
-                _run, workplace, where, partial(_is_stopped, where), SHORT, stopped=1
-            )
-            for where in WHERE
+def _cut(workplace: Path, where: str) -> list[str]:
+    """What both hosts say when the link is cut; the same command resumes when it is back."""
+    name = f"cut in {where}"
+    with TwoHosts() as hosts:
+        lost = _run(workplace, name, partial(_enters_and_is_cut_off, hosts, where), SHORT)
+        hosts.mend()
+        again = _run(workplace, name, partial(_enters, hosts), "--checkpoint.load=auto")
+    assert [outcome.code for outcome in again] == [0, 0], again
+    return [_line(outcome) for outcome in lost]
+
+
+def _cut_under_torchrun(rendezvous: Rendezvous, workplace: Path, where: str) -> list[str]:
+    """What both hosts say when the link is cut; torchrun resumes by itself when it is back."""
+    name = f"cut in {where}"
+    argv = _argv(workplace, name, SHORT, "--checkpoint.load=auto")
+    with TwoHosts() as hosts:
+        accident = partial(_is_cut_off_once, hosts, where)
+        agents = start_torchrun(hosts, rendezvous, 1, argv, accident, _logs(workplace, name))
+        deadline = time.monotonic() + PATIENCE
+        while not all(lines := [_errors(agent.output) for agent in agents]):
+            assert time.monotonic() < deadline, lines
+            time.sleep(0.5)
+        hosts.mend()
+        for agent in agents:
+            agent.process.join(timeout=PATIENCE)
+    assert [agent.process.exitcode for agent in agents] == [0, 0], lines
+    return [line for agent in agents for line in _errors(agent.output)]
+
+
+def _errors(output: Path) -> list[str]:
+    return re.findall("^error.*$", output.read_text(), re.MULTILINE) if output.exists() else []
+
+
+CUT: dict[str, Callable[[Path, str], list[str]]] = {
+    "step 3": partial(_cut_under_torchrun, C10D),
+    "the growth to stage 1": partial(_cut_under_torchrun, STATIC),
+    "the save after step 15": _cut,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(workplace: Path) -> Iterator[dict[str, Future]]:
+    """All at once: they wait longer than they compute."""
+    with ThreadPoolExecutor(1 + len(WHERE) + len(CUT)) as pool:
+        yield {
+            "whole": pool.submit(launch, workplace, "whole"),
+            **{f"stopped in {at}": pool.submit(_stopped, workplace, at) for at in WHERE},
+            **{f"cut in {at}": pool.submit(cut, workplace, at) for at, cut in CUT.items()},
         }
-    for where, run in runs.items():
-        line = _line(run.result()[0])
-        assert line.startswith("error on rank 0 ("), line
-        assert f"): in {where} " in line and " no sign of life from rank 1 (" in line, line
-        assert WHERE[where] in line and "run the same command" in line, line
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_a_rank_that_is_stopped(runs: dict[str, Future], where: str) -> None:
+    line = runs[f"stopped in {where}"].result()
+    assert line.startswith("error on rank 0 ("), line
+    assert f"): in {where} " in line and " no sign of life from rank 1 (" in line, line
+    assert WHERE[where] in line and "run the same command" in line, line
 
 
 @pytest.mark.skipif(reason := why_not(), reason=str(reason))
-def test_a_link_that_is_cut(workplace: Path) -> None:
-    with ThreadPoolExecutor() as pool:
-        whole = pool.submit(launch, workplace, "whole")
-        runs = {where: pool.submit(_cut, workplace, where) for where in WHERE}
-    assert whole.result()[0] == 0
-    for where, run in runs.items():
-        lost, again = run.result()
-        near, far = map(_line, lost)
-        assert near.startswith(f"error on rank 0 (host0): in {where} ")
-        assert "no sign of life from rank 1 (host1)" in near
-        assert far.startswith(f"error on rank 1 (host1): in {where} ")
-        assert "no answer from the job's store on 10.213.7.1:" in far
-        assert all(WHERE[where] in line for line in (near, far))
-        assert [outcome.code for outcome in again] == [0, 0], again
-        assert losses(workplace, f"cut {where}") == losses(workplace, "whole")
-
-
-def _cut(workplace: Path, where: str) -> tuple[list[Outcome], list[Outcome]]:
-    """How a run ends whose link is cut, and the same command when the link is back."""
-    with TwoHosts() as hosts:
-        lost = _run(workplace, f"cut {where}", partial(_is_cut_off, hosts, where), SHORT)
-        hosts.mend()
-        again = partial(_is_well, hosts)
-        return lost, _run(workplace, f"cut {where}", again, "--checkpoint.load=auto")
+@pytest.mark.parametrize("where", WHERE)
+def test_a_link_that_is_cut(workplace: Path, runs: dict[str, Future], where: str) -> None:
+    near, far = runs[f"cut in {where}"].result()
+    assert near.startswith(f"error on rank 0 (host0): in {where} "), near
+    assert "no sign of life from rank 1 (host1)" in near, near
+    assert far.startswith(f"error on rank 1 (host1): in {where} "), far
+    assert "no answer from the job's store on " in far, far
+    assert all(WHERE[where] in line for line in (near, far))
+    assert runs["whole"].result()[0] == 0
+    assert losses(workplace, f"cut in {where}") == losses(workplace, "whole")

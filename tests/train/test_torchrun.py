@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-from tests.train.agents import start_agent
+from tests.train.agents import in_first_attempt, start_agent
 from tests.train.command import launch, losses
+from tests.train.processes import at_step
 
 ROOT = Path(__file__).resolve().parents[2]
-SIGNALLED = str(ROOT / "tests/train/signalled.py")
 
 
-def torchrun(output: Path, *argv: str) -> tuple[int | None, str]:
-    """Exit code and output of ``torchrun`` with two workers."""
-    agent = start_agent(["--nproc-per-node=2", *argv], output)
+def _is_signalled(number: signal.Signals, rank: int, argv: list[str]) -> None:
+    if rank == 1 and in_first_attempt():
+        at_step(8, partial(os.kill, os.getpid(), number))
+
+
+def _torchrun(
+    number: signal.Signals, options: list[str], argv: list[str], output: Path
+) -> tuple[int | None, str]:
+    """Exit code and output of ``torchrun`` with two workers, one of which gets a signal."""
+    accident = partial(_is_signalled, number)
+    agent = start_agent(["--nproc-per-node=2", *options], argv, accident, output)
     agent.join(timeout=300)
     agent.kill()
     agent.join()
@@ -44,11 +54,8 @@ def test_the_report_of_a_mistake_ends_with_it(workplace: Path) -> None:
 
 
 def test_the_report_of_a_run_that_stopped_says_so(workplace: Path, tmp_path: Path) -> None:
-    code, said = torchrun(
-        tmp_path / "said",
-        *("--standalone", SIGNALLED, "1", "8", "SIGTERM"),
-        *("--config", str(workplace / "run.yaml"), "--run.output_dir", str(workplace / "asked")),
-    )
+    argv = ["--config", str(workplace / "run.yaml"), "--run.output_dir", str(workplace / "asked")]
+    code, said = _torchrun(signal.SIGTERM, ["--standalone"], argv, tmp_path / "said")
     assert code == 1, said
     *_, last, border = said.splitlines()
     assert set(border) == {"="} and "stopped as asked; " in last, said
@@ -56,13 +63,12 @@ def test_the_report_of_a_run_that_stopped_says_so(workplace: Path, tmp_path: Pat
 
 def test_a_restarted_run_goes_on_as_if_nothing_had_been(workplace: Path, tmp_path: Path) -> None:
     assert launch(workplace, "undisturbed", "--train.train_iters", "12")[0] == 0
-    code, said = torchrun(
-        tmp_path / "said",
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--max-restarts", "1"),
-        *(SIGNALLED, "1", "8", "SIGKILL"),
+    options = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--max-restarts=1"]
+    argv = [
         *("--config", str(workplace / "run.yaml"), "--train.train_iters", "12"),
         *("--run.output_dir", str(workplace / "killed"), "--checkpoint.load", "auto"),
-    )
+    ]
+    code, said = _torchrun(signal.SIGKILL, options, argv, tmp_path / "said")
     assert code == 0, said
     assert "at step 5" in said, "it resumed"
     assert losses(workplace, "killed") == losses(workplace, "undisturbed")
