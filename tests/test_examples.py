@@ -34,6 +34,8 @@ JOBS = {
     "bert": (1, 512),
     "gpt": (1, 1024),
     "gpt_mid": (1, 1024),
+    "gpt_long": (1, 512),
+    "gpt_vocab": (1, 8192),
     "when_to_grow": (1, 1024),
     "transfer": (1, 1024),
     "family": (1, 1024),

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout need not be installed
+
+from laws import Law, Power
 
 from megatron_grow.config.run import RunConfig, parse_run, to_yaml
 from megatron_grow.report.fair import assess
@@ -60,6 +62,7 @@ class Study:
     """Options of ``tools/preprocess_data.py`` for both corpora."""
     vocabulary: tuple[str, ...]
     """Those that train a tokenizer on the first."""
+    laws: tuple[Law, ...] = ()
 
     @property
     def run_file(self) -> Path:
@@ -84,6 +87,8 @@ class Study:
         run.add_argument("names", nargs="*", metavar="NAME", help=", ".join(self.variants))
         run.add_argument("--seed", type=int, default=1)
         verbs.add_parser("table")
+        if self.laws:
+            verbs.add_parser("laws")
         figure = verbs.add_parser("figure")
         figure.add_argument("name", choices=self.figures)
         figure.add_argument("output", type=Path, metavar="DIR")
@@ -98,6 +103,8 @@ class Study:
                 self._train(name, args.seed)
         elif args.verb == "table":
             print(self._table())
+        elif args.verb == "laws":
+            print("\n\n".join(self._law(law) for law in self.laws))
         else:
             self._compare(self.figures[args.name], args.output)
 
@@ -105,13 +112,14 @@ class Study:
         """The run file of a run."""
         variant = self.variants[name]
         fields = [f"--{path}={value}" for path, value in variant.fields.items()]
-        given = ["--config", str(self.run_file), "--stages", json.dumps(variant.stages), *fields]
-        config = parse_run(given)
+        stages = ["--stages", json.dumps(variant.stages)]
+        config = parse_run(["--config", str(self.run_file), *stages, *fields])
         if isinstance(variant.length, str):
             steps = twin_of(self.config(variant.length), "flops").config.train.train_iters
         else:
             steps = round(variant.length * config.train.train_iters)
-        return parse_run([*given, "--train.train_iters", str(steps), "--run.name", name])
+        train, run = replace(config.train, train_iters=steps), replace(config.run, name=name)
+        return replace(config, train=train, run=run)
 
     def _make_data(self, train: Path, valid: Path) -> None:
         tool = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), *self.corpus]
@@ -150,11 +158,7 @@ class Study:
 
     def _table(self) -> str:
         """What runs reached, what they had cost, and what growing was worth, in Markdown."""
-        found = {
-            name: Group(name, tuple(load_run(directory) for directory in self._finished(name)))
-            for name in self.variants
-        }
-        found = {name: group for name, group in found.items() if group.runs}
+        found = self._groups()
         if not found:
             raise SystemExit("no run has finished")
         first = next(iter(found.values()))
@@ -170,8 +174,52 @@ class Study:
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
+    def _groups(self) -> dict[str, Group]:
+        """What has finished, by name."""
+        found = {
+            name: Group(name, tuple(load_run(directory) for directory in self._finished(name)))
+            for name in self.variants
+        }
+        return {name: group for name, group in found.items() if group.runs}
+
+    def _law(self, law: Law) -> str:
+        """Steps gained and lost at each value, in Markdown, and powers of the value."""
+        found = self._groups()
+        headings = ["source", law.over, "promised", "lost", "head start", "at equal steps"]
+        headings += ["at equal loss: FLOPs"]
+        lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+        for source in law.sources:
+            points: dict[str, list[tuple[float, float]]] = {"lost": [], "head start": []}
+            for at, template in law.runs.items():
+                group = found.get(template.format(source))
+                if group is None:
+                    continue
+                worth = self._beside_full(group, found)
+                start, lost = (
+                    worth[key] and worth[key]["mean"]
+                    for key in ("head_start_steps", "lost_in_growing_steps")
+                )
+                cells = [source, f"{at:g}"]
+                if start is None or lost is None:
+                    cells += [""] * 3
+                else:
+                    cells += [f"{steps:.0f}" for steps in (start + lost, lost, start)]
+                    points["lost"].append((at, lost))
+                    points["head start"].append((at, start))
+                lines.append("| " + " | ".join([*cells, *_gap_and_saving(worth)]) + " |")
+            powers = {name: Power.through(each) for name, each in points.items()}
+            cells = [source, "exponent", "", *(str(power or "") for power in powers.values())]
+            lines.append("| " + " | ".join([*cells, "", ""]) + " |")
+        return "\n".join(lines)
+
     def _worth(self, group: Group, found: dict[str, Group]) -> list[str]:
         """Of a run that grew, beside full-size ones that are else as it is."""
+        worth = self._beside_full(group, found)
+        head_start, lost = worth["head_start_steps"], worth["lost_in_growing_steps"]
+        steps = (f"{each['mean']:.0f}" if each else "" for each in (head_start, lost))
+        return [*_gap_and_saving(worth), *steps]
+
+    def _beside_full(self, group: Group, found: dict[str, Group]) -> dict[str, Any]:
         fields = self.variants[group.name].fields
         lengths = [
             other
@@ -179,13 +227,15 @@ class Study:
             if not self.variants[name].stages and self.variants[name].fields == fields
         ]
         (worth,) = assess([group], lengths)["grown"]
-        steps = worth["equal_steps"]
-        head_start, lost = worth["head_start_steps"], worth["lost_in_growing_steps"]
-        return [
-            f"{steps['gap_percent']:+.1f} %" if steps else "",
-            at_equal_loss(worth["equal_loss"]["flops_total"]),
-            *(f"{each['mean']:.0f}" if each else "" for each in (head_start, lost)),
-        ]
+        return dict(worth)
+
+
+def _gap_and_saving(worth: dict[str, Any]) -> list[str]:
+    steps = worth["equal_steps"]
+    return [
+        f"{steps['gap_percent']:+.1f} %" if steps else "",
+        at_equal_loss(worth["equal_loss"]["flops_total"]),
+    ]
 
 
 def _mean(runs: Iterable[Run], name: str) -> str:

@@ -28,6 +28,16 @@ def grown(source: int, depth: Any = None, at: float = 0.75, **last: Any) -> Stag
     return [{"until": at, "model": {"num_layers": source}}, {"grow": grow, **last}]
 
 
+def grown_from(
+    small: dict[str, Any], grow: dict[str, Any], at: float, seq_length: int | None = None
+) -> Stages:
+    """A smaller model until a share of the steps, on shorter sequences if asked."""
+    first: dict[str, Any] = {"until": at, "model": small}
+    if seq_length:
+        first["train"] = {"seq_length": seq_length}
+    return [first, {"grow": grow}]
+
+
 def ladder(*rungs: tuple[int, float], depth: Any = "copying_stack", **grow: Any) -> Stages:
     """Several growths: so many layers until a share of the steps, and so on; then all."""
     (first, until), *others = rungs
