@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout need not be installed
 
-from laws import Law, Power
+from laws import Law, Lengths, Power
 
 from megatron_grow.config.run import RunConfig, parse_run, to_yaml
 from megatron_grow.report.fair import assess
@@ -87,8 +87,7 @@ class Study:
         run.add_argument("names", nargs="*", metavar="NAME", help=", ".join(self.variants))
         run.add_argument("--seed", type=int, default=1)
         verbs.add_parser("table")
-        if self.laws:
-            verbs.add_parser("laws")
+        verbs.add_parser("laws")
         figure = verbs.add_parser("figure")
         figure.add_argument("name", choices=self.figures)
         figure.add_argument("output", type=Path, metavar="DIR")
@@ -104,7 +103,7 @@ class Study:
         elif args.verb == "table":
             print(self._table())
         elif args.verb == "laws":
-            print("\n\n".join(self._law(law) for law in self.laws))
+            print("\n\n".join([self._lengths(), *(self._law(law) for law in self.laws)]))
         else:
             self._compare(self.figures[args.name], args.output)
 
@@ -181,6 +180,22 @@ class Study:
             for name in self.variants
         }
         return {name: group for name, group in found.items() if group.runs}
+
+    def _lengths(self) -> str:
+        """What the full size would reach, by a curve through its finished lengths."""
+        plain = [
+            (group.steps, group.loss.mean)
+            for name, group in self._groups().items()
+            if group.loss and not self.variants[name].stages and not self.variants[name].fields
+        ]
+        found = Lengths.through(plain)
+        if found is None:
+            return f"full size, {len(plain)} lengths: no curve with a floor"
+        return (
+            f"full size, {len(plain)} lengths: loss = {found.floor:.3f} + {found.scale:.3g} / "
+            f"T^{found.exponent:.2f}; T and T / 5 differ by 0.5 % from T = "
+            f"{found.enough(0.2, 0.005):,.0f} steps on"
+        )
 
     def _law(self, law: Law) -> str:
         """Steps gained and lost at each value, in Markdown, and powers of the value."""

@@ -43,3 +43,36 @@ class Power:
 
     def __str__(self) -> str:
         return f"{self.exponent:+.2f}" + (f" ± {self.error:.2f}" if self.error is not None else "")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Final losses of finished runs over their steps T: floor + scale / T^exponent."""
+
+    floor: float
+    scale: float
+    exponent: float
+
+    @classmethod
+    def through(cls, points: Sequence[tuple[int, float]]) -> Lengths | None:
+        """Through lengths and their losses, with the best of exponents from 0.05 to 2.
+
+        None of fewer than three lengths, and where the least exponent is best: no floor in sight.
+        """
+        if len(points) < 3:
+            return None
+        steps, losses = np.array(points).T
+
+        def fit(exponent: float) -> tuple[float, Lengths]:
+            columns = np.stack([np.ones_like(steps), steps**-exponent], 1)
+            (floor, scale), *_ = np.linalg.lstsq(columns, losses, rcond=None)
+            left = columns @ (floor, scale) - losses
+            return float(left @ left), cls(float(floor), float(scale), exponent)
+
+        best = min((fit(each / 100) for each in range(5, 201)), key=lambda found: found[0])[1]
+        return best if best.exponent > 0.05 else None
+
+    def enough(self, share: float, gap: float) -> float:
+        """The length from which a run of ``share`` of the steps ends within ``gap``, relative."""
+        more = share**-self.exponent - 1 - gap
+        return float((self.scale * more / (gap * self.floor)) ** (1 / self.exponent))

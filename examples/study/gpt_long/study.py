@@ -18,19 +18,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from driver import Figure, Study, Variant
 from growths import grown, ladder
 
-LENGTHS = {"full": 1.0, "full_5": 0.05, "full_10": 0.1, "full_20": 0.2, "full_40": 0.4}
+LENGTHS = {"full": 1.0, "full_10": 0.1, "full_20": 0.2, "full_40": 0.4}
 SOURCES = {"zero": 0, "one": 1, "three": 3}
 STUDY = Study(
     folder=Path(__file__).resolve().parent,
     variants={
         **{name: Variant(length) for name, length in LENGTHS.items()},
         **{name: Variant(1.0, grown(layers, at=0.8)) for name, layers in SOURCES.items()},
-        **{f"{name}_50": Variant(1.0, grown(layers, at=0.5)) for name, layers in SOURCES.items()},
         "ladder_late": Variant(1.0, ladder((1, 0.4), (3, 0.7), (6, 0.85))),
-        "ladder_mid": Variant(1.0, ladder((1, 0.2), (3, 0.4), (6, 0.6))),
+        "three_six": Variant(1.0, ladder((3, 1 / 6), (6, 1 / 3))),
     },
     figures={
-        "growth": Figure((*SOURCES, "ladder_late", "ladder_mid"), tuple(LENGTHS)),
+        "growth": Figure((*SOURCES, "ladder_late", "three_six"), tuple(LENGTHS)),
     },
     corpus=(),
     vocabulary=("--train-tokenizer", "512"),
