@@ -35,7 +35,7 @@ class Holder:
     """The process that a directory belongs to."""
 
     token: str
-    """Of this one holding."""
+    """Of this one holding, of one directory or of several."""
     host: str
     machine: str
     """Where its ``pid`` has a meaning: one boot of one host, and one container."""
@@ -67,8 +67,8 @@ class Holder:
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[Holder]:
-    """Hold ``directory``, which exists, as the only one.
+def held(directory: Path, me: Holder | None = None) -> Iterator[Holder]:
+    """Hold ``directory``, which exists, as the only one; gives as whom, anew unless ``me`` says it.
 
     A lock is a file that is made only if it is not there, which file systems of clusters do rightly
     where they do not know ``flock``. One of a process that is gone is no obstacle: that is seen at
@@ -78,7 +78,7 @@ def held(directory: Path) -> Iterator[Holder]:
         UserError: somebody else holds it; the message says who, and since when.
         OSError: the lock cannot be written.
     """
-    me = Holder.here()
+    me = me or Holder.here()
     path = _take(directory, me)
     ended = threading.Event()
     beat = threading.Thread(target=_touch, args=(path, ended), daemon=True)

@@ -18,7 +18,7 @@ from megatron_grow.live.placement import placement
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.parallel.agreement import gather
-from megatron_grow.state.finite import is_finite
+from megatron_grow.state.finite import first_not_finite, is_finite
 from megatron_grow.state.kinds import describe
 from megatron_grow.train.output import Output, progress
 from megatron_grow.train.rows import NotFiniteRow
@@ -152,8 +152,8 @@ def _gradients(live: LiveStage) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _told(values: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     """The first name whose values are not finite, on the first rank where any are not."""
-    first = next((name for name, data in values if not is_finite(data)), None)
-    found = {rank: name for rank, name in enumerate(gather(first)) if name is not None}
+    names = enumerate(gather(first_not_finite(values)))
+    found = {rank: name for rank, name in names if name is not None}
     if not found:
         return None
     ranks = list(map(str, found))

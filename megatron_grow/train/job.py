@@ -70,7 +70,9 @@ class Job:
             def open_output() -> tuple[list[str], MetricsLog]:
                 notes = make_room(config, prepared.choice)
                 if self._status is None:
-                    self._status = stack.enter_context(RunStatus(config.run.output_dir))
+                    assert prepared.holder is not None, "this rank holds the directories"
+                    status = RunStatus(config.run.output_dir, prepared.holder)
+                    self._status = stack.enter_context(status)
                 resumed = prepared.resumed
                 metrics = MetricsLog(
                     config.run.output_dir,

@@ -73,7 +73,7 @@ class Prepared:
     corpora: dict[str, str]
     """As in the record."""
     holder: Holder | None = None
-    """On rank 0, as whom it holds the directory of its checkpoints."""
+    """On rank 0, as whom it holds the directories of the run."""
 
     @property
     def resumed(self) -> Record | None:
@@ -115,7 +115,7 @@ def prepare(checked: Checked, holder: Holder | None = None) -> Prepared:
 
     Args:
         checked: the run.
-        holder: on rank 0, as whom it holds the directory of its checkpoints.
+        holder: on rank 0, as whom it holds the directories of the run.
 
     Raises:
         UserError: whatever cannot work.

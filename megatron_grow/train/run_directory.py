@@ -39,7 +39,7 @@ _PATIENCE_SECONDS = 5.0
 def claimed(config: RunConfig) -> Iterator[Holder | None]:
     """Hold a run's directories while it lasts; every rank takes part.
 
-    Gives, on rank 0, as whom the directory of checkpoints is held; elsewhere None.
+    Gives, on rank 0, as whom they are held; elsewhere None.
 
     They are made if they do not exist, and gone again if nothing was written to them. All ranks
     write checkpoints, so all of them have seen that it is one directory.
@@ -53,20 +53,20 @@ def claimed(config: RunConfig) -> Iterator[Holder | None]:
         def enter() -> Holder:
             stack.enter_context(_made(output, "run.output_dir"))
             stack.enter_context(_made(root, "checkpoint.save"))
+            me = Holder.here()
 
-            def hold(directory: Path) -> Holder:
+            def hold(directory: Path) -> None:
                 try:
-                    return stack.enter_context(held(directory))
+                    stack.enter_context(held(directory, me))
                 except OSError:  # a full disk: what a failed save has left belongs to nobody now
                     sweep(root)
-                    return _io(lambda: stack.enter_context(held(directory)), directory)
+                    _io(lambda: stack.enter_context(held(directory, me)), directory)
 
             # The directory of checkpoints first: who holds it may make room there.
-            holders = {
-                path: hold(path) for path in dict.fromkeys([root.resolve(), output.resolve()])
-            }
+            for directory in dict.fromkeys([root.resolve(), output.resolve()]):
+                hold(directory)
             sweep(root)  # a save that filled the disk may not have come to it
-            return holders[root.resolve()]
+            return me
 
         holder = together(lambda: _io(enter, output) if leads() else None)
         _prove_shared(root, "checkpoint.save")

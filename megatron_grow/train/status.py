@@ -6,9 +6,10 @@ import contextlib
 import json
 from pathlib import Path
 
+from megatron_grow.checkpoint.lock import Holder, check_held
 from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.files.durable import write_whole
-from megatron_grow.inputs.errors import one_line
+from megatron_grow.inputs.errors import UserError, one_line
 
 FILE_NAME = "status.json"
 
@@ -23,11 +24,12 @@ class RunStatus:
     """Keeps ``output_dir/status.json``, as a context manager around a run; for one rank only.
 
     Its ``status`` is ``running`` until the run ends, then the name of its exit code. A killed run
-    leaves ``running``.
+    leaves ``running``, and one whose directory another run has taken over leaves that one's.
     """
 
-    def __init__(self, output_dir: str | Path) -> None:
-        self._path = Path(output_dir) / FILE_NAME
+    def __init__(self, output_dir: str | Path, holder: Holder) -> None:
+        """Take a directory, and as whom it is held."""
+        self._path, self._holder = Path(output_dir) / FILE_NAME, holder
         self.code = ExitCode.DONE
         """How the run ends, if without an error."""
 
@@ -43,7 +45,9 @@ class RunStatus:
             self.code = ExitCode.FAILED if line is None else ExitCode.MISTAKE
             if isinstance(error, DivergedError):
                 self.code = ExitCode.DIVERGED
-        with contextlib.suppress(OSError):  # of a full disk; what ended the run is said elsewhere
+        # A full disk, or a directory that is another's now; what ended the run is said elsewhere.
+        with contextlib.suppress(OSError, UserError):
+            check_held(self._path.parent, self._holder)
             self._write(self.code.name.lower(), self.code, str(error or ""))
 
     def _write(self, status: str, exit_code: int | None, message: str) -> None:

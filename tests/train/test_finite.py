@@ -17,7 +17,7 @@ import torch
 
 from megatron_grow.checkpoint.torch_dist.reader import TorchDistReader
 from megatron_grow.state.boxes import full
-from megatron_grow.state.finite import is_finite
+from megatron_grow.state.finite import first_not_finite, is_finite
 from tests.distributed import run_ranks
 from tests.train.command import losses, rows, steps_saved
 
@@ -32,6 +32,22 @@ def test_one_entry_is_found(bad: float, dtype: torch.dtype) -> None:
     assert is_finite(values) and is_finite(values.T[::2]) and is_finite(values[:0])
     values[57, 3] = bad
     assert not is_finite(values) and not is_finite(values.T)
+
+
+def test_the_first_of_many_is_found_in_one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's host waits wherever it asks for a value."""
+    waits = []
+    for name in ("__bool__", "item", "tolist"):
+        ask = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, ask=ask: (waits.append(self), ask(self))[1]
+        )
+    values = {name: torch.ones(3, 2) for name in "abcde"}
+    assert first_not_finite([]) is first_not_finite([("a", torch.empty(0))]) is None
+    assert first_not_finite(values.items()) is None
+    values["d"][1, 1], values["c"][2, 0] = math.nan, math.inf
+    assert first_not_finite([("none", torch.empty(0)), *values.items()]) == "c"
+    assert len(waits) == 2, "one for each search with something to look at"
 
 
 def faulty(argv: list[str], fault: str, steps: list[int], where: int) -> tuple[int, str, str]:
