@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +31,8 @@ STAGES = json.dumps(
 )
 
 
-@pytest.fixture(scope="module")
-def one_host(workplace: Path) -> dict[int, float]:
-    code, _, errors = launch(workplace, "one_host", f"--stages={STAGES}", world_size=4)
-    assert code == 0, errors
-    return losses(workplace, "one_host")
+RUNS = {"c10d": (C10D, 8), "static": (STATIC, 13)}
+"""By which rendezvous, and the step in which a rank is killed: before the growth, or after it."""
 
 
 def _is_killed(step: int, rank: int, argv: list[str]) -> None:
@@ -41,32 +40,40 @@ def _is_killed(step: int, rank: int, argv: list[str]) -> None:
         at_step(step, partial(os.kill, os.getpid(), signal.SIGKILL))
 
 
-@pytest.mark.skipif(reason := why_not(), reason=str(reason))
-@pytest.mark.parametrize(
-    ("rendezvous", "killed", "resumed"),
-    [(C10D, 8, 5), (STATIC, 13, 10)],
-    ids=["c10d, before the growth", "static, after it"],
-)
-def test_a_run_on_two_hosts(
-    rendezvous: Rendezvous,
-    killed: int,
-    resumed: int,
-    one_host: dict[int, float],
-    workplace: Path,
-    tmp_path: Path,
-) -> None:
-    name = f"killed {killed}"
-    argv = [
-        *("--config", str(workplace / "run.yaml"), "--stages", STAGES),
-        *("--run.output_dir", str(workplace / name), "--checkpoint.load", "auto"),
-    ]
+def _run(rendezvous: Rendezvous, killed: int, output: Path, argv: list[str]) -> list[str]:
+    """What two workers on each of two hosts say until the run is done."""
+    directory = output.with_name(f"logs of {output.name}")
+    directory.mkdir()
+    argv = [*argv, "--run.output_dir", str(output), "--checkpoint.load", "auto"]
     with TwoHosts() as hosts:
-        agents = start_torchrun(hosts, rendezvous, 2, argv, partial(_is_killed, killed), tmp_path)
+        accident = partial(_is_killed, killed)
+        agents = start_torchrun(hosts, rendezvous, 2, argv, accident, directory)
         for agent in agents:
             agent.process.join(timeout=300)
     said = [agent.output.read_text() for agent in agents]
     assert [agent.process.exitcode for agent in agents] == [0, 0], said
-    assert "".join(said).count(f"at step {resumed}") == 1, "it was killed, and resumed"
-    assert losses(workplace, name) == one_host
+    return said
+
+
+@pytest.fixture(scope="module")
+def runs(workplace: Path) -> Iterator[dict[str, Future]]:
+    """All at once: agents wait for each other more than they compute."""
+    argv = ["--config", str(workplace / "run.yaml"), "--stages", STAGES]
+    with ThreadPoolExecutor(1 + len(RUNS)) as pool:
+        yield {
+            "one host": pool.submit(launch, workplace, "one host", *argv[2:], world_size=4),
+            **{name: pool.submit(_run, *run, workplace / name, argv) for name, run in RUNS.items()},
+        }
+
+
+@pytest.mark.skipif(reason := why_not(), reason=str(reason))
+@pytest.mark.parametrize(("name", "resumed"), [("c10d", 5), ("static", 10)])
+def test_a_run_on_two_hosts(
+    name: str, resumed: int, runs: dict[str, Future], workplace: Path
+) -> None:
+    said = "".join(runs[name].result())
+    assert said.count(f"at step {resumed}") == 1, "it was killed, and resumed"
+    assert runs["one host"].result()[0] == 0
+    assert losses(workplace, name) == losses(workplace, "one host")
     [growth] = [row for row in rows(workplace, name) if row.get("event") == "growth"]
     assert (growth["from_layout"], growth["to_layout"]) == ("TP1 PP1 DP4", "TP2 PP2 DP1")

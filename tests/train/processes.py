@@ -22,7 +22,6 @@ class Outcome:
     code: int
     errors: str
     """Standard error."""
-    seconds: float
 
 
 def start_ranks(
@@ -63,7 +62,7 @@ def start_ranks(
             process.join(max(0.0, began + timeout - time.monotonic()))
             said = (directory / f"errors_{rank}").read_text()
             assert process.exitcode is not None, f"rank {rank} hangs; it said: {said}"
-            outcomes.append(Outcome(process.exitcode, said, time.monotonic() - began))
+            outcomes.append(Outcome(process.exitcode, said))
     finally:
         for process in ranks:
             process.kill()
