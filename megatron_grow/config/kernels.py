@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.ranges import check_fields
 
 
@@ -29,6 +30,15 @@ class KernelsSection:
     weight_gradients: bool | None = None
     """Gradients of matrices added to the fp32 buffer by the product itself, never rounded to
     bf16."""
+    layers: bool | None = None
+    """Whole transformer layers, each one compiled function, in stages without tensor or context
+    parallelism: for those that are bound by launching kernels. Without weight_gradients, which ends
+    a graph at each matrix. null: nowhere."""
 
     def __post_init__(self) -> None:
         check_fields(self, "kernels.")
+        if self.layers and self.weight_gradients:
+            raise UserError(
+                "kernels.layers=true and kernels.weight_gradients=true exclude each other; "
+                "weight_gradients may be null or false"
+            )

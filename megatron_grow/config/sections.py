@@ -216,6 +216,9 @@ class DataSection:
     """Where dataset indices are cached; absent: output_dir/cache."""
     num_workers: Annotated[int, Range(least=0, most=1024)] = 0
     """Loader processes of each rank."""
+    prefetch: CountOrZero = 2
+    """Micro-batches that a thread of a rank reads, and copies to its GPU, ahead of their turn; a
+    CPU reads each when it is wanted."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")

@@ -68,7 +68,7 @@ class LiveStage:
         check_model(chunks, tensors, stage.model.architecture)
         for chunk in chunks:
             apply_multipliers(chunk, tensors, stage.model)
-        self.kernels = choose(config.kernels, cpu.device())
+        self.kernels = choose(config.kernels, cpu.device(), stage.parallel)
         """What is computed in fewer kernels."""
         use_kernels(chunks, self.kernels)
         groups = groups_of(stage.model.sharing or ())

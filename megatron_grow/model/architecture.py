@@ -196,7 +196,8 @@ class Architecture(ABC):
         it is the mean of their means: they are alike.
 
         Args:
-            batch: the fields of samples, stacked, on the CPU.
+            batch: the fields of samples, stacked, on the device that computes or on the CPU; the
+                counts are where they are.
         """
         raise NotImplementedError
 

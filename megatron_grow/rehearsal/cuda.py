@@ -103,6 +103,7 @@ def _answer_streams(shim: Shim, wait: Callable[[], None]) -> None:
     cuda.Stream, cuda.Event = Stream, Event
     cuda.current_stream = cuda.default_stream = lambda device=None: Stream()
     cuda.stream = lambda stream: contextlib.nullcontext()
+    torch.Tensor.record_stream = lambda self, s: None  # type: ignore[method-assign]
 
 
 def _answer_generators(count: int) -> None:

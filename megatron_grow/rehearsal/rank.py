@@ -78,6 +78,7 @@ def perform(task: Task, rank: int) -> RankReport:
     shortened.skip_micro_batches()
     shortened.skip_evaluations()
     shortened.skip_fresh_values()
+    shortened.read_in_turn()
     if not report.passes:
         shortened.skip_passes()
     _note_failures(report, phases)

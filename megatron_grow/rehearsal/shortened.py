@@ -6,7 +6,8 @@ the first micro-batches, of each evaluation one batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.record import Record
+from megatron_grow.data import ahead
 from megatron_grow.live.passes import Batches, Passes
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.methods.base import Context
@@ -74,6 +76,25 @@ def skip_fresh_values() -> None:
         return fresh(tensor, box, init, seed, out) if out.is_cpu else out
 
     materialise.fresh = skipped  # type: ignore[assignment]
+
+
+class _InTurn(Executor):
+    """Does at once what it is given, in the thread that gives it."""
+
+    def __init__(self, *options: Any) -> None: ...
+
+    def submit(self, call: Callable, /, *args: Any, **options: Any) -> Future:
+        done: Future = Future()
+        try:
+            done.set_result(call(*args, **options))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def read_in_turn() -> None:
+    """Read ahead without a thread: what is fake is so in one alone."""
+    ahead.ThreadPoolExecutor = _InTurn  # type: ignore[misc, assignment]
 
 
 def skip_saves() -> None:

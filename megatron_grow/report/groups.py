@@ -26,7 +26,7 @@ _NO_MATTER = {
         "load",
         "allow_changes",
     ),
-    "data": ("cache_dir", "num_workers"),
+    "data": ("cache_dir", "num_workers", "prefetch"),
 }
 """Sections of a run file, and fields of them (None: all), that change nothing of what is learnt, or
 only what is drawn."""

@@ -11,10 +11,12 @@ from megatron.core import parallel_state
 from torch.utils.data import Dataset
 
 from megatron_grow.config.run import RunConfig
+from megatron_grow.data.ahead import on_gpu
 from megatron_grow.data.loader import micro_batches
 from megatron_grow.live.passes import Batches
 from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import architecture_of
+from megatron_grow.parallel import cpu
 
 
 class Waiting(Iterator):
@@ -53,5 +55,8 @@ def batches_of(
         data_parallel_size=parallel_state.get_data_parallel_world_size(),
         num_workers=run.data.num_workers,
     )
+    device = cpu.device()
+    if device.type == "cuda" and run.data.prefetch:
+        batches = on_gpu(batches, device, run.data.prefetch)
     with closing(batches):
         yield batches

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import chain
 
 import pytest
 import torch
 from megatron.core.models.common.embeddings import rope_utils
+from torch._dynamo.utils import counters
 from torch.nn import functional
 
 from megatron_grow.config.kernels import KernelsSection
+from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import StageSection
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.live.activations import Activations
+from megatron_grow.live.layer_means import Entry
+from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.kernels import activation, cross_entropy, rotary, table, weight_gradients
 from tests.distributed import run_ranks
 from tests.toy import MODEL, Trace, begin, grown_run, layout, run_config, train, train_stage
 
-ALL = KernelsSection(**{field.name: True for field in fields(KernelsSection)})
+ALL = KernelsSection(
+    **{field.name: field.name != "layers" for field in fields(KernelsSection)}  # it excludes one
+)
+LAYERS = KernelsSection(layers=True, attention=True, rotary=True, activation=True)
 
 
 def gradients(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -139,6 +148,38 @@ def test_runs_that_grow(model, before: dict, after: dict) -> None:
         assert one.grad_norms == pytest.approx(other.grad_norms, rel=1e-4)
 
 
+def _of_layers(config: RunConfig, compiles: bool) -> tuple[Trace, dict[Entry, float], int]:
+    """A run, what is measured in one more step, and how many graphs were traced."""
+    stance = {"stance": "default", "force_backend": "aot_eager"}
+    with torch.compiler.set_stance(**(stance if compiles else {"stance": "force_eager"})):
+        live, trace = begin(config, 1), Trace()
+        train_stage(live, config, trace, steps=3)
+        graphs = counters["stats"]["unique_graphs"]
+        assert not counters["graph_break"]
+        probes = architecture_of(config.model).probes
+        activations = Activations(chain.from_iterable(map(probes, live.chunks)))
+        activations.start()
+        train_stage(live, config, trace, steps=1)
+        means = {entry: sum_ / count for entry, (sum_, count) in activations.stop().items()}
+        return trace, means, graphs
+
+
+def test_whole_layers() -> None:
+    """One graph for all layers, traced forward and backward; what is measured in them is so too."""
+    config = run_config(StageSection(), model=replace(ROTARY, num_layers=3), global_batch_size=2)
+    ((plain, expected, _),) = run_ranks(1, _of_layers, config, False)
+    for recompute in (None, "full"):
+        train = replace(config.train, recompute_granularity=recompute)
+        compiled = replace(config, train=train, kernels=LAYERS)
+        ((trace, measured, graphs),) = run_ranks(1, _of_layers, compiled, True)
+        assert trace.losses == pytest.approx(plain.losses, rel=1e-5)
+        assert trace.grad_norms == pytest.approx(plain.grad_norms, rel=1e-4)
+        assert measured == pytest.approx(expected, rel=1e-4)
+        # One for the embedding's output, which lies otherwise in memory, and one for all others;
+        # where layers are recomputed, as many without gradients.
+        assert graphs == (4 if recompute else 2)
+
+
 def _chosen_and_loss(kernels: KernelsSection) -> tuple[table.Chosen, list[float]]:
     config = replace(run_config(StageSection()), kernels=kernels)
     live, trace = begin(config, 1), Trace()
@@ -159,11 +200,24 @@ def test_a_gpu_uses_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     rest = {name: kernel._replace(lacks=lambda _: None) for name, kernel in table.KERNELS.items()}
     monkeypatch.setattr(table, "KERNELS", {**rest, "rotary": lacking, "norms": needless})
     gpu = torch.device("cuda", 0)
-    chosen = table.choose(KernelsSection(activation=False), gpu)
-    assert set(chosen.used) == set(rest) - {"rotary", "activation", "norms"}
+    chosen = table.choose(KernelsSection(activation=False), gpu, ParallelConfig())
+    assert set(chosen.used) == set(rest) - {"rotary", "activation", "norms", "layers"}
     assert chosen.lacking == {"rotary": "Triton"}
     with pytest.raises(UserError, match=r"^kernels\.rotary=true needs Triton, which is not here"):
-        table.choose(KernelsSection(rotary=True), gpu)
+        table.choose(KernelsSection(rotary=True), gpu, ParallelConfig())
+
+
+def test_whole_layers_are_for_stages_of_one_rank_a_layer() -> None:
+    gpu = torch.device("cpu")
+    one, two = ParallelConfig(), ParallelConfig(tensor_model_parallel_size=2)
+    section = KernelsSection(layers=True)
+    assert table.choose(section, gpu, one) == (("layers",), {})
+    lacking = {"layers": "tensor_model_parallel_size=1"}
+    assert table.choose(section, gpu, two) == ((), lacking)
+    with pytest.raises(
+        UserError, match=r"^kernels\.layers=true and kernels\.weight_gradients=true"
+    ):
+        KernelsSection(layers=True, weight_gradients=True)
 
 
 def test_the_table_has_every_field() -> None:

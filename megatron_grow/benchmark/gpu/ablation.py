@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
+
 from megatron_grow.benchmark.gpu import device
 from megatron_grow.benchmark.gpu.runner import Row, Task, in_worker
 from megatron_grow.benchmark.gpu.shapes import Shape, Sizes
@@ -19,7 +21,8 @@ _DEFAULT = None
 
 
 def tasks(sizes: Sizes) -> list[Task]:
-    """A few layers of the larger shape in every way, then the smaller one with all and none."""
+    """A few layers of the larger shape in every way, then the smaller one with all, with none and
+    with whole layers compiled."""
     names = [field.name for field in fields(KernelsSection)]
     llama = replace(
         sizes.llama,
@@ -28,8 +31,10 @@ def tasks(sizes: Sizes) -> list[Task]:
     ways: dict[str, dict[str, Any]] = {
         "all": dict.fromkeys(names, _DEFAULT),
         "none": dict.fromkeys(names, False),
+        # The compiler of CPU code takes longer than a test may.
+        "whole layers": dict.fromkeys(names, _DEFAULT) | {"layers": torch.cuda.is_available()},
     }
-    each = {f"without {name}": ways["all"] | {name: False} for name in names}
+    each = {f"without {name}": ways["all"] | {name: False} for name in names if name != "layers"}
     return [
         Task(
             "ablation",

@@ -83,7 +83,7 @@ def counts(batch: Batch, *, sentence_head: bool) -> dict[str, torch.Tensor]:
     """As :meth:`.architecture.Architecture.counts`."""
     found = {"masked_lm_loss": batch["masked_weights"].sum()}
     if sentence_head:
-        found["sentence_loss"] = torch.tensor(float(len(batch["is_next"])))
+        found["sentence_loss"] = batch["masked_weights"].new_full((), len(batch["is_next"]))
     return found
 
 

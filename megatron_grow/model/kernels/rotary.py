@@ -37,6 +37,8 @@ def rotate(x: torch.Tensor, angles: torch.Tensor, interleaved: bool = False) -> 
 
 
 def _cos_sin(angles: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    if torch.compiler.is_compiling():  # in a compiled layer: a table would end its graph
+        return angles.cos().to(dtype), angles.sin().to(dtype)
     tables = _tables.setdefault(angles, {})
     if dtype not in tables:
         tables[dtype] = angles.cos().to(dtype), angles.sin().to(dtype)

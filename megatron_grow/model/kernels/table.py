@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from megatron_grow.config.kernels import KernelsSection
+from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.kernels import (
     activation,
@@ -15,6 +16,7 @@ from megatron_grow.model.kernels import (
     bias_dropout_add,
     compiling,
     cross_entropy,
+    layers,
     norms,
     rotary,
     weight_gradients,
@@ -32,6 +34,10 @@ class Kernel(NamedTuple):
     compiles: bool = False
     helps: Callable[[torch.device], bool] = lambda device: True
     """Whether it makes a step on that GPU faster."""
+    unsuited: Callable[[ParallelConfig], str | None] = lambda parallel: None
+    """What a stage's layout would need to have for it instead; None if nothing."""
+    excludes: str | None = None
+    """Another that is not used beside it."""
 
 
 KERNELS = {
@@ -42,6 +48,14 @@ KERNELS = {
     "bias_dropout_add": Kernel(bias_dropout_add.fuse, compiling.lacks, True),
     "norms": Kernel(norms.fuse, compiling.lacks, True, norms.helps),
     "weight_gradients": Kernel(weight_gradients.fuse, weight_gradients.lacks),
+    "layers": Kernel(
+        layers.fuse,
+        compiling.lacks,
+        compiles=True,
+        helps=lambda device: False,
+        unsuited=layers.unsuited,
+        excludes="weight_gradients",
+    ),
 }
 
 
@@ -58,8 +72,8 @@ class Chosen(NamedTuple):
         return any(KERNELS[name].compiles for name in self.used)
 
 
-def choose(section: KernelsSection, device: torch.device) -> Chosen:
-    """What a run uses on ``device``: what it asks for, and else, on a GPU, what helps there.
+def choose(section: KernelsSection, device: torch.device, parallel: ParallelConfig) -> Chosen:
+    """What a stage uses on ``device``: what is asked for, and else, on a GPU, what helps there.
 
     Raises:
         UserError: it asks for what cannot be.
@@ -73,11 +87,13 @@ def choose(section: KernelsSection, device: torch.device) -> Chosen:
             raise UserError(
                 f"kernels.{name}=true needs {missing}, which is not here; null or false"
             )
+        missing = missing or (kernel.unsuited(parallel) if wanted else None)
         if missing is not None:
             lacking[name] = missing
         elif wanted:
             used.append(name)
-    return Chosen(tuple(used), lacking)
+    excluded = {KERNELS[name].excludes for name in used}
+    return Chosen(tuple(name for name in used if name not in excluded), lacking)
 
 
 def use_kernels(chunks: Iterable[torch.nn.Module], chosen: Chosen) -> None:

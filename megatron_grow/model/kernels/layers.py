@@ -1,0 +1,53 @@
+"""Whole transformer layers, each one compiled function."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_layer import TransformerLayer
+
+from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.model.kernels.compiling import compiled
+
+
+def fuse(module: torch.nn.Module) -> None:
+    """Let a layer be compiled, with the hooks that it has by now.
+
+    While it has others (layers are measured, or new units masked) it is computed as it was.
+    """
+    if not isinstance(module, TransformerLayer):
+        return
+    # megatron-core warns at each matrix of a missing argument, in places that cannot give it.
+    torch._dynamo.config.ignore_logging_functions.add(warnings.warn)
+    inside = [each for each in module.modules() if each is not module]
+    hooks = _hooks(inside)
+
+    def forward(layer: TransformerLayer, *args: Any, **options: Any) -> Any:
+        compute = _compiled if _hooks(inside) == hooks else _forward
+        return compute(layer, *args, **options)
+
+    module.forward = MethodType(forward, module)
+
+
+def unsuited(parallel: ParallelConfig) -> str | None:
+    """What a layout would need to have instead: ranks wait for each other within a layer."""
+    if parallel.tensor_model_parallel_size > 1:
+        return "tensor_model_parallel_size=1"
+    if parallel.context_parallel_size > 1:
+        return "context_parallel_size=1"
+    return "overlap_param_gather=false" if parallel.overlap_param_gather else None
+
+
+def _hooks(modules: Sequence[torch.nn.Module]) -> int:
+    return sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in modules)
+
+
+def _forward(layer: TransformerLayer, *args: Any, **options: Any) -> Any:
+    return type(layer).forward(layer, *args, **options)
+
+
+_compiled = compiled(_forward)
