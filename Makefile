@@ -32,7 +32,7 @@ demo-bert: install  ## the same of a BERT: masked tokens and pairs of sentences
 
 rehearse: install  ## the 64-rank 7B example on this machine, without its GPUs (minutes)
 	$(VENV)/bin/python tools/rehearse.py --config examples/gpt2_7b/run.yaml --world-size 64 \
-		--ranks 0,32 --model.vocab_size 50257
+		--ranks 0 --model.vocab_size 50257
 
 lint: install  ## style, import directions, types
 	$(VENV)/bin/ruff check .

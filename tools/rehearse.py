@@ -6,7 +6,8 @@ host waits for the device, whether it fits, and what would have failed:
 
   python tools/rehearse.py --config examples/gpt2_7b/run.yaml --world-size 64 --ranks 0,16,32,48
 
-Options of the run go behind. The exit code is 1 where the job would fail or does not fit.
+Options of the run go behind. The exit code is 1 where the job would fail or does not fit, and 3
+where this machine ended the rehearsal.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         args.json.write_text(json.dumps(told, indent=1) + "\n")
     console.print(render(found))
+    if told["killed"]:
+        return 3
     return 0 if told["completed"] and told["fits"] else 1
 
 

@@ -46,6 +46,9 @@ class Activations:
     """That of the token embedding or the head, before it is added to the others: where these are
     one parameter, the head's waits for the embedding's until the pass ends. Where the product adds
     it itself, megatron-core still makes room for it."""
+    gathered: int
+    """The whole input of a matrix, of which sequence-parallel ranks keep parts: megatron-core has a
+    buffer for it, which stays."""
     batch: int
     """Tokens, labels, positions and weights."""
 
@@ -74,7 +77,8 @@ def activations(
     samples, context = batch.micro_batch_size, parallel.context_parallel_size
     tokens = samples * architecture.hidden_length(model, batch.seq_length, options) // context
     predicted = samples * architecture.head_length(batch.seq_length, options) // context
-    in_stream = tokens // ranks if parallel.sequence_parallel else tokens
+    shared = parallel.sequence_parallel and ranks > 1
+    in_stream = tokens // ranks if shared else tokens
     hidden, rows = model.hidden_size, model.padded_vocab_size(ranks) // ranks
     boundary = in_stream * hidden * bytes_per_value
     logits = predicted * rows
@@ -87,6 +91,8 @@ def activations(
         # Cosines and sines, for queries and for keys.
         angles = 4 * batch.seq_length // context * model.head_dim * bytes_per_value
     blocks = "cross_entropy" not in kernels
+    # An RMS norm that is not one kernel keeps its output without the gain besides.
+    normed = boundary * (2 if model.normalization == "RMSNorm" and "norms" not in kernels else 1)
     unit = model.ffn_size // ranks
     # Gradients of the stream, of the unit's output (of gate and up, where it is gated), and of the
     # matrix behind it: by the next one, the output itself is gone.
@@ -94,12 +100,14 @@ def activations(
     return Activations(
         boundary=boundary,
         # The stream before each branch, and what the norm that begins the branch makes of it.
-        layer=4 * boundary + split + statistics * _STATISTIC + masks + angles,
+        layer=2 * (boundary + normed) + split + statistics * _STATISTIC + masks + angles,
         layer_backward=backward * bytes_per_value,
-        head=boundary + logits * bytes_per_value,
+        head=normed + logits * bytes_per_value,
         loss=4 * min(logits, _BLOCK) if bytes_per_value < 4 and blocks else 0,
-        head_backward=tokens * hidden * bytes_per_value + embedding,
+        # The gradient of its input, whole, and then this rank's part of the sum.
+        head_backward=tokens * hidden * bytes_per_value + embedding + (boundary if shared else 0),
         embedding_gradient=embedding,
+        gathered=tokens * hidden * bytes_per_value if shared else 0,
         batch=tokens * _BATCH,
     )
 

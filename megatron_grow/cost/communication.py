@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from megatron_grow.config.parallel import ParallelConfig
+from megatron_grow.cost.buckets import buckets
 from megatron_grow.cost.devices import Device
-from megatron_grow.cost.step import Step
+from megatron_grow.cost.step import Placement, Step
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,28 @@ class Links:
 class Traffic:
     """Bytes that a rank sends in one step."""
 
-    sums: int
-    """Over tensor-parallel ranks, by rings."""
-    tensor: float
-    """Of these sums."""
-    gradients: float
-    """Reduction of gradients, which are fp32."""
-    weights: float
-    """Gathering of updated weights, where ranks share the optimizer's state."""
+    exposed: int
+    """Gatherings and scatterings of the residual stream among tensor-parallel ranks, by rings, that
+    the next product has to wait for. A sum over these ranks is one of each."""
+    beside: int
+    """Those beside which a product of the backward pass is computed."""
+    halves: float
+    """Bytes of each."""
+    messages: int
+    """In which they are sent."""
+    reductions: tuple[float, ...]
+    """Of gradients, which are fp32: of each bucket, the first one to be complete first."""
+    gatherings: tuple[float, ...]
+    """Of updated weights, of the same buckets, where ranks share the optimizer's state."""
     sends: int
     """To the next pipeline rank, as many as to the one before."""
     pipeline: float
     """Of activations to the next pipeline rank, as much as of their gradients to the one before."""
+
+    @property
+    def tensor(self) -> float:
+        """Among tensor-parallel ranks."""
+        return (self.exposed + self.beside) * self.halves
 
 
 def links(parallel: ParallelConfig, world_size: int, device: Device, network: float) -> Links:
@@ -63,23 +75,44 @@ def links(parallel: ParallelConfig, world_size: int, device: Device, network: fl
 def traffic(step: Step, rank: int) -> Traffic:
     """Of a pipeline rank, in one step."""
     placed, one = step.placement, step.activations
-    parallel, states = placed.parallel, placed.states[rank]
-    tensor, peers = parallel.tensor_model_parallel_size, placed.replicas
-    stream = one.boundary * (tensor if parallel.sequence_parallel else 1)
-    # An all-reduce is a reduce-scatter and an all-gather, which sequence parallelism has instead.
-    # A branch of a layer has one in each direction, and one more where it is recomputed; so have
-    # the embedding on the way down and the head on the way back.
-    ends = (rank == 0) + (rank == parallel.pipeline_model_parallel_size - 1)
-    in_layers = sum(placed.layers[rank]) * (6 if step.recompute_num_layers else 4)
-    sums = step.micro_batches * (in_layers + ends) if tensor > 1 else 0
+    parallel, micro_batches = placed.parallel, step.micro_batches
+    tensor, shared = parallel.tensor_model_parallel_size, parallel.sequence_parallel
+    stream = one.boundary * (tensor if shared else 1)
+    # Each of a layer's two branches sums its output, and the gradient of its input, the latter
+    # beside the gradient of its first matrix. With sequence parallelism a sum is a scattering and a
+    # gathering, at the branch's ends; the backward pass gathers the input once more, beside the
+    # gradient of that input. Embedding and head are the halves of a branch.
+    layers = sum(placed.layers[rank]) if tensor > 1 else 0
+    ends = (rank == 0) + (rank == parallel.pipeline_model_parallel_size - 1) if tensor > 1 else 0
+    in_layer = 4 + 2 * shared + 4 * bool(step.recompute_num_layers)
+    exposed = micro_batches * (layers * in_layer + ends * (2 + shared))
+    beside = micro_batches * 4 * layers
     piped = parallel.pipeline_model_parallel_size > 1
-    sends = step.micro_batches * parallel.model_chunks if piped else 0
-    gradients = states.gradients * (peers - 1) / peers
+    sends = micro_batches * parallel.model_chunks if piped else 0
+    reductions, gatherings = _of_buckets(placed, rank)
     return Traffic(
-        sums=sums,
-        tensor=sums * 2 * stream * (tensor - 1) / tensor,
-        gradients=gradients if placed.shares_state else 2 * gradients,
-        weights=states.weights * (peers - 1) / peers if placed.shares_state else 0.0,
+        exposed=exposed,
+        beside=beside,
+        halves=stream * (tensor - 1) / tensor,
+        messages=(exposed + beside) // (1 if shared else 2),
+        reductions=reductions,
+        gatherings=gatherings,
         sends=sends,
         pipeline=float(sends * one.boundary),
     )
+
+
+@lru_cache(maxsize=1024)  # batches of a layout share it
+def _of_buckets(placed: Placement, rank: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Reductions of fp32 gradients and gatherings of weights."""
+    parallel = placed.parallel
+    width = 2 if placed.precision == "bf16" else 4
+    reductions, gatherings = [], []
+    for of_experts in (True, False):
+        peers = parallel.replicas(placed.world_size, of_experts=of_experts)
+        for bucket in buckets(placed, rank, of_experts=of_experts) if peers > 1 else ():
+            sent = sum(each.numel for each in bucket) * (peers - 1) / peers
+            reductions.append(4 * sent * (1 if placed.shares_state else 2))
+            if placed.shares_state:
+                gatherings.append(width * sent)
+    return tuple(reductions), tuple(gatherings)

@@ -37,6 +37,25 @@ def peak_memory(step: Step) -> list[PeakMemory]:
     ]
 
 
+def growth_peak(
+    old: MemoryEstimate, new: MemoryEstimate, *, shares_state: bool, exchanged: int
+) -> int:
+    """The peak of a growth on a rank.
+
+    What is carried of the old state stays while the new stage is built and filled. Where ranks
+    share the optimizer's state, megatron-core copies the weights that a model has been built with
+    into a buffer; that is the fullest moment if the rank's share is small.
+
+    Args:
+        old: what the rank has before.
+        new: what it has after.
+        shares_state: whether ranks share the new optimizer's state.
+        exchanged: bytes that are sent and received at a time.
+    """
+    building = 2 * new.weights + new.gradients if shares_state else 0
+    return old.carried + max(building, new.total + exchanged)
+
+
 def in_flight(parallel: ParallelConfig, rank: int, micro_batches: int) -> int:
     """Forward passes through one chunk of a pipeline rank whose backward pass has not come yet.
 
@@ -62,6 +81,7 @@ def _fullest_moment(step: Step, rank: int) -> tuple[int, int]:
     kept = one.boundary // pieces if pieces else one.layer
     batch = one.batch if first or last else 0
     held = in_flight(placed.parallel, rank, step.micro_batches) * (layers * kept + batch)
+    held += one.gathered
     if placed.parallel.model_chunks > 1:  # sent and received, forward and back, while it computes
         held += 4 * one.boundary
     # Where a tied head and an embedding are one parameter, the head's gradient waits for the other.

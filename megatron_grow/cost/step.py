@@ -17,9 +17,12 @@ from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.optim.base import Optimizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Placement:
-    """A model and its optimizer, on the ranks of a job."""
+    """A model and its optimizer, on the ranks of a job.
+
+    Each is equal to itself alone, so that what is calculated of it can be kept.
+    """
 
     model: ModelConfig
     parallel: ParallelConfig
@@ -48,7 +51,9 @@ class Placement:
     def shares_state(self) -> bool:
         """Whether data-parallel ranks share the optimizer's state."""
         tensors = logical_tensors(self.model).values()
-        return self.parallel.use_distributed_optimizer and self.optimizer.may_be_sharded(tensors)
+        parallel = self.parallel
+        wanted = parallel.use_distributed_optimizer and self.replicas > 1
+        return wanted and self.optimizer.may_be_sharded(tensors)
 
     @property
     def replicas(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from megatron_grow.cost.communication import Traffic, links, traffic
@@ -37,7 +38,7 @@ class StepTime:
     bubble: float
     """It waits for the first micro-batch, or for the last one to be done elsewhere."""
     tensor: float
-    """Communication of tensor-parallel ranks; none of it is taken to be hidden."""
+    """Communication of tensor-parallel ranks, without what products of the backward pass hide."""
     pipeline: float
     """Sends between pipeline ranks."""
     data: float
@@ -65,7 +66,7 @@ def step_time(step: Step, machine: Machine) -> StepTime:
     speed = links(parallel, world_size, machine.device, machine.network)
     reached = machine.link_efficiency
     compute = step.micro_batches * passes[slowest]
-    tensor = sent.tensor / (speed.tensor * reached) + sent.sums * machine.latency
+    tensor = _tensor(sent, step, slowest, machine, speed.tensor * reached)
     # The other ranks' share of the first micro-batch, and of the last one, is waited for.
     waits = (sum(passes) / passes[slowest] - 1) / (step.micro_batches * parallel.model_chunks)
     return StepTime(
@@ -73,7 +74,7 @@ def step_time(step: Step, machine: Machine) -> StepTime:
         bubble=waits * (compute + tensor),
         tensor=tensor,
         pipeline=2 * (sent.pipeline / (speed.pipeline * reached) + sent.sends * machine.latency),
-        data=_exposed(sent, step, speed.data * reached, machine.latency, passes[slowest]),
+        data=_data(step, passes, speed.data * reached, machine.latency),
         update=_update_bytes(step, slowest) / machine.device.memory_bandwidth,
     )
 
@@ -86,35 +87,76 @@ def model_flops(step: Step) -> float:
 
 def _passes(step: Step, machine: Machine) -> list[float]:
     """Seconds that one micro-batch takes on each pipeline rank, forward and backward."""
-    placed, length = step.placement, step.batch.seq_length
-    model, parallel = placed.model, placed.parallel
+    again = 1 / (1 + _BACKWARD) if step.recompute_num_layers else 0
+    layer, head = _flops(step)
+    counts = [sum(chunks) for chunks in step.placement.layers]
+    flops = [count * layer * (1 + again) for count in counts]
+    flops[-1] += head
+    return [each / _speed(step, machine) for each in flops]
+
+
+def _flops(step: Step) -> tuple[float, float]:
+    """Of a micro-batch: in one layer, and in the head; forward and backward."""
+    model, length = step.placement.model, step.batch.seq_length
     whole = model_flops_per_token(model, length, data=step.data)
     without = replace(model, num_layers=0, layer_sharing=None)
     head = model_flops_per_token(without, length, data=step.data)
-    layer = (whole - head) / max(1, model.num_layers)
-    if step.recompute_num_layers:
-        layer *= (2 + _BACKWARD) / (1 + _BACKWARD)
-    ranks = parallel.tensor_model_parallel_size * parallel.context_parallel_size
     tokens = step.batch.micro_batch_size * length
-    reached = machine.device.bf16 * machine.efficiency * ranks
-    counts = [sum(chunks) for chunks in placed.layers]
-    flops = [count * layer for count in counts]
-    flops[-1] += head
-    return [tokens * each / reached for each in flops]
+    return tokens * (whole - head) / max(1, model.num_layers), tokens * head
 
 
-def _exposed(sent: Traffic, step: Step, speed: float, latency: float, one_pass: float) -> float:
+def _speed(step: Step, machine: Machine) -> float:
+    """FLOPs per second of the ranks that compute a micro-batch together."""
+    parallel = step.placement.parallel
+    ranks = parallel.tensor_model_parallel_size * parallel.context_parallel_size
+    return machine.device.bf16 * machine.efficiency * ranks
+
+
+def _tensor(sent: Traffic, step: Step, rank: int, machine: Machine, speed: float) -> float:
+    """Seconds of tensor-parallel communication beside which nothing is computed.
+
+    About half of a layer's backward pass, as long as its forward pass, are the products of the
+    matrices at which branches begin; what is sent meanwhile is hidden by them.
+    """
+    total = sent.exposed + sent.beside
+    if not total:
+        return 0.0
+    each = sent.halves / speed + machine.latency * sent.messages / total
+    layer, _ = _flops(step)
+    layers = step.micro_batches * sum(step.placement.layers[rank])
+    products = layers * layer / (1 + _BACKWARD) / _speed(step, machine)
+    return sent.exposed * each + max(0.0, sent.beside * each - products)
+
+
+def _data(step: Step, passes: Sequence[float], speed: float, latency: float) -> float:
     """Seconds of data-parallel communication beside which nothing is computed.
 
-    Gradients are reduced while the last micro-batch passes back, weights gathered while the first
-    one passes forward, where the layout says so.
+    Gradients are reduced while the last micro-batch passes back, whatever the number of
+    micro-batches, and weights are gathered while the first one passes forward, where the layout
+    says so. The last bucket of gradients is complete when nothing is left to compute, and the
+    first micro-batch needs it first. Later pipeline ranks reduce all at once, while earlier ones
+    still pass back; what they gather, they gather when the first micro-batch comes.
     """
-    parallel, forward = step.placement.parallel, one_pass / (1 + _BACKWARD)
-    beside = [
-        (sent.gradients, _BACKWARD * forward if parallel.overlap_grad_reduce else 0.0),
-        (sent.weights, forward if parallel.overlap_param_gather else 0.0),
-    ]
-    return sum(max(0.0, each / speed + latency - hidden) for each, hidden in beside if each)
+    parallel = step.placement.parallel
+    reductions, gatherings = [], []
+    for rank in range(len(passes)):
+        sent = traffic(step, rank)
+        reductions.append([each / speed + latency for each in sent.reductions])
+        gatherings.append([each / speed + latency for each in sent.gatherings])
+    forward, overlaps = passes[0] / (1 + _BACKWARD), parallel.overlap_grad_reduce
+    reduced = [_left(reductions[0], _BACKWARD * forward if overlaps else 0.0)]
+    for rank in range(1, len(passes)):
+        earlier = sum(passes[:rank]) / parallel.model_chunks * _BACKWARD / (1 + _BACKWARD)
+        reduced.append(max(0.0, sum(reductions[rank]) - earlier))
+    if not parallel.overlap_param_gather:
+        return max(reduced) + max(map(sum, gatherings))
+    later = sum(map(sum, gatherings[1:])) / parallel.model_chunks
+    return max(reduced) + _left(gatherings[0], forward) + later
+
+
+def _left(messages: Sequence[float], hidden: float) -> float:
+    """Seconds of ``messages`` that ``hidden`` seconds do not hide; the last one never is."""
+    return max(messages[-1], sum(messages) - hidden) if messages else 0.0
 
 
 def _update_bytes(step: Step, rank: int) -> float:

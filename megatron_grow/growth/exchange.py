@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from megatron_grow.growth.budget import budget
 from megatron_grow.growth.holders import Holders, Slice, holdings
 from megatron_grow.growth.plan import Plan
 from megatron_grow.parallel.agreement import gather, place, reduced, swapped
-from megatron_grow.state.boxes import Box, full, split, volume
+from megatron_grow.state.boxes import Box, split, volume
 from megatron_grow.state.materialise import sources
 from megatron_grow.state.piece import Piece
-from megatron_grow.state.tensors import LogicalTensor
 
 _PART = 1 << 20
 """Values of a target piece that are made at once where they draw on others."""
 _FRESH_PART = 1 << 24
 """Where they draw on nothing: fresh values come in tiles, which small parts would cut."""
-_LEAST, _MOST = 1 << 21, 1 << 25
-"""Values that a rank sends and receives in one round: bounds of :func:`budget`."""
 
 
 @dataclass(frozen=True)
@@ -124,16 +122,6 @@ def _tasks(plan: Plan, piece: Piece, holders: Holders) -> list[Task]:
         )
         for box in split(piece.box, _PART)
     ]
-
-
-def budget(tensors: Iterable[LogicalTensor]) -> int:
-    """Values that a rank sends and receives in a round, at most about.
-
-    Half of what a layer has, whole, in its parameters and two moments: beside the source and the
-    target a rank never holds more than about one layer.
-    """
-    layer = sum(volume(full(t.shape)) // t.shape[0] for t in tensors if t.stacked)
-    return min(max(3 * layer // 2, _LEAST), _MOST)
 
 
 def _of_round(

@@ -7,6 +7,8 @@ from math import prod
 
 from megatron_grow.cost.communication import links
 from megatron_grow.cost.parameters import count_parameters
+from megatron_grow.cost.peak import growth_peak
+from megatron_grow.growth.budget import budget
 from megatron_grow.model.architectures import logical_tensors
 from megatron_grow.planning.search import Option
 
@@ -34,7 +36,7 @@ class GrowthForecast:
     """Seconds: receiving these over the slowest link, and making all other values. Building the
     groups of NCCL and allocating memory come on top, and are not known before they are measured."""
     memory: int
-    """Bytes on the fullest rank: the old state and the new one at once."""
+    """Bytes on the fullest rank, which holds the old state and the new one at once."""
 
 
 def forecast_growth(step: int, before: Option, after: Option) -> GrowthForecast:
@@ -65,5 +67,13 @@ def forecast_growth(step: int, before: Option, after: Option) -> GrowthForecast:
         carried_bytes=drawn,
         received_bytes=round(received),
         pause=received / wire + fresh / FRESH_PER_SECOND,
-        memory=max(each.carried for each in old.states) + max(each.total for each in new.states),
+        memory=max(
+            growth_peak(
+                max(old.states, key=lambda state: state.carried),
+                state,
+                shares_state=new.shares_state,
+                exchanged=min(round(received), _BYTES * budget(target.values())),
+            )
+            for state in new.states
+        ),
     )

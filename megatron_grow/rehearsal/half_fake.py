@@ -21,6 +21,7 @@ from megatron_grow.rehearsal.places import here
 
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _TO_COPY = torch.ops.aten._to_copy.default
+_ADD = torch.ops.aten.add.Tensor
 _COPY_ = torch.ops.aten.copy_.default
 
 
@@ -60,6 +61,8 @@ class HalfFake(TorchDispatchMode):
         args, kwargs = tree_map_only(torch.Tensor, self._as_fake, (args, kwargs))
         with self._fake:
             out = func(*args, **kwargs)
+        if func is _ADD and _sums_gradients():
+            self.memory.replace(args[0], out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, FakeTensor) and leaf.device.type == "cuda":
                 self.memory.see(leaf)
@@ -71,6 +74,14 @@ class HalfFake(TorchDispatchMode):
 
     def _as_fake(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if isinstance(tensor, FakeTensor) else self._fake.from_tensor(tensor)
+
+
+def _sums_gradients() -> bool:
+    """Whether autograd itself adds a gradient to another one of the same tensor.
+
+    It does so in place, but not under a dispatch mode. Its threads run no line of ours.
+    """
+    return torch._C._current_graph_task_id() != -1 and here() == "?"
 
 
 def _leaves_device(func: Any, args: Any, to: str | None) -> bool:

@@ -37,6 +37,7 @@ class Ledger:
         """Bytes in use now, by part."""
         self.part = "other"
         """The current part."""
+        self._counts = True
         self._total = 0
         self._storages: dict[int, tuple[int, str, int]] = {}
         """By address: bytes, part, and how many had been seen with it."""
@@ -47,7 +48,7 @@ class Ledger:
         """Count the storage of a tensor, once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._storages:
+        if key in self._storages or not self._counts:
             return
         size = -(-storage.nbytes() // _ROUNDED_TO) * _ROUNDED_TO
         self._seen += 1
@@ -61,9 +62,15 @@ class Ledger:
         weakref.finalize(storage, self._free, key).atexit = False
 
     def _free(self, key: int) -> None:
-        size, part, _ = self._storages.pop(key)
-        self._total -= size
-        self.parts[part] -= size
+        if key in self._storages:  # and has not been replaced
+            size, part, _ = self._storages.pop(key)
+            self._total -= size
+            self.parts[part] -= size
+
+    def replace(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Count the storage of ``new`` instead of that of ``old``, which is about to be freed."""
+        self._free(old.untyped_storage()._cdata)
+        self.see(new)
 
     @contextmanager
     def making(self, part: str) -> Iterator[None]:
@@ -73,6 +80,15 @@ class Ledger:
             yield
         finally:
             self.part = before
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Storages that are made in the block are in no memory, unless they are seen after it."""
+        before, self._counts = self._counts, False
+        try:
+            yield
+        finally:
+            self._counts = before
 
     @contextmanager
     def peak(self) -> Iterator[Peak]:

@@ -17,7 +17,10 @@ from rich.table import Table
 
 from megatron_grow.config.run import RunConfig, parse_run
 from megatron_grow.config.stages import Stage
-from megatron_grow.growth.exchange import budget, needs
+from megatron_grow.cost.peak import growth_peak
+from megatron_grow.cost.step import Placement
+from megatron_grow.growth.budget import budget
+from megatron_grow.growth.exchange import needs
 from megatron_grow.growth.holders import Holders, holdings
 from megatron_grow.growth.plan import Plan
 from megatron_grow.optim.optimizers import optimizer_of
@@ -54,6 +57,10 @@ class Planned:
     """Bytes that it must own and does not: no plan gets by with less."""
     rounds: int
     """That it needs for what it gets, sending as much."""
+    memory: int
+    """Bytes on its device at the growth's fullest moment, by formula."""
+    resident: int
+    """Bytes of the new stage that stay."""
 
 
 def plan_growths(argv: list[str], world_size: int, ranks: Sequence[int]) -> list[Planned]:
@@ -83,10 +90,10 @@ def plan_growth(
     ranks: Iterable[int],
 ) -> list[Planned]:
     """How each of ``ranks`` plans the growth from one stage to the next."""
-    optimizer = optimizer_of(config.optimizer)
-    source = Holding(before, optimizer, world_size)
-    target = Holding(after, optimizer, world_size)
+    old, new = (placement(config, stage, world_size) for stage in (before, after))
+    source, target = Holding(old), Holding(new)
     messages = [pickle.dumps(holdings(source.of(rank))) for rank in range(world_size)]
+    most = budget(plan.tensors.values())
     found = []
     for rank in ranks:
         pieces, had = target.of(rank), source.of(rank)
@@ -96,6 +103,7 @@ def plan_growth(
         seconds = time.perf_counter() - began
         slices = [part for of in needed.requests for part in dict.fromkeys(p for _, p in of)]
         received = sum(volume(part.box) for part in slices)
+        states = new.states[target.pipeline_rank(rank)]
         found.append(
             Planned(
                 stage=after.index,
@@ -106,16 +114,29 @@ def plan_growth(
                 asks=sum(map(bool, needed.requests)),
                 received=_BYTES * received,
                 bound=_BYTES * lower_bound(plan, had, pieces),
-                rounds=-(-2 * received // budget(plan.tensors.values())),
+                rounds=-(-2 * received // most),
+                memory=growth_peak(
+                    old.states[source.pipeline_rank(rank)],
+                    states,
+                    shares_state=new.shares_state,
+                    exchanged=_BYTES * min(2 * received, most),
+                ),
+                resident=states.total,
             )
         )
     return found
 
 
+def placement(config: RunConfig, stage: Stage, world_size: int) -> Placement:
+    """A stage of a run on the ranks of a job."""
+    optimizer, precision = optimizer_of(config.optimizer), config.train.precision
+    return Placement(stage.model, stage.parallel, world_size, precision, optimizer)
+
+
 def table(found: Sequence[Planned]) -> Table:
     """For people."""
     columns = ("stage", "rank", "planning", "told by all", "asks", "slices", "received")
-    rows = Table(*columns, "must own and lacks", "rounds")
+    rows = Table(*columns, "must own and lacks", "rounds", "peak", "stays")
     for each in found:
         rows.add_row(
             str(each.stage),
@@ -127,6 +148,8 @@ def table(found: Sequence[Planned]) -> Table:
             decimal(each.received),
             decimal(each.bound),
             str(each.rounds),
+            decimal(each.memory),
+            decimal(each.resident),
         )
     return rows
 

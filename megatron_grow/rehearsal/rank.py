@@ -15,7 +15,7 @@ from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.cost.devices import Device
 from megatron_grow.inputs.errors import one_line
 from megatron_grow.parallel.failure import lost_a_rank
-from megatron_grow.rehearsal import cuda, imports, shortened  # noqa: F401
+from megatron_grow.rehearsal import compiled, cuda, imports, shortened  # noqa: F401
 from megatron_grow.rehearsal.collectives import replace_nccl
 from megatron_grow.rehearsal.half_fake import HalfFake
 from megatron_grow.rehearsal.phases import Phases
@@ -71,6 +71,7 @@ def perform(task: Task, rank: int) -> RankReport:
     mode = HalfFake()
     cuda.install(task.library, task.device, mode.wait)
     replace_nccl()
+    compiled.stand_in(mode.memory)
     if not task.saves:
         shortened.skip_saves()
     phases = Phases(mode)

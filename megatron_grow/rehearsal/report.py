@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -38,6 +39,7 @@ def to_dict(found: Rehearsal) -> dict[str, Any]:
         "caveats": CAVEATS,
         "saves": found.saves,
         "completed": not found.failed,
+        "killed": [rank.rank for rank in _killed(found)],
         "fits": highest(found)[0] <= found.device.memory,
         "jobs": {job: [asdict(rank) for rank in ranks] for job, ranks in found.jobs.items()},
     }
@@ -168,23 +170,37 @@ def _verdict(found: Rehearsal) -> Iterator[str]:
         f"{max(planning, default=0.0):.2f} s to plan a growth."
     )
     peak, where = highest(found)
-    fits = peak <= found.device.memory
+    fits = "Fits so far" if found.failed else "Fits"
     yield (
-        f"{'Fits' if fits else 'DOES NOT FIT'}: {decimal(peak)} of "
+        f"{fits if peak <= found.device.memory else 'DOES NOT FIT'}: {decimal(peak)} of "
         f"{decimal(int(found.device.memory))} at most ({where})."
     )
     for job, reports in found.jobs.items():
         for failure, failed in _failures(reports).items():
             yield f"WOULD HAVE FAILED ({job}) on ranks {spans(failed)}: {failure}"
-    if killed := [rank for rank in ranks if rank.killed_by is not None]:
-        yield (
-            f"NO VERDICT: ranks {spans([rank.rank for rank in killed])}, killed by signal "
-            f"{killed[0].killed_by} from outside; is there memory on this machine for "
-            f"{found.world_size} processes, about 0.4 GB each?"
-        )
+    if killed := _killed(found):
+        yield _no_verdict(found, killed)
     elif found.failed and not any(_failures(reports) for reports in found.jobs.values()):
         failed_rank = next(rank for rank in ranks if rank.said)
         yield f"WOULD HAVE FAILED: rank {failed_rank.rank} said, last:\n{failed_rank.said}"
+
+
+def _killed(found: Rehearsal) -> list[RankReport]:
+    """Ranks that did not end by themselves."""
+    return [rank for job in found.jobs.values() for rank in job if rank.killed_by is not None]
+
+
+def _no_verdict(found: Rehearsal, killed: Sequence[RankReport]) -> str:
+    by = signal.Signals(killed[0].killed_by or signal.SIGKILL)
+    several = "s" if len(killed) > 1 else ""
+    what = f"NO VERDICT on the job: {by.name} ended the process{'es' if several else ''} of "
+    what += f"rank{several} {spans([rank.rank for rank in killed])}"
+    if by is signal.SIGKILL:
+        return (
+            f"{what}. Most likely this machine has no memory left: the {found.world_size} "
+            "processes take about 0.4 GB each. Make room, and rehearse again."
+        )
+    return f"{what}, which the job did not ask for. It printed, last:\n{killed[0].said}"
 
 
 def _failures(reports: Sequence[RankReport]) -> dict[str, list[int]]:

@@ -30,11 +30,11 @@ def skip_steps(first: int, stop: bool) -> None:
     With ``stop``, the run is asked to stop after the first of the last stage: it saves.
     """
 
+    whole = Loop.steps
+
     def steps(self: Loop, batches: Batches | None) -> Iterator[Context]:
-        ctx = self.ctx
-        begins = ctx.step
-        while not (ctx.ends or ctx.stopping):
-            self.step(batches)
+        begins = self.ctx.step
+        for ctx in whole(self, batches):
             yield ctx
             if ctx.step - begins != first:
                 continue

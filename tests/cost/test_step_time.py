@@ -78,22 +78,41 @@ def test_a_pipeline_waits_for_its_other_ranks(chunks: int) -> None:
 @pytest.mark.parametrize(("recompute", "passes"), [(None, 2), (1, 3)])
 def test_tensor_parallel_sums(sequence_parallel: bool, recompute: int | None, passes: int) -> None:
     """Two all-reduces in each pass of a layer, one for embedding and head each; of a ring of four
-    each sends 2 x 3/4 of the data. 16 micro-batches."""
+    each sends 2 x 3/4 of the data. With sequence parallelism the backward pass gathers each
+    branch's input once more, and the head's, and the embedding's gradient. 16 micro-batches."""
     step = _step(4, tp=4, recompute=recompute, sequence_parallel=sequence_parallel)
-    expected = 16 * (LAYERS * 2 * passes + 2) * 1.5 * STREAM
+    once_more = (LAYERS * 2 + 2) / 2 if sequence_parallel else 0
+    expected = 16 * (LAYERS * 2 * passes + 2 + once_more) * 1.5 * STREAM
     assert traffic(step, 0).tensor == pytest.approx(expected)
-    assert step_time(step, MACHINE).tensor == pytest.approx(expected / 450e9)
+
+
+def test_tensor_parallel_sums_that_products_hide() -> None:
+    """In a layer's backward pass what is sent for the matrices that begin its two branches goes
+    beside their gradients: two all-reduces; or, of eight messages with sequence parallelism, four.
+    Those products take as long as the layer's forward pass, a third of its operations."""
+    layers = 16 * LAYERS * 2048 * LAYER / 3 / (4 * SPEED)
+    one = 1.5 * STREAM / 450e9
+    for shared, exposed in ((False, 2 * LAYERS + 2), (True, 3 * LAYERS + 3)):
+        step = _step(4, tp=4, sequence_parallel=shared)
+        assert 16 * 2 * LAYERS * one < layers
+        assert step_time(step, MACHINE).tensor == pytest.approx(16 * exposed * one)
+        slow = replace(MACHINE, link_efficiency=0.01)
+        left = 16 * 2 * LAYERS * 100 * one - layers
+        assert left > 0
+        assert step_time(step, slow).tensor == pytest.approx(16 * exposed * 100 * one + left)
 
 
 def test_every_message_takes_a_while() -> None:
     """Of a step of 16 micro-batches: 2 x 8 sums in each direction of the layers of TP4 and two
-    more; a send for each chunk in each direction of PP4; a reduction and a gathering of DP4."""
+    more; a send for each chunk in each direction of PP4; a reduction and a gathering of DP4. It is
+    as long as nothing hides it."""
     slow = replace(MACHINE, latency=1.0)
     plain, waits = (
         [step_time(_step(4, **layout), each) for layout in ({"tp": 4}, {"pp": 4}, {})]
         for each in (MACHINE, slow)
     )
-    assert waits[0].tensor - plain[0].tensor == pytest.approx(16 * (4 * 8 + 2))
+    hidden = 16 * LAYERS * 2048 * LAYER / 3 / (4 * SPEED) - 16 * 2 * LAYERS * 1.5 * STREAM / 450e9
+    assert waits[0].tensor - plain[0].tensor == pytest.approx(16 * (4 * 8 + 2) - hidden)
     assert waits[1].pipeline - plain[1].pipeline == pytest.approx(2 * 16)
     assert waits[2].data - plain[2].data == pytest.approx(2)
 
@@ -104,20 +123,65 @@ def test_data_parallel_traffic(sharded: bool) -> None:
     step = _step(8, use_distributed_optimizer=sharded)
     weights = (VOCAB + LENGTH) * HIDDEN + LAYERS * (12 * HIDDEN**2 + 2 * HIDDEN) + HIDDEN
     sent = traffic(step, 0)
-    assert sent.gradients == pytest.approx(7 / 8 * weights * (4 if sharded else 8))
-    assert sent.weights == pytest.approx(7 / 8 * weights * (2 if sharded else 0))
-    seconds = (sent.gradients + sent.weights) / 450e9
+    gradients, gathered = sum(sent.reductions), sum(sent.gatherings)
+    assert gradients == pytest.approx(7 / 8 * weights * (4 if sharded else 8))
+    assert gathered == pytest.approx(7 / 8 * weights * (2 if sharded else 0))
+    seconds = (gradients + gathered) / 450e9
     assert step_time(step, MACHINE).data == pytest.approx(seconds)
 
 
-def test_the_last_backward_pass_hides_the_reduction() -> None:
-    plain = step_time(_step(8), MACHINE).data
-    gradients = traffic(_step(8), 0).gradients / 450e9
-    one = 2048 * (LAYERS * LAYER + HEAD) / SPEED
-    hidden = step_time(_step(8, overlap_grad_reduce=True), MACHINE).data
-    assert plain - hidden == pytest.approx(min(gradients, 2 / 3 * one))
-    both = step_time(_step(8, overlap_grad_reduce=True, overlap_param_gather=True), MACHINE).data
-    assert both < hidden
+EMBEDDING = (VOCAB + LENGTH) * HIDDEN
+"""Entries of the tables of tokens and positions, which are tied to the head."""
+IN_LAYER = 12 * HIDDEN**2 + 2 * HIDDEN
+RING = 7 / 8 / 450e9
+"""Seconds that a byte takes in a ring of eight."""
+
+
+def test_one_backward_pass_hides_the_reduction_but_for_the_last_bucket() -> None:
+    """However many micro-batches there are. Layer by layer: the last bucket to be complete is that
+    of the embedding, which is also the first that the next step waits for. The final norm is in the
+    first bucket, so that each norm that begins a layer is in the next one."""
+    layout: dict[str, Any] = {"overlap_grad_reduce": True, "bucket_size": IN_LAYER}
+    gathered = RING * 2 * (EMBEDDING + LAYERS * IN_LAYER + HIDDEN)
+    found = step_time(_step(8, **layout), MACHINE).data
+    last = EMBEDDING + HIDDEN
+    assert found - gathered == pytest.approx(RING * 4 * last)
+    both = step_time(_step(8, **layout, overlap_param_gather=True), MACHINE).data
+    assert both == pytest.approx(RING * 6 * last)
+
+    slow = replace(MACHINE, link_efficiency=0.01)
+    backward = 2 / 3 * 2048 * (LAYERS * LAYER + HEAD) / SPEED
+    for samples in (64, 640):
+        step = _step(8, **layout, use_distributed_optimizer=False)
+        step = replace(step, batch=BatchShape(LENGTH, samples, 4))
+        total = 100 * RING * 8 * (EMBEDDING + LAYERS * IN_LAYER + HIDDEN)
+        assert step_time(step, slow).data == pytest.approx(total - backward)
+
+
+def test_a_model_of_one_bucket_hides_nothing() -> None:
+    one = _step(8, overlap_grad_reduce=True, bucket_size=10**9)
+    assert step_time(one, MACHINE).data == pytest.approx(step_time(_step(8), MACHINE).data)
+
+
+def test_later_pipeline_ranks_reduce_while_earlier_ones_pass_back() -> None:
+    """Two ranks of four layers, 16 replicas over NVLink: the first has the embedding, the second
+    its copy and the final norm. What they gather the first micro-batch waits for, on each."""
+    layout: dict[str, Any] = {"overlap_grad_reduce": True, "bucket_size": IN_LAYER}
+    step = _step(16, pp=2, **layout, overlap_param_gather=True)
+    step = replace(step, batch=BatchShape(LENGTH, 64, 4))
+    table, second = VOCAB * HIDDEN, VOCAB * HIDDEN + 4 * IN_LAYER + HIDDEN
+    backward = 2 / 3 * 2048 * 4 * LAYER / SPEED
+    machine = replace(MACHINE, device=replace(H100, gpus_per_node=8))
+    assert RING * 4 * second < backward
+    expected = RING * (4 * table + 2 * table + 2 * second)
+    assert step_time(step, machine).data == pytest.approx(expected)
+    tenth = replace(machine, link_efficiency=0.1)
+    assert 10 * RING * 4 * second > backward
+    late = 10 * RING * 4 * second - backward
+    first = max(10 * RING * 4 * table, 10 * RING * 4 * (EMBEDDING + 4 * IN_LAYER) - backward)
+    gathered = max(10 * RING * 2 * table, 10 * RING * 2 * (EMBEDDING + 4 * IN_LAYER) - backward / 2)
+    expected = max(late, first) + gathered + 10 * RING * 2 * second
+    assert step_time(step, tenth).data == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

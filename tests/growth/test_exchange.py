@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_grow.growth import exchange, in_memory
+from megatron_grow.growth import budget, exchange, in_memory
 from megatron_grow.state.boxes import slices
 from megatron_grow.state.piece import Piece
 from tests.distributed import run_ranks
@@ -68,7 +68,7 @@ def wanted(source: list[Piece], target: list[Piece]) -> int:
 def on_a_rank(part: int | None) -> tuple[list[Part], int, int, tuple[int, int, int]]:
     """The grown state; bytes received and those that were wanted; all-to-alls before and in it."""
     if part is not None:
-        exchange._PART = exchange._LEAST = exchange._MOST = part  # type: ignore[misc]
+        exchange._PART = budget._LEAST = budget._MOST = part  # type: ignore[misc]
     seen = Seen()
     live = begin(RUN, WORLD)
     at_start = seen.count

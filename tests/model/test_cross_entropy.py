@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from megatron_grow.model.layers import cross_entropy
 from megatron_grow.model.layers.cross_entropy import vocab_parallel_cross_entropy
+from tests.cost.storages import Storages
 from tests.distributed import run_ranks
 
 SEQUENCE, BATCH, VOCAB = 5, 3, 64
@@ -24,6 +25,15 @@ def _inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     upstream = torch.rand(SEQUENCE, BATCH, generator=generator)
     upstream[1, 1] = 0.0  # a masked token
     return logits.to(dtype), labels, upstream
+
+
+def test_one_block_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 64 rows in fp32, four at a time; and what a row is reduced to."""
+    monkeypatch.setitem(cross_entropy._BLOCK_ELEMENTS, "cpu", 4 * 1000)
+    rows = torch.zeros(64, 1000, dtype=torch.bfloat16)
+    with Storages() as counted:
+        cross_entropy.softmax_(rows)
+    assert counted.peak <= 4 * (4 * 1000 + 2 * 64)
 
 
 def _reference(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

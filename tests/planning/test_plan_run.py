@@ -86,6 +86,13 @@ def test_time_and_money_of_a_run_that_only_computes() -> None:
     assert plan.seconds == plan.fixed_size_seconds and not plan.growths
 
 
+def test_the_example_has_the_layouts_that_are_advised() -> None:
+    plan = _plan(parse_run(["--config", str(EXAMPLE), "--model.vocab_size", "50257"]))
+    for stage in plan.stages:
+        assert stage.found.written is not None and stage.found.written.fits
+        assert stage.found.written.describe() == stage.found.chosen.describe()
+
+
 def test_a_stage_without_layers_is_not_cut() -> None:
     plan = _plan(_example())
     parallel = plan.stages[0].found.chosen.step.placement.parallel

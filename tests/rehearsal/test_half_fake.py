@@ -13,7 +13,7 @@ def on_a_device() -> dict[str, Any]:
     import torch
 
     from megatron_grow.cost.devices import DEVICES
-    from megatron_grow.rehearsal import cuda, shim
+    from megatron_grow.rehearsal import compiled, cuda, shim
     from megatron_grow.rehearsal.half_fake import HalfFake
 
     mode, found = HalfFake(), dict[str, Any]()
@@ -39,6 +39,18 @@ def on_a_device() -> dict[str, Any]:
             x + torch.ones(2, 3)
         except RuntimeError as error:
             found["mix"] = str(error)
+        table = torch.ones(1000, 1000, device="cuda", requires_grad=True)
+        with mode.memory.peak() as peak:
+            (x[:, :1] @ table[:1] + x[:, 1:2] @ table[1:2]).sum().backward()
+        found["twice"] = peak.total - mode.memory.parts.total()
+        kernel = compiled._alone(lambda x, y: (x.exp() + y).sin() * x, mode.memory)
+        before = mode.memory.parts.total()
+        with mode.memory.peak() as peak:
+            made = kernel(table, table.detach())
+            found["kernel"] = peak.total - before
+            made.sum().backward()
+        found["kernel backward"] = peak.total - before
+        del table, made
         del x, loss, weight
     found["left"] = mode.memory.parts.total()
     return found
@@ -69,6 +81,17 @@ def test_each_time_that_the_host_waits_is_counted(found: dict[str, Any]) -> None
 
 def test_a_mix_of_devices_raises(found: dict[str, Any]) -> None:
     assert "cuda" in found["mix"] and "cpu" in found["mix"]
+
+
+def test_gradients_of_one_tensor_are_added_in_place(found: dict[str, Any]) -> None:
+    """As autograd does where no mode looks on: of 4 MB each, two are there, and one stays."""
+    assert found["twice"] < 1.5 * 4_000_000
+
+
+def test_a_compiled_kernel_keeps_its_arguments_alone(found: dict[str, Any]) -> None:
+    """Its result, of 4 MB; then its gradient, beside that of the table from before."""
+    assert found["kernel"] == pytest.approx(4_000_256, abs=512)
+    assert found["kernel backward"] <= 3 * 4_000_256 + 1024
 
 
 def test_memory_is_counted_until_nothing_refers_to_it(found: dict[str, Any]) -> None:

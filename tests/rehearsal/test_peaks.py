@@ -1,16 +1,18 @@
-"""Rehearsed peaks of memory against those of real processes on the CPU."""
+"""Rehearsed peaks of memory against those of real processes on the CPU, and against formulas."""
 
 from __future__ import annotations
 
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
+from megatron_grow.config.run import parse_run
 from megatron_grow.model.kernels.table import KERNELS
 from tests.distributed import run_ranks
+from tests.rehearsal.formula import check_parts, peak_by_part
 from tests.rehearsal.process import apart
 
 WITHIN = 0.03
@@ -97,8 +99,8 @@ def storages_of_a_step(argv: list[str]) -> int:
     return peak
 
 
-def rehearsed_steps(commands: list[list[str]]) -> list[list[int]]:
-    """Of each command, and each rank: the peak of its steps."""
+def rehearsed_steps(commands: list[list[str]]) -> list[list[dict[str, Any]]]:
+    """Of each command, and each rank: its steps."""
     from megatron_grow.cost.devices import DEVICES
     from megatron_grow.rehearsal.rehearse import rehearse
 
@@ -108,7 +110,7 @@ def rehearsed_steps(commands: list[list[str]]) -> list[list[int]]:
         done = rehearse(argv, world_size=RANKS, passes=range(RANKS), device=device, saves=False)
         assert not done.failed, done.jobs
         ranks = done.jobs["run"]
-        found.append([p["peak"] for rank in ranks for p in rank.phases if p["name"] == "training"])
+        found.append([p for rank in ranks for p in rank.phases if p["name"] == "training"])
     return found
 
 
@@ -140,19 +142,38 @@ def commands(workplace: Path) -> list[list[str]]:
     return made
 
 
+class Peaks(NamedTuple):
+    """Of one command."""
+
+    argv: list[str]
+    real: list[int]
+    """Bytes, by rank."""
+    rehearsed: list[dict[str, Any]]
+    """Steps, by rank."""
+
+
 @pytest.fixture(scope="module")
-def peaks(workplace: Path) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
-    """Real and rehearsed, by rank."""
+def peaks(workplace: Path) -> dict[tuple[str, str], Peaks]:
+    """By shape and layout."""
     runs = commands(workplace)
     real = [run_ranks(RANKS, storages_of_a_step, argv) for argv in runs]
-    return dict(zip(CASES, zip(real, apart(rehearsed_steps, runs), strict=True), strict=True))
+    found = map(Peaks, runs, real, apart(rehearsed_steps, runs))
+    return dict(zip(CASES, found, strict=True))
 
 
-@pytest.mark.parametrize(("shape", "layout"), CASES)
-def test_the_peak_of_a_step(
-    peaks: dict[tuple[str, str], tuple[list[int], list[int]]], shape: str, layout: str
+@pytest.mark.parametrize("case", CASES)
+def test_parts_of_a_peak_by_formula(
+    peaks: dict[tuple[str, str], Peaks], case: tuple[str, str]
 ) -> None:
-    real, rehearsed = peaks[shape, layout]
+    [expected] = peak_by_part(parse_run(peaks[case].argv), 0, RANKS)
+    for phase in peaks[case].rehearsed:
+        check_parts(phase, expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_peak_of_a_step(peaks: dict[tuple[str, str], Peaks], case: tuple[str, str]) -> None:
+    _, real, steps = peaks[case]
+    rehearsed = [phase["peak"] for phase in steps]
     assert len(real) == len(rehearsed) == RANKS
     assert rehearsed == pytest.approx(real, rel=WITHIN)
     assert min(real) > 5e6, "small tensors, which are rounded up, would decide"

@@ -42,6 +42,35 @@ def rehearsed_with_a_kill(argv: list[str]) -> tuple[dict[str, Any], str]:
     return rehearsed(argv, 2)
 
 
+def steps_taken() -> list[str]:
+    """What a process says that it is at, in each step of a stage of nine."""
+    from megatron_grow.parallel.patience import current
+    from megatron_grow.rehearsal import shortened
+    from megatron_grow.train.loop import Loop
+
+    said = []
+
+    class Nine(Loop):
+        def __init__(self) -> None:
+            stage = SimpleNamespace(last_step=9)
+            self.ctx = SimpleNamespace(step=0, ends=False, stopping=False, stage=stage)
+
+        def step(self, batches: Any) -> None:
+            said.append(current().what)
+            self.ctx.step += 1
+            self.ctx.ends = self.ctx.step == 9
+
+    shortened.skip_steps(2, stop=False)
+    for _ in Nine().steps(None):
+        said.append(current().what)
+    return said
+
+
+def test_steps_that_are_taken_are_waited_for_as_steps() -> None:
+    between = "the start of the run"
+    assert apart(steps_taken) == ["step 1", between, "step 2", between, "step 9", between]
+
+
 @pytest.fixture(scope="module")
 def argv(workplace: Path) -> list[str]:
     options = {"model.hidden_size": 256, "model.vocab_size": 4096, "train.precision": "bf16"}
@@ -119,8 +148,10 @@ def test_a_mix_of_devices_is_found_with_its_place(argv: list[str]) -> None:
 def test_a_rank_that_is_killed_says_nothing_of_the_job(argv: list[str]) -> None:
     found, text = apart(rehearsed_with_a_kill, argv)
     assert not found["completed"]
-    assert "NO VERDICT: ranks 1, killed by signal 9 from outside" in text
-    assert "WOULD HAVE FAILED" not in text
+    assert found["killed"] == [1]
+    assert "NO VERDICT on the job: SIGKILL ended the process of rank 1. Most likely this" in text
+    assert "no memory left: the 2 processes take about 0.4 GB each." in " ".join(text.split())
+    assert "WOULD HAVE FAILED" not in text and "Fits:" not in text
 
 
 def test_checkpoints_that_would_be_large_are_not_written(

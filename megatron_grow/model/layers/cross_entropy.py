@@ -99,6 +99,7 @@ def softmax_(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         exp.div_(sum_)
         if exp is not block:
             block.copy_(exp)
+        del exp  # before the next one is made
     return top.squeeze(1), total.squeeze(1)
 
 
