@@ -136,7 +136,7 @@ class Study:
         run_file = directory.parent / f"{name}.yaml"
         run_file.write_text(to_yaml(self.config(name)))
         command = [sys.executable, "pretrain_progressive.py", "--config", str(run_file)]
-        command += ["--run.output_dir", str(directory), "--run.seed", str(seed)]
+        command += ["--run.output_dir", str(directory.relative_to(ROOT)), "--run.seed", str(seed)]
         subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
 
     def _directory(self, name: str, seed: int) -> Path:
@@ -163,13 +163,13 @@ class Study:
         first = next(iter(found.values()))
         others = [name for name in first.runs[0].numbers if is_accuracy(name)]
         headings = ["run", "seeds", "steps", "loss", *others, "FLOPs", "FLOPs of layers"]
-        headings += ["at equal steps", "at equal loss: FLOPs", "head start", "lost"]
+        headings += [*_WORTH, "head start", "lost"]
         lines = ["| " + " | ".join(headings).replace("_", " ") + " |", "|---" * len(headings) + "|"]
         for name, group in found.items():
             cells = [name, str(len(group.runs)), f"{group.steps:,}"]
             cells += [_mean(group.runs, number) for number in ("loss", *others)]
             cells += [f"{group.flops(cost) / first.flops(cost):.3f}" for cost in COSTS]
-            cells += self._worth(group, found) if self.variants[name].stages else [""] * 4
+            cells += self._worth(group, found) if self.variants[name].stages else [""] * 5
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
@@ -200,13 +200,14 @@ class Study:
     def _law(self, law: Law) -> str:
         """Steps gained and lost at each value, in Markdown, and powers of the value."""
         found = self._groups()
-        headings = ["source", law.over, "promised", "lost", "head start", "at equal steps"]
-        headings += ["at equal loss: FLOPs"]
+        headings = ["source", law.over, "promised", "lost", "head start", *_WORTH]
         lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
         for source in law.sources:
+            groups = {at: found.get(name.format(source)) for at, name in law.runs.items()}
+            if len(list(filter(None, groups.values()))) < 2:
+                continue
             points: dict[str, list[tuple[float, float]]] = {"lost": [], "head start": []}
-            for at, template in law.runs.items():
-                group = found.get(template.format(source))
+            for at, group in groups.items():
                 if group is None:
                     continue
                 worth = self._beside_full(group, found)
@@ -222,9 +223,8 @@ class Study:
                     points["lost"].append((at, lost))
                     points["head start"].append((at, start))
                 lines.append("| " + " | ".join([*cells, *_gap_and_saving(worth)]) + " |")
-            powers = {name: Power.through(each) for name, each in points.items()}
-            cells = [source, "exponent", "", *(str(power or "") for power in powers.values())]
-            lines.append("| " + " | ".join([*cells, "", ""]) + " |")
+            powers = [str(Power.through(each) or "") for each in points.values()]
+            lines.append("| " + " | ".join([source, "exponent", "", *powers, "", "", ""]) + " |")
         return "\n".join(lines)
 
     def _worth(self, group: Group, found: dict[str, Group]) -> list[str]:
@@ -235,9 +235,11 @@ class Study:
         return [*_gap_and_saving(worth), *steps]
 
     def _beside_full(self, group: Group, found: dict[str, Group]) -> dict[str, Any]:
+        """Full-size runs of other seeds count only where there is none of the same."""
         fields = self.variants[group.name].fields
+        seeds = {run.seed for run in group.runs}
         lengths = [
-            other
+            replace(other, runs=tuple(run for run in other.runs if run.seed in seeds) or other.runs)
             for name, other in found.items()
             if not self.variants[name].stages and self.variants[name].fields == fields
         ]
@@ -245,11 +247,15 @@ class Study:
         return dict(worth)
 
 
+_WORTH = ("at equal steps", "at equal loss: FLOPs", "of layers")
+
+
 def _gap_and_saving(worth: dict[str, Any]) -> list[str]:
+    """What :data:`_WORTH` names."""
     steps = worth["equal_steps"]
     return [
         f"{steps['gap_percent']:+.1f} %" if steps else "",
-        at_equal_loss(worth["equal_loss"]["flops_total"]),
+        *(at_equal_loss(worth["equal_loss"][cost]) for cost in COSTS),
     ]
 
 

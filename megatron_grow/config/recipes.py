@@ -7,7 +7,8 @@ from typing import Any
 from megatron_grow.inputs.errors import UserError
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # Bu 2025, arXiv 2511.04981
+    # Bu 2025, arXiv 2511.04981. From none, fresh layers are all there is; from one, copies, and
+    # layers that are silent at first, end within 1 % of them (docs/study/gpt.md).
     "zero_one_layer": {"depth": "random"},
     # Du et al. 2024, arXiv 2405.15319: stack a whole number of times, with a fresh optimizer
     "g_stack": {

@@ -17,6 +17,8 @@ _NO_MATTER = {
     "parallel": None,
     "logging": None,
     "run": None,
+    "kernels": None,
+    "train": ("distributed_timeout_minutes", "pause_timeout_minutes"),
     "checkpoint": (
         "save",
         "save_interval",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_grow.config.run import RESOLVED
+from megatron_grow.config.grow import GrowSection
+from megatron_grow.config.run import RESOLVED, RunConfig
+from megatron_grow.config.stages import StageSection
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.strict_yaml import read_yaml
 from megatron_grow.train.rows import FILE_NAME, read_rows
@@ -139,7 +141,24 @@ def _config(path: Path) -> dict[str, Any]:
         config["run"]["seed"], config["train"]["train_iters"], config["schedule"]["lr_decay_style"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is no run file that a run has recorded: {error!r}") from None
-    return config
+    return _completed(config)
+
+
+def _completed(record: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of fields that came after the run: without them it did as they do."""
+    stages = [
+        {
+            **asdict(StageSection()),
+            **stage,
+            "grow": stage.get("grow") and {**asdict(GrowSection()), **stage["grow"]},
+        }
+        for stage in record.get("stages", [])
+    ]
+    defaults = asdict(RunConfig())
+    sections = {
+        name: {**defaults[name], **record.get(name, {})} for name in defaults.keys() - {"stages"}
+    }
+    return {**sections, "stages": stages}
 
 
 def _evaluations(

@@ -13,11 +13,14 @@ from statistics import stdev
 from typing import Any
 
 import pytest
+import yaml
 from matplotlib.axes import Axes
 from rich.console import Console
 
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.report.fair_summary import fair_tables, write_fair_report
+from megatron_grow.report.groups import check_one_recipe, grouped
+from megatron_grow.report.runs import load_run
 from tests.report.curves import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -196,6 +199,22 @@ def test_what_is_compared_with_must_be_one_recipe(
     other = write_run(tmp_path / "other", 1000, ending(3.0), **change)
     with pytest.raises(UserError, match=said):
         report([grown(tmp_path, 3.6)], [*fixed, other], tmp_path / "report")
+
+
+def test_a_record_of_an_older_version_lacks_fields(tmp_path: Path) -> None:
+    """What is not in it was as it is by default: seeds are one run, lengths one recipe."""
+    old = write_run(tmp_path / "old", 200, law, seed=1, grow_at=100)
+    new = write_run(tmp_path / "new", 200, law, seed=2, grow_at=100)
+    short = write_run(tmp_path / "short", 100, law)
+    for directory in (old, short):
+        record = yaml.safe_load((directory / "config.yaml").read_text())
+        del record["parametrization"], record["train"]["max_loss"], record["model"]["softmax_scale"]
+        for stage in record["stages"]:
+            del stage["release"], stage["lr"]
+        (directory / "config.yaml").write_text(yaml.safe_dump(record))
+    [group] = grouped([load_run(old), load_run(new)])
+    assert [run.seed for run in group.runs] == [1, 2]
+    check_one_recipe(grouped([load_run(short), load_run(write_run(tmp_path / "long", 300, law))]))
 
 
 def test_what_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
