@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.live.placement import stored_parameters
@@ -35,6 +36,31 @@ def check_model(
                 f"{where}: by its tensors() {tensor.key} has {prod(tensor.shape):,} values; in its "
                 f"model, replicas counted once, all ranks together have {held_by_all:,}"
             )
+
+
+def check_fp8(chunks: Sequence[torch.nn.Module], fp8: str | None, architecture: str) -> None:
+    """Whether what computes in fp8 is there; every rank takes part.
+
+    Only Transformer Engine's layers do. An architecture may build others whatever it was asked for.
+
+    Raises:
+        UserError: on all ranks, a layer would ignore ``fp8``.
+    """
+    if fp8 is not None:
+        together(lambda: _find_fp8(chunks, fp8, architecture))
+
+
+def _find_fp8(chunks: Sequence[torch.nn.Module], fp8: str, architecture: str) -> None:
+    for layer in (part for chunk in chunks for part in chunk.modules()):
+        if isinstance(layer, TransformerLayer) and not any(map(_of_engine, layer.modules())):
+            raise UserError(
+                f"train.fp8={fp8}: model.architecture={architecture} builds layers of "
+                "megatron-core, which would ignore it, under transformer_impl: transformer_engine"
+            )
+
+
+def _of_engine(module: torch.nn.Module) -> bool:
+    return any(base.__module__.startswith("transformer_engine") for base in type(module).__mro__)
 
 
 def _volumes(

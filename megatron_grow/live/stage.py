@@ -15,7 +15,7 @@ from megatron.core.distributed import DistributedDataParallel, finalize_model_gr
 from megatron_grow.config.layer_sharing import groups_of
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import Stage
-from megatron_grow.live.check import check_model
+from megatron_grow.live.check import check_fp8, check_model
 from megatron_grow.live.correlation import Pair, differing, gradient_correlations
 from megatron_grow.live.data_parallel import wrap_data_parallel
 from megatron_grow.live.layers import Layers
@@ -66,6 +66,7 @@ class LiveStage:
         )
         chunks = architecture_of(stage.model).build(stage.model, stage.parallel, config.train)
         check_model(chunks, tensors, stage.model.architecture)
+        check_fp8(chunks, config.train.fp8, stage.model.architecture)
         for chunk in chunks:
             apply_multipliers(chunk, tensors, stage.model)
         self.kernels = choose(config.kernels, cpu.device(), stage.parallel)
