@@ -10,9 +10,12 @@ import pickle
 import sys
 from pathlib import Path
 
+import torch
+
 from megatron_grow.parallel.failure import leave
 from megatron_grow.train.entry import main
 
+torch.set_num_threads(1)  # as torchrun asks of a process that imports torch
 _, file, *argv = sys.argv
 pickle.loads(Path(file).read_bytes())(int(os.environ["RANK"]), argv)
 leave(main(argv))
