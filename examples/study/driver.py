@@ -203,13 +203,12 @@ class Study:
         headings = ["source", law.over, "promised", "lost", "head start", *_WORTH]
         lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
         for source in law.sources:
-            groups = {at: found.get(name.format(source)) for at, name in law.runs.items()}
-            if len(list(filter(None, groups.values()))) < 2:
+            names = {at: name.format(source) for at, name in law.runs.items()}
+            groups = {at: found[name] for at, name in names.items() if name in found}
+            if len(groups) < 2:
                 continue
             points: dict[str, list[tuple[float, float]]] = {"lost": [], "head start": []}
             for at, group in groups.items():
-                if group is None:
-                    continue
                 worth = self._beside_full(group, found)
                 start, lost = (
                     worth[key] and worth[key]["mean"]
@@ -235,7 +234,7 @@ class Study:
         return [*_gap_and_saving(worth), *steps]
 
     def _beside_full(self, group: Group, found: dict[str, Group]) -> dict[str, Any]:
-        """Full-size runs of other seeds count only where there is none of the same."""
+        """As :func:`.assess`; runs of other seeds only where none is of the same."""
         fields = self.variants[group.name].fields
         seeds = {run.seed for run in group.runs}
         lengths = [

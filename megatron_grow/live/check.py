@@ -55,7 +55,8 @@ def _find_fp8(chunks: Sequence[torch.nn.Module], fp8: str, architecture: str) ->
         if isinstance(layer, TransformerLayer) and not any(map(_of_engine, layer.modules())):
             raise UserError(
                 f"train.fp8={fp8}: model.architecture={architecture} builds layers of "
-                "megatron-core, which would ignore it, under transformer_impl: transformer_engine"
+                "megatron-core, which would ignore it, under transformer_impl: transformer_engine; "
+                "null"
             )
 
 

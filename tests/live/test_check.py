@@ -27,10 +27,14 @@ def _said() -> tuple[str, str]:
     check_fp8(chunks, None, "mine")
     said = _refusal(chunks)
     if torch.distributed.get_rank() == 1:
-        for layer in (part for chunk in chunks for part in chunk.modules()):
-            if hasattr(layer, "mlp"):
-                layer.mlp.linear_fc1 = Made(2, 2)
+        _use_engine(chunks)
     return said, _refusal(chunks)
+
+
+def _use_engine(chunks: list[torch.nn.Module]) -> None:
+    for layer in (part for chunk in chunks for part in chunk.modules()):
+        if hasattr(layer, "mlp"):
+            layer.mlp.linear_fc1 = Made(2, 2)
 
 
 def _refusal(chunks: list[torch.nn.Module]) -> str:
@@ -51,9 +55,7 @@ def test_layers_that_ignore_fp8_are_refused_on_all_ranks() -> None:
 
 def _all_of_engine() -> str:
     chunks = begin(run_config(StageSection()), 1).chunks
-    for layer in (part for chunk in chunks for part in chunk.modules()):
-        if hasattr(layer, "mlp"):
-            layer.mlp.linear_fc1 = Made(2, 2)
+    _use_engine(chunks)
     return _refusal(chunks)
 
 
