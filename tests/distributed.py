@@ -33,7 +33,7 @@ def run_ranks(
         ranks = [
             _CONTEXT.Process(
                 target=_rank,
-                args=(rank, world_size, rendezvous, answers, function, args),
+                args=(rank, world_size, f"{rendezvous}/store", answers, function, args),
                 daemon=False,
             )
             for rank in range(world_size)
@@ -80,9 +80,11 @@ def _rank(
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     cpu.install()
     try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{rendezvous}/store", rank=rank, world_size=world_size
-        )
+        store = dist.FileStore(rendezvous, world_size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+        # A rank may be connected to others that are not yet connected to it, and would fail if it
+        # left now.
+        _meet(store, rank, world_size)
         result = function(*args)
         process_groups.stop()
         # Pickled here: by the queue, it would be where no error is seen, and tensors by a reference
@@ -90,3 +92,8 @@ def _rank(
         answers.put((rank, True, pickle.dumps(result)))
     except BaseException:
         answers.put((rank, False, traceback.format_exc()))
+
+
+def _meet(store: Any, rank: int, world_size: int) -> None:
+    store.set(f"connected {rank}", "")
+    store.wait([f"connected {other}" for other in range(world_size)])
