@@ -64,6 +64,14 @@ class Study:
     """Those that train a tokenizer on the first."""
     laws: tuple[Law, ...] = ()
 
+    def __post_init__(self) -> None:
+        named = [name for each in self.figures.values() for name in (*each.runs, *each.against)]
+        for law in self.laws:
+            named += [run.format(source) for run in law.runs.values() for source in law.sources]
+        unknown = set(named) - set(self.variants)
+        if unknown:
+            raise ValueError(f"figures and laws name runs that are none: {sorted(unknown)}")
+
     @property
     def run_file(self) -> Path:
         """Of the full-size run."""

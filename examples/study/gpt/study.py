@@ -49,6 +49,8 @@ SOURCES = {"zero": 0, "one": 1, "three": 3}
 _RESET: dict[str, Any] = {"grow": {"optimizer_state": "reset"}, "rewarmup_iters": 50}
 _TIMES = {"25": 0.25, "50": 0.5, "88": 0.88}  # the rate falls from 0.9 on
 _COSINE = {"schedule.lr_decay_style": "cosine"}
+_ADAM = {"optimizer.optimizer": "adam"}
+_SHALLOW = {"model.num_layers": 6}
 _NARROW = {"hidden_size": 24, "num_attention_heads": 2}
 VARIANTS = {
     # Finished full-size runs of several lengths.
@@ -108,7 +110,7 @@ VARIANTS = {
     "cosine_one_50": _short(grown(1, at=0.5), **_COSINE),
     "cosine_three_50": _short(grown(3, at=0.5), **_COSINE),
     # The same elsewhere.
-    **_elsewhere("adam", **{"optimizer.optimizer": "adam"}),
+    **_elsewhere("adam", **_ADAM),
     **_elsewhere("nsgd", **{"optimizer.optimizer": "muon_nsgd", "optimizer.lr": 0.02}),
     **_elsewhere("tied", **{"model.share_embeddings_and_output_weights": True}),
     **_elsewhere("small_init", **{"model.init_method_std": 0.02}),
@@ -120,8 +122,14 @@ VARIANTS = {
     **_elsewhere("fast", **{"optimizer.lr": 8.0e-3, "optimizer.muon_lr": 0.04}),
     **_elsewhere("narrow", **_wide(24)),
     **_elsewhere("wide", **_wide(96)),
-    **_elsewhere("shallow", **{"model.num_layers": 6}),
+    **_elsewhere("shallow", **_SHALLOW),
     **_elsewhere("deep", **{"model.num_layers": 24}),
+    **_elsewhere("slender", **_wide(24), **{"model.num_layers": 24}),
+    **_elsewhere("slender_adam", **_ADAM, **_wide(24), **{"model.num_layers": 24}),
+    # Very many steps: is mixing then over before the rate falls?
+    "shallow_full_60000": Variant(15, fields=_SHALLOW),
+    "shallow_full_20000": Variant(5, fields=_SHALLOW),
+    "shallow_one_60000": Variant(15, grown(1, at=0.8), _SHALLOW),
 }
 
 LENGTHS = ("full_500", "full_1000", "full_2000", "full")
@@ -135,12 +143,18 @@ STUDY = Study(
             LENGTHS,
         ),
         "timing": Figure(
-            tuple(f"{name}{at}" for name in ("zero", "one") for at in ("_25", "_50", "", "_88")),
+            tuple(f"{name}_{at}" for name in ("zero", "one") for at in (*_TIMES, "2000")),
             LENGTHS,
         ),
         "operators": Figure(
-            ("one", "one_random", "one_zero", "one_copying_zero", "one_scaled"), LENGTHS
+            (
+                "three_2000",
+                *(f"three_{name}" for name in ("random", "zero", "copying_zero", "inter", "last")),
+                "three_scaled",
+            ),
+            LENGTHS,
         ),
+        "axes": Figure(("three_2000", "width", "width_tiled", "compound", "g_stack"), LENGTHS),
     },
     corpus=(),
     vocabulary=("--train-tokenizer", "1024"),
