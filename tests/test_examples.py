@@ -81,6 +81,13 @@ def check_stages(config: RunConfig, world_size: int, vocabulary: int) -> None:
         methods_of(stage, config, plan)
 
 
+@pytest.mark.parametrize("script", sorted(EXAMPLES.rglob("*.sh")), ids=lambda script: script.stem)
+def test_shellcheck_has_nothing_to_say(script: Path) -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_7b_example_is_the_published_size() -> None:
     config = parse_run(["--config", str(EXAMPLES / "gpt2_7b" / "run.yaml")])
     model = replace(config.model, vocab_size=50_304)  # as the paper counts

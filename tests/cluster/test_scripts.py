@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -117,13 +116,6 @@ def test_tasks_of_srun_need_no_torchrun(tmp_path: Path) -> None:
     found = missing(task)
     assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("9", "64", "1")
     assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("node1", "19567")
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_shellcheck_has_nothing_to_say(script: Path) -> None:
-    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 def test_the_job_of_kubeflow() -> None:
