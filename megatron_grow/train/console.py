@@ -68,7 +68,7 @@ class Console:
         step = row["step"]
         where = f"stage {row['stage']}, {_layers(row['num_layers'])} | loss {row['loss']:.4f}"
         speed = (
-            f"{row['tokens_per_second']:,.0f} tokens/s | {_of_gpu(gpu)}"
+            f"{row['tokens_per_second']:,.0f} tokens/s | {_of_gpus(gpu, row)}"
             f"ETA {_duration((self._total_steps - step) * row['step_time'])}"
         )
         if self._bar is not None:
@@ -160,14 +160,16 @@ def _parts(others: Mapping[str, float]) -> str:
     return f" ({', '.join(map(' '.join, found.values()))})" if others else ""
 
 
-def _of_gpu(gpu: GpuNumbers | None) -> str:
-    """``MFU 41.2 % | 23.4 GB | ``, for a line that goes on; waiting for data where it matters."""
+def _of_gpus(gpu: GpuNumbers | None, row: TrainRow) -> str:
+    """``MFU 41.2 % | 23.4 GB | ``, for a line that goes on; what they wait for where it matters."""
     if gpu is None:
         return ""
     parts = [f"MFU {100 * gpu['mfu']:.1f} %"] if "mfu" in gpu else []
     parts.append(_bytes(gpu["peak_memory"]))
-    if gpu["data_wait"] >= 0.01:
-        parts.append(f"{100 * gpu['data_wait']:.0f} % waiting for data")
+    waits = {"data": gpu["data_wait"], "communication": row.get("communication_wait", 0.0)}
+    parts += [
+        f"{100 * share:.0f} % waiting for {what}" for what, share in waits.items() if share >= 0.01
+    ]
     return "".join(f"{part} | " for part in parts)
 
 

@@ -56,6 +56,9 @@ class TrainRow(Progress):
     tokens_per_second: float
     step_time: float
     """Seconds of one step."""
+    communication_wait: NotRequired[float]
+    """Share of the ranks' time that they wait for each other (:mod:`.communication`), 0 for a
+    single rank; on GPUs of the interval's middle step, absent where the interval has none."""
 
 
 class EvaluationRow(Progress):

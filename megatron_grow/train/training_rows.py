@@ -7,6 +7,8 @@ import time
 import torch
 
 from megatron_grow.methods.base import Context, TrainingMethod
+from megatron_grow.parallel import cpu
+from megatron_grow.parallel.communication import CommunicationWaits
 from megatron_grow.train.gpu import Gpu
 from megatron_grow.train.output import Output, progress
 from megatron_grow.train.rows import TrainRow
@@ -17,14 +19,20 @@ class TrainingRows(TrainingMethod):
 
     def __init__(self, output: Output, gpu: Gpu | None = None) -> None:
         self._output, self._gpu = output, gpu
+        self._waits = CommunicationWaits(cpu.device())
         self._begin()
 
     def _begin(self) -> None:
         self._totals, self._updates, self._steps = torch.zeros(()), 0, 0
         self._seconds = self._waited = 0.0
 
+    def before_step(self, ctx: Context) -> None:
+        """See how long ranks wait for each other."""
+        self._waits.begin(ctx.step, ctx.run.train.log_interval)
+
     def after_step(self, ctx: Context) -> None:
         """Every step is in some row."""
+        self._waits.end()
         self._steps += 1
         self._seconds += time.perf_counter() - ctx.began
         self._waited += ctx.waited
@@ -50,6 +58,8 @@ class TrainingRows(TrainingMethod):
             "tokens_per_second": speed,
             "step_time": step_time,
         }
+        if (share := self._waits.share()) is not None:
+            row["communication_wait"] = share
         waited = self._waited / self._seconds
         gpu = self._gpu.numbers(ctx, speed, waited) if self._gpu is not None else None
         self._output.console.train_row(row, means, gpu)

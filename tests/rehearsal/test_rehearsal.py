@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,22 @@ from typing import Any
 import pytest
 
 from tests.rehearsal.process import apart, rehearsed
+
+
+def rehearsed_with_a_count(argv: list[str]) -> tuple[dict[str, Any], str, int]:
+    """And how many stretches between two events rows have asked for."""
+    from megatron_grow.parallel import communication
+
+    asked = multiprocessing.Value("i")  # by ranks, which are forked
+    seconds = communication._StreamClock.seconds
+
+    def counted(self: Any, begin: Any, end: Any) -> float | None:
+        with asked:
+            asked.value += 1
+        return seconds(self, begin, end)
+
+    communication._StreamClock.seconds = counted  # type: ignore[method-assign]
+    return *rehearsed(argv, 2), asked.value
 
 
 def rehearsed_with_a_mix(argv: list[str]) -> tuple[dict[str, Any], str]:
@@ -79,8 +96,13 @@ def argv(workplace: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(argv: list[str]) -> tuple[dict[str, Any], str]:
-    return apart(rehearsed, argv, 2)
+def counted(argv: list[str]) -> tuple[dict[str, Any], str, int]:
+    return apart(rehearsed_with_a_count, argv)
+
+
+@pytest.fixture(scope="module")
+def whole(counted: tuple[dict[str, Any], str, int]) -> tuple[dict[str, Any], str]:
+    return counted[:2]
 
 
 def phases(found: dict[str, Any], job: str, rank: int = 0) -> dict[tuple[int, str], dict[str, Any]]:
@@ -170,8 +192,12 @@ def test_checkpoints_that_would_be_large_are_not_written(
     assert not copies(found) and copies(whole[0])
 
 
-def test_a_step_waits_for_its_norm_alone(whole: tuple[dict[str, Any], str]) -> None:
-    run = phases(whole[0], "run")
+def test_a_step_waits_for_its_norm_alone(counted: tuple[dict[str, Any], str, int]) -> None:
+    """Although it asks for how long its GPU has waited: for each message at least."""
+    found, _, asked = counted
+    run = phases(found, "run")
+    messages = sum(each["count"] for each in run[1, "training"]["collectives"])
+    assert asked > 2 * messages > 0  # two ranks
     for stage in (0, 1):
         assert run[stage, "passes"]["host_waits"] == run[stage, "update"]["host_waits"] == {}
     step = run[1, "training"]

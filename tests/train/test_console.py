@@ -120,7 +120,11 @@ def test_gpus_stand_before_the_time_that_is_left(capsys):
     gpu = {"tokens_per_second_per_gpu": 1.0, "peak_memory": 23_400_000_000, "data_wait": 0.009}
     with Console(total_steps=250) as console:
         console.train_row(ROW, {}, gpu)
-        console.train_row(ROW, {}, {**gpu, "mfu": 0.4123, "data_wait": 0.05})
-    first, second = capsys.readouterr().out.splitlines()
+        waits = {**ROW, "communication_wait": 0.122}
+        console.train_row(waits, {}, {**gpu, "mfu": 0.4123, "data_wait": 0.05})
+        console.train_row(waits, {})  # of a CPU
+    first, second, third = capsys.readouterr().out.splitlines()
     assert first.endswith("12,346 tokens/s | 23.4 GB | ETA 2m00s")
-    assert second.endswith("| MFU 41.2 % | 23.4 GB | 5 % waiting for data | ETA 2m00s")
+    waiting = "5 % waiting for data | 12 % waiting for communication"
+    assert second.endswith(f"| MFU 41.2 % | 23.4 GB | {waiting} | ETA 2m00s")
+    assert third.endswith("12,346 tokens/s | ETA 2m00s")

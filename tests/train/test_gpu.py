@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import LoggingSection, TrainSection
 from megatron_grow.config.stages import StageSection
 from megatron_grow.inputs.errors import UserError
+from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.model.kernels.table import Chosen
 from megatron_grow.train import gpu
 from megatron_grow.train.batches import Waiting
@@ -23,23 +25,61 @@ from megatron_grow.train.metrics import MetricsLog
 from megatron_grow.train.output import Output
 from megatron_grow.train.training_rows import TrainingRows
 from tests.distributed import run_ranks
-from tests.toy import begin, loop_over, micro_batches, run_config
+from tests.toy import begin, layout, loop_over, micro_batches, run_config
+
+_LATE = 0.3
+"""Seconds; a step of the toy model takes a tenth of it."""
 
 
-def _rows(config: RunConfig, directory: Path) -> list[dict]:
-    rank = torch.distributed.get_rank()
-    log = MetricsLog(directory) if rank == 0 else None
+class _Late(TrainingMethod):
+    """Lets the last rank do nothing for a while in each step."""
+
+    def before_step(self, ctx: Context) -> None:
+        if dist.get_rank() == dist.get_world_size() - 1:
+            time.sleep(_LATE)
+
+
+def _rows(layouts: list[dict[str, int]], directory: Path) -> list[list[dict]]:
+    """Of two steps in each layout."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     made_up = gpu.Gpu(peak=1e9, peak_memory=lambda: 1000 * (rank + 1))
-    rows = TrainingRows(Output(Console(1, enabled=False), log), made_up)
-    loop = loop_over(begin(config, 2), config, others=[rows])
-    for _ in loop.steps(micro_batches(config, 0)):
-        pass
-    return log.rows() if log else []
+    found = []
+    for number, parallel in enumerate(layouts):
+        config = run_config(StageSection(parallel=parallel), train_iters=2)
+        log = MetricsLog(directory / str(number)) if rank == 0 else None
+        rows = TrainingRows(Output(Console(1, enabled=False), log), made_up)
+        live = begin(config, world_size)
+        loop = loop_over(live, config, others=[rows, _Late()])
+        for _ in loop.steps(micro_batches(config, 0)):
+            pass
+        live.release()
+        found.append(log.rows() if log else [])
+    return found
 
 
-def test_rows_of_two_gpus(tmp_path: Path) -> None:
-    config = run_config(StageSection(parallel={"tensor_model_parallel_size": 2}), train_iters=2)
-    (row,), _ = run_ranks(2, _rows, config, tmp_path)
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """Of TP2, PP2 and DP2; each has one."""
+    layouts = [layout(tp=2), layout(pp=2), layout()]
+    found, _ = run_ranks(2, _rows, layouts, tmp_path_factory.mktemp("rows"))
+    return [row for (row,) in found]
+
+
+@pytest.mark.parametrize("number", range(3), ids=["TP2", "PP2", "DP2"])
+def test_one_of_two_ranks_waits_for_the_other(rows: list[dict], number: int) -> None:
+    """Who is late waits for nobody meanwhile; the other computes a little, and waits for the rest:
+    in its first collective."""
+    share, late = rows[number]["communication_wait"], _LATE / rows[number]["step_time"]
+    assert 0.8 * late / 2 < share < 1 - late / 2
+
+
+def test_a_single_rank_waits_for_none(tmp_path: Path) -> None:
+    [[[row]]] = run_ranks(1, _rows, [layout()], tmp_path)
+    assert row["communication_wait"] == 0
+
+
+def test_rows_of_two_gpus(rows: list[dict]) -> None:
+    row = rows[0]
     assert row["peak_memory"] == 2000  # of the fullest
     assert 0 < row["data_wait"] < 1
     each = row["tokens_per_second"] / 2
