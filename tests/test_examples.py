@@ -17,6 +17,7 @@ from megatron_grow.cost.parameters import count_parameters
 from megatron_grow.growth.plan import growth, initialisation
 from megatron_grow.methods import methods_of
 from megatron_grow.model.architectures import architecture_of, data_options_of
+from megatron_grow.parametrization.table import parametrized
 from tests.corpus import write_corpus
 from tests.train.command import launch, rows
 
@@ -69,7 +70,7 @@ def test_the_runs_of_a_study(path: Path) -> None:
 
 def check_stages(config: RunConfig, world_size: int, vocabulary: int) -> None:
     """Raise what a run would refuse before it reads data."""
-    config = replace(config, model=replace(config.model, vocab_size=vocabulary))
+    config = parametrized(replace(config, model=replace(config.model, vocab_size=vocabulary)))
     stages = config.resolve(world_size)
     data_options_of(config.model, config.data)
     for stage in stages:

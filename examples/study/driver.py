@@ -145,7 +145,9 @@ class Study:
         run_file.write_text(to_yaml(self.config(name)))
         command = [sys.executable, "pretrain_progressive.py", "--config", str(run_file)]
         command += ["--run.output_dir", str(directory.relative_to(ROOT)), "--run.seed", str(seed)]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if done.returncode:  # it has said why
+            raise SystemExit(done.returncode)
 
     def _directory(self, name: str, seed: int) -> Path:
         return ROOT / "runs" / f"study_{self.folder.name}" / f"seed{seed}" / name

@@ -52,6 +52,12 @@ _COSINE = {"schedule.lr_decay_style": "cosine"}
 _ADAM = {"optimizer.optimizer": "adam"}
 _SHALLOW = {"model.num_layers": 6}
 _NARROW = {"hidden_size": 24, "num_attention_heads": 2}
+# Rates and init as of the narrow model, on which they act as they do under `standard`.
+_MUP = {
+    "parametrization.name": "mup",
+    "parametrization.base": _NARROW,
+    "model.init_method_std": _wide(24)["model.init_method_std"],
+}
 VARIANTS = {
     # Finished full-size runs of several lengths.
     "full": Variant(),
@@ -115,7 +121,7 @@ VARIANTS = {
     **_elsewhere("tied", **{"model.share_embeddings_and_output_weights": True}),
     **_elsewhere("small_init", **{"model.init_method_std": 0.02}),
     **_elsewhere("spectral", **{"parametrization.name": "spectral"}),
-    **_elsewhere("mup", **{"parametrization.name": "mup"}),
+    **_elsewhere("mup", **_MUP),
     **_elsewhere("cosine", **_COSINE),
     # What head starts and losses depend on: other rates, widths and depths.
     **_elsewhere("slow", **{"optimizer.lr": 2.0e-3, "optimizer.muon_lr": 0.01}),
