@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ class Collectives:
         group = next(
             dist.ProcessGroup.unbox(arg) for arg in args if isinstance(arg, torch.ScriptObject)
         )
-        given = [_tensors(arg) for arg in args]
+        given = [[*tensors_in(arg)] for arg in args]
         devices = {tensor.device.type for tensors in given for tensor in tensors}
         if len(devices) > 1:
             raise RuntimeError(f"{func}: tensors on {' and '.join(sorted(devices))}")
@@ -59,12 +60,13 @@ class Collectives:
         return (args[0], work) if len(func._schema.returns) > 1 else work
 
 
-def _tensors(arg: Any) -> list[torch.Tensor]:
-    if isinstance(arg, torch.Tensor):
-        return [arg]
-    if isinstance(arg, (list, tuple)):
-        return [tensor for part in arg for tensor in _tensors(part)]
-    return []
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """A tensor, or those in sequences of any depth; of anything else, none."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors_in(part)
 
 
 def _is_world(group: dist.ProcessGroup) -> bool:

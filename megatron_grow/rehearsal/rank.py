@@ -79,6 +79,7 @@ def perform(task: Task, rank: int) -> RankReport:
     shortened.skip_micro_batches()
     shortened.skip_evaluations()
     shortened.skip_fresh_values()
+    shortened.skip_shards_of_others()
     shortened.read_in_turn()
     if not report.passes:
         shortened.skip_passes()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.distributed import param_and_grad_buffer
 
 from megatron_grow.checkpoint.layout import step_dir
 from megatron_grow.checkpoint.record import Record
@@ -76,6 +77,23 @@ def skip_fresh_values() -> None:
         return fresh(tensor, box, init, seed, out) if out.is_cpu else out
 
     materialise.fresh = skipped  # type: ignore[assignment]
+
+
+class Shards:
+    """Of a buffer of gradients or parameters, each cut when it is asked for."""
+
+    def __init__(self, buffer: torch.Tensor, ranks: int) -> None:
+        """As many as there are ``ranks``, all of one size."""
+        self._buffer, self._size = buffer, buffer.numel() // ranks
+
+    def __getitem__(self, rank: int) -> torch.Tensor:
+        """A rank's."""
+        return self._buffer[rank * self._size : (rank + 1) * self._size]
+
+
+def skip_shards_of_others() -> None:
+    """Do not cut a bucket for all ranks: megatron-core does, twice, and takes its own of each."""
+    param_and_grad_buffer.shard_buffer = Shards
 
 
 class _InTurn(Executor):

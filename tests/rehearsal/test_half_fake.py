@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.rehearsal.process import apart
+
+VIEWS: tuple[Callable[[Any], Any], ...] = (
+    lambda x: x[10:20, ::3],
+    lambda x: x.view(-1)[7:1007].view(10, 100),
+    lambda x: x.t().unsqueeze(1).expand(1000, 4, 1000),
+    lambda x: x.view(-1).split(300_000),
+    lambda x: x.unbind(1)[5],
+)
 
 
 def on_a_device() -> dict[str, Any]:
@@ -50,6 +59,20 @@ def on_a_device() -> dict[str, Any]:
             found["kernel"] = peak.total - before
             made.sum().backward()
         found["kernel backward"] = peak.total - before
+        kept = mode.memory.parts.total()
+        found["views"] = [
+            [
+                (part.shape, part.stride(), part.storage_offset(), part.device.type)
+                for part in (made if isinstance(made, (list, tuple)) else [made])
+            ]
+            for source in (table.detach(), torch.zeros(1000, 1000))
+            for made in (view(source) for view in VIEWS)
+        ]
+        found["kept"] = mode.memory.parts.total() - kept
+        try:
+            table.detach().view(999, 1001)
+        except RuntimeError as error:
+            found["no view"] = str(error)
         del table, made
         del x, loss, weight
     found["left"] = mode.memory.parts.total()
@@ -81,6 +104,17 @@ def test_each_time_that_the_host_waits_is_counted(found: dict[str, Any]) -> None
 
 def test_a_mix_of_devices_raises(found: dict[str, Any]) -> None:
     assert "cuda" in found["mix"] and "cpu" in found["mix"]
+
+
+def test_views_are_those_of_real_tensors(found: dict[str, Any]) -> None:
+    def shapes(views: list) -> list:
+        return [[part[:3] for part in parts] for parts in views]
+
+    fake, real = found["views"][: len(VIEWS)], found["views"][len(VIEWS) :]
+    assert shapes(fake) == shapes(real)
+    assert {device for parts in fake for *_, device in parts} == {"cuda"}
+    assert found["kept"] == 0
+    assert "invalid for input of size 1000000" in found["no view"]
 
 
 def test_gradients_of_one_tensor_are_added_in_place(found: dict[str, Any]) -> None:

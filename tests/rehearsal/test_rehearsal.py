@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.rehearsal.process import apart, rehearsed
 
@@ -32,7 +33,6 @@ def rehearsed_with_a_count(argv: list[str]) -> tuple[dict[str, Any], str, int]:
 
 def rehearsed_with_a_mix(argv: list[str]) -> tuple[dict[str, Any], str]:
     """With a norm that adds a tensor of the CPU to what it has computed on the device."""
-    import torch
     from torch.nn import functional
 
     from megatron_grow.model.layers import norms
@@ -86,6 +86,18 @@ def steps_taken() -> list[str]:
 def test_steps_that_are_taken_are_waited_for_as_steps() -> None:
     between = "the start of the run"
     assert apart(steps_taken) == ["step 1", between, "step 2", between, "step 9", between]
+
+
+def test_a_rank_cuts_of_a_bucket_what_megatron_core_cuts() -> None:
+    from megatron.core.distributed.param_and_grad_buffer import shard_buffer
+
+    from megatron_grow.rehearsal.shortened import Shards
+
+    bucket = torch.arange(24.0)
+    cut, whole = Shards(bucket, 4), shard_buffer(bucket, 4)
+    for rank in range(4):
+        assert cut[rank].equal(whole[rank])
+        assert cut[rank].data_ptr() == whole[rank].data_ptr()
 
 
 @pytest.fixture(scope="module")
