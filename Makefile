@@ -30,11 +30,9 @@ demo-bert: install  ## the same of a BERT: masked tokens and pairs of sentences
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/demo.sh bert_quickstart steps \
 		--train-tokenizer 4096 --split-sentences --tokenizer-model wordpiece
 
-rehearse: install  ## the 7B example, grown into TP4 PP2, on 64 ranks without their GPUs (minutes)
+rehearse: install  ## the 7B example on 64 ranks without their GPUs (minutes)
 	$(VENV)/bin/python tools/rehearse.py --config examples/gpt2_7b/run.yaml --world-size 64 \
-		--ranks 0,32 --model.vocab_size 50257 --stages "[\
-		{until: 0.8, model: {num_layers: 0}, train: {micro_batch_size: 16}}, {grow: {depth: random}, \
-		parallel: {tensor_model_parallel_size: 4, pipeline_model_parallel_size: 2, sequence_parallel: true}}]"
+		--ranks 0,63 --model.vocab_size 50257
 
 lint: install  ## style, import directions, types
 	$(VENV)/bin/ruff check .

@@ -198,7 +198,7 @@ def _no_verdict(found: Rehearsal, killed: Sequence[RankReport]) -> str:
     if by is signal.SIGKILL:
         return (
             f"{what}. Most likely this machine has no memory left: the {found.world_size} "
-            "processes take about 0.4 GB each. Make room, and rehearse again."
+            "processes take about 0.1 GB each. Make room, and rehearse again."
         )
     return f"{what}, which the job did not ask for. It printed, last:\n{killed[0].said}"
 

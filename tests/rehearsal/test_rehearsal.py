@@ -184,7 +184,7 @@ def test_a_rank_that_is_killed_says_nothing_of_the_job(argv: list[str]) -> None:
     assert not found["completed"]
     assert found["killed"] == [1]
     assert "NO VERDICT on the job: SIGKILL ended the process of rank 1. Most likely this" in text
-    assert "no memory left: the 2 processes take about 0.4 GB each." in " ".join(text.split())
+    assert "no memory left: the 2 processes take about 0.1 GB each." in " ".join(text.split())
     assert "WOULD HAVE FAILED" not in text and "Fits:" not in text
 
 
