@@ -43,8 +43,8 @@ def _is_killed() -> None:
     [
         (_unpicklable, "rank 1 failed:\n.*Can't (pickle|get) local object"),
         (_raises, "rank 1 failed:\n.*ValueError: of rank 1"),
-        (_leaves, r"exit codes by rank: \{1: 0\}"),
-        (_is_killed, r"exit codes by rank: \{1: -9\}"),
+        (_leaves, "rank 1 left without an answer, exit code 0"),
+        (_is_killed, "rank 1 left without an answer, exit code -9"),
     ],
 )
 def test_a_rank_without_a_result(function: Callable[[], Any], said: str) -> None:

@@ -4,6 +4,8 @@ import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What ranks say is read by tests; on a busy machine, torch's sockets have something to say, too.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import megatron.core.distributed
 import megatron.core.models.gpt

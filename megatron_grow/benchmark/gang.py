@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from megatron_grow.parallel.ports import free_port
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _PATIENCE = 600
@@ -31,30 +32,35 @@ class Gang:
         threads: int = 1,
     ) -> None:
         """Start the ranks and make ``factory(*args)`` on each; it must be importable by name."""
-        port = _free_port()
         self._ranks: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
-        for rank in range(world_size):
-            ours, theirs = _CONTEXT.Pipe()
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": str(threads),
-            }
-            process = _CONTEXT.Process(
-                target=_serve, args=(theirs, environment, factory, args), daemon=True
-            )
-            os.environ.update(environment)  # torch reads OMP_NUM_THREADS when it is imported
-            process.start()
-            theirs.close()
-            self._ranks.append((process, ours))
         try:
-            self._collect()
+            with free_port() as port:
+                for rank in range(world_size):
+                    environment = {
+                        "RANK": str(rank),
+                        "LOCAL_RANK": str(rank),
+                        "WORLD_SIZE": str(world_size),
+                        "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": str(port),
+                        "OMP_NUM_THREADS": str(threads),
+                    }
+                    self._start(environment, factory, args)
+                self._collect()
         except BaseException:
             self.close()
             raise
+
+    def _start(
+        self, environment: dict[str, str], factory: Callable[..., Any], args: tuple[Any, ...]
+    ) -> None:
+        ours, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(
+            target=_serve, args=(theirs, environment, factory, args), daemon=True
+        )
+        os.environ.update(environment)  # torch reads OMP_NUM_THREADS when it is imported
+        process.start()
+        theirs.close()
+        self._ranks.append((process, ours))
 
     def call(self, method: str, *args: Any, patience: float = _PATIENCE) -> list[Any]:
         """Call a method of every rank's object; its results, by rank, in ``patience`` seconds."""
@@ -113,9 +119,3 @@ def _serve(
         pass  # the parent has closed its end
     except BaseException:
         connection.send((False, traceback.format_exc()))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -8,13 +8,13 @@ import math
 import os
 import pickle
 import signal
-import socket
 import sys
 import time
 import traceback
 from pathlib import Path
 
 from megatron_grow.config.exit_codes import ExitCode
+from megatron_grow.parallel.ports import free_port
 from megatron_grow.rehearsal.rank import RankReport, Task, perform
 
 _LINES = 20
@@ -30,12 +30,12 @@ def run(task: Task, directory: Path) -> list[RankReport]:
         task: what they do.
         directory: for their files.
     """
-    port = _free_port()
     gc.collect()
     gc.freeze()  # pages stay shared as long as no collector writes to them
-    ranks = {_fork(task, rank, port, directory): rank for rank in range(task.world_size)}
     try:
-        killed = _wait(set(ranks))
+        with free_port() as port:
+            ranks = {_fork(task, rank, port, directory): rank for rank in range(task.world_size)}
+            killed = _wait(set(ranks))
     finally:
         gc.unfreeze()
     reports = [_report(task, rank, directory) for rank in ranks.values()]
@@ -118,9 +118,3 @@ def _report(task: Task, rank: int, directory: Path) -> RankReport:
         printed = (directory / f"rank_{rank}.log").read_text(errors="replace")
         report.said = "\n".join(printed.splitlines()[-_LINES:])
     return report
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -18,16 +18,17 @@ from megatron_grow.benchmark.gpu.plain import PlainGPT
 from megatron_grow.benchmark.gpu.runner import Clock, Row, Task, Workers, run
 from megatron_grow.benchmark.gpu.shapes import SIZES
 from megatron_grow.cost.parameters import count_parameters
-from tests import distributed
+from tests import forks
+from tests.distributed import run_ranks
 from tests.train.command import command as pretrain
 
 
 def test_all_parts_and_their_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def launch(argv: list[str], environment: Mapping[str, str], seconds: float) -> tuple[int, str]:
-        ((code, output, errors),) = distributed.run_ranks(1, pretrain, argv)
+        ((code, output, errors),) = run_ranks(1, pretrain, argv)
         return code, output + errors
 
-    monkeypatch.setattr(gang, "_CONTEXT", distributed._CONTEXT)  # forks of a warm process
+    monkeypatch.setattr(gang, "_CONTEXT", forks.CONTEXT)
     monkeypatch.setattr(correctness, "launch", launch)
     said: list[str] = []
     assert command.measure(tmp_path, tuple(command.PARTS), 10, "toy", said.append), said
@@ -48,7 +49,7 @@ def test_all_parts_and_their_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_fails_or_has_no_time_is_a_row(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gang, "_CONTEXT", distributed._CONTEXT)
+    monkeypatch.setattr(gang, "_CONTEXT", forks.CONTEXT)
 
     def fails(workers: Workers) -> Row:
         raise RuntimeError("device fault")

@@ -111,14 +111,15 @@ def test_a_lock_that_is_no_file(tmp_path: Path) -> None:
         pass
 
 
-def take(directory: Path, start: threading.Barrier, taken: multiprocessing.Queue) -> None:
-    start.wait()
+def take(directory: Path, all_there: threading.Barrier, taken: multiprocessing.Queue) -> None:
+    all_there.wait()
     try:
         with held(directory):
             taken.put(True)
-            time.sleep(0.5)
+            all_there.wait()  # until all others have tried
     except UserError:
         taken.put(False)
+        all_there.wait()
 
 
 def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path: Path) -> None:
@@ -129,8 +130,8 @@ def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path: Path) -> None:
         with held(directory):
             stale = json.loads((directory / LOCK).read_text())
         (directory / LOCK).write_text(json.dumps({**stale, "started": 0.0}))
-        start, taken = context.Barrier(6), context.Queue()
-        jobs = [context.Process(target=take, args=(directory, start, taken)) for _ in range(6)]
+        all_there, taken = context.Barrier(6), context.Queue()
+        jobs = [context.Process(target=take, args=(directory, all_there, taken)) for _ in range(6)]
         for job in jobs:
             job.start()
         assert sorted(taken.get(timeout=30) for _ in jobs) == [False] * 5 + [True]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -21,6 +20,7 @@ from megatron_grow.data.datasets import build_datasets
 from megatron_grow.data.loader import micro_batches
 from megatron_grow.data.samples import RunningText
 from tests.data.corpora import write_corpus
+from tests.forks import CONTEXT
 
 GLOBAL_BATCH_SIZE = 12
 
@@ -177,9 +177,8 @@ def read_for_ever(queue: Any) -> None:
 
 
 def test_loader_processes_end_with_their_rank() -> None:
-    context = multiprocessing.get_context("forkserver")
-    queue = context.Queue()
-    rank = context.Process(target=read_for_ever, args=(queue,))
+    queue = CONTEXT.Queue()
+    rank = CONTEXT.Process(target=read_for_ever, args=(queue,))
     rank.start()
     workers = queue.get(timeout=60)
     os.kill(rank.pid, signal.SIGKILL)

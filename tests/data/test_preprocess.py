@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import lzma
-import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from itertools import chain
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,13 @@ import tokenizers
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from rich.console import Console
 
-import tests.distributed  # noqa: F401 (its fork server has imported megatron-core)
 from megatron_grow.data.indexed import Sidecar, open_corpus
 from megatron_grow.data.preprocess import splits_writer
+from megatron_grow.data.preprocess.splits_writer import SplitsWriter
 from megatron_grow.data.tokenizers.load import load_tokenizer, tokenizer_digest
 from megatron_grow.inputs.errors import UserError
 from tests.data.corpora import assert_same, run, stdlib_files, stdlib_texts, write_json_lines
+from tests.forks import CONTEXT
 
 TOOL = Path(__file__).parents[2] / "tools" / "preprocess_data.py"
 
@@ -47,7 +48,7 @@ def test_documents_are_the_bytes_of_the_input(tmp_path):
     expected = [[*text.encode(), 256] for text in texts if text]
     assert documents(prefix) == expected
     tokens = np.fromfile(f"{prefix}.bin", dtype=np.uint16)
-    assert tokens.tolist() == list(chain(*expected))
+    assert tokens.tolist() == list(itertools.chain(*expected))
     digest = tokenizer_digest(load_tokenizer("bytes"))
     sidecar = open_corpus(prefix, "").sidecar
     assert sidecar is not None and sidecar.made_from is not None
@@ -206,15 +207,14 @@ def test_existing_output_is_kept_unless_told_otherwise(tmp_path):
 def test_a_killed_run_leaves_nothing_that_looks_whole_and_is_gone_on_with(tmp_path):
     texts = [f"{number} " + "x" * 1_000_000 for number in range(60)]
     source = write_json_lines(tmp_path / "in.jsonl", texts)
-    context = multiprocessing.get_context("forkserver")  # warm: megatron-core is imported
-    process = context.Process(target=_preprocess_marking, args=(source, tmp_path / "out/c"))
+    reached = CONTEXT.Event()
+    process = CONTEXT.Process(
+        target=_preprocess_halfway, args=(source, tmp_path / "out/c", reached)
+    )
     process.start()
     journal = tmp_path / "out/c_text_document.partial/journal.jsonl"
     try:
-        deadline = time.monotonic() + 60
-        while not (journal.exists() and len(journal.read_bytes().splitlines()) > 5):
-            assert process.is_alive() and time.monotonic() < deadline
-            time.sleep(0.002)
+        assert reached.wait(timeout=120)
         workers = psutil.Process(process.pid).children(recursive=True)
     finally:
         process.kill()
@@ -230,8 +230,18 @@ def test_a_killed_run_leaves_nothing_that_looks_whole_and_is_gone_on_with(tmp_pa
     assert not journal.parent.exists()
 
 
-def _preprocess_marking(source: Path, output_prefix: Path) -> None:
+def _preprocess_halfway(source: Path, output_prefix: Path, reached: Event) -> None:
+    """Stand still when documents have been marked, and more written that are not."""
     splits_writer.MARK_SECONDS = 0
+    mark, marks = SplitsWriter._mark, itertools.count()
+
+    def five_times(writer: SplitsWriter) -> None:
+        if next(marks) == 5:
+            reached.set()
+            signal.pause()
+        mark(writer)
+
+    SplitsWriter._mark = five_times
     run(input=[source], output_prefix=output_prefix, valid_fraction=0.1)
 
 

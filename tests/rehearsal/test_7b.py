@@ -11,8 +11,9 @@ import pytest
 
 from megatron_grow.config.run import parse_run
 from megatron_grow.cost.peak import growth_peak
+from tests.forks import apart
 from tests.rehearsal.formula import WITHIN, check_parts, peak_by_part, placed
-from tests.rehearsal.process import apart, rehearsed
+from tests.rehearsal.rehearsed import rehearsed
 
 RUN_FILE = Path(__file__).parents[2] / "examples/gpt2_7b/run.yaml"
 LAYOUT = {

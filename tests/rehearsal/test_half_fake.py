@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.rehearsal.process import apart
+from tests.forks import apart
 
 VIEWS: tuple[Callable[[Any], Any], ...] = (
     lambda x: x[10:20, ::3],

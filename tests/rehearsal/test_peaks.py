@@ -12,8 +12,8 @@ import yaml
 from megatron_grow.config.run import parse_run
 from megatron_grow.model.kernels.table import KERNELS
 from tests.distributed import run_ranks
+from tests.forks import apart
 from tests.rehearsal.formula import check_parts, peak_by_part
-from tests.rehearsal.process import apart
 
 WITHIN = 0.03
 

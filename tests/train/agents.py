@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.warm"])
+from tests.forks import CONTEXT
+
 _WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -30,7 +29,7 @@ def start_agent(
         output: where the agent and its workers write.
         before: called in the agent's process first.
     """
-    agent = _CONTEXT.Process(target=_agent, args=(options, argv, accident, output, before))
+    agent = CONTEXT.Process(target=_agent, args=(options, argv, accident, output, before))
     agent.start()
     return agent
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.warm"])
+from megatron_grow.parallel.ports import free_port
+from tests.forks import CONTEXT
 
 
 @dataclass
@@ -29,7 +27,7 @@ def start_ranks(
     argv: list[str],
     accident: Callable[[int, list[str]], None] | None = None,
     world_size: int = 2,
-    timeout: float = 120,
+    timeout: float = 300,
     stopped: int | None = None,
 ) -> list[Outcome]:
     """Run the command on ranks that find each other by their environment alone.
@@ -42,31 +40,28 @@ def start_ranks(
         timeout: seconds, after which a rank that still runs fails the test.
         stopped: a rank that is stopped by ``accident``; it ends when the others have.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    began = time.monotonic()
-    ranks = [
-        _CONTEXT.Process(
-            target=_rank, args=(rank, world_size, port, directory, list(argv), accident)
-        )
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
-    outcomes = []
-    try:
-        for rank, process in sorted(enumerate(ranks), key=lambda each: each[0] == stopped):
-            if rank == stopped:
-                process.kill()
-            process.join(max(0.0, began + timeout - time.monotonic()))
-            said = (directory / f"errors_{rank}").read_text()
-            assert process.exitcode is not None, f"rank {rank} hangs; it said: {said}"
-            outcomes.append(Outcome(process.exitcode, said))
-    finally:
+    deadline = time.monotonic() + timeout
+    with free_port() as port:
+        places = [(rank, world_size, port) for rank in range(world_size)]
+        ranks = [
+            CONTEXT.Process(target=_rank, args=(*place, directory, list(argv), accident))
+            for place in places
+        ]
         for process in ranks:
-            process.kill()
-            process.join()
+            process.start()
+        outcomes = []
+        try:
+            for rank, process in sorted(enumerate(ranks), key=lambda each: each[0] == stopped):
+                if rank == stopped:
+                    process.kill()
+                process.join(max(0.0, deadline - time.monotonic()))
+                said = (directory / f"errors_{rank}").read_text()
+                assert process.exitcode is not None, f"rank {rank} hangs; it said: {said}"
+                outcomes.append(Outcome(process.exitcode, said))
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
     return outcomes
 
 

@@ -102,8 +102,7 @@ def _stopped(workplace: Path, where: str) -> str:
 
 def _line(outcome: Outcome) -> str:
     assert outcome.code == 1, outcome
-    lines = outcome.errors.splitlines()
-    [line] = [line for line in lines if not line.startswith("[W")]  # of torch's sockets
+    [line] = outcome.errors.splitlines()
     return line
 
 
