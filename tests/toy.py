@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
@@ -23,6 +24,8 @@ from megatron_grow.methods import aligned, methods_of
 from megatron_grow.methods.base import Context, TrainingMethod
 from megatron_grow.optim.optimizers import optimizer_of
 from megatron_grow.parametrization.table import run_parametrization
+from megatron_grow.state.boxes import slices
+from megatron_grow.state.kinds import MAIN_PARAM
 from megatron_grow.train.loop import Loop
 
 MODEL = ModelConfig(
@@ -166,6 +169,16 @@ def begin(config: RunConfig, world_size: int) -> LiveStage:
     """The first stage, initialised."""
     stage, plan = config.resolve(world_size)[0], plan_of(config, world_size, 0)
     return filling.fresh(aligned(stage), config, plan)
+
+
+def make_uneven(live: LiveStage) -> None:
+    """Add noise to its weights, by name the same on any layout: no bias stays zero, no norm one."""
+    for piece in live.pieces():
+        if piece.kind == MAIN_PARAM:
+            generator = torch.Generator().manual_seed(zlib.crc32(piece.key.encode()))
+            noise = torch.randn(live.tensors[piece.key].shape, generator=generator)
+            piece.data.add_(0.1 * noise[slices(piece.box)])
+    live.write_back()
 
 
 def grow(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,15 +14,13 @@ from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection, ScheduleSection
 from megatron_grow.config.stages import StageSection
-from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import logical_tensors
-from megatron_grow.state.boxes import slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.bert import bert, micro_batches, samples
 from tests.distributed import run_ranks
 from tests.model import transformers_bert
 from tests.state.snapshot import Part, assemble, snapshot
-from tests.toy import begin, layout, loop_over, run_config
+from tests.toy import begin, layout, loop_over, make_uneven, run_config
 
 STEPS, BATCH, LR, CLIP, BETAS, SEED = 4, 8, 3e-3, 1.0, (0.9, 0.95), 11
 POST, PRE = bert(), bert(norm_position="pre")
@@ -94,16 +91,6 @@ def run(model: ModelConfig, parallel: dict[str, Any], **train: Any) -> RunConfig
     )
     constant = ScheduleSection(lr_decay_style="constant", lr_warmup_fraction=0.0)
     return replace(config, schedule=constant)
-
-
-def make_uneven(live: LiveStage) -> None:
-    """No bias stays zero, no norm one."""
-    for piece in live.pieces():
-        if piece.kind == MAIN_PARAM:
-            generator = torch.Generator().manual_seed(zlib.crc32(piece.key.encode()))
-            noise = torch.randn(live.tensors[piece.key].shape, generator=generator)
-            piece.data.add_(0.1 * noise[slices(piece.box)])
-    live.write_back()
 
 
 def train(config: RunConfig, world_size: int) -> Found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -15,12 +14,20 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import OptimizerSection
 from megatron_grow.config.stages import StageSection
 from megatron_grow.model.architectures import logical_tensors
-from megatron_grow.state.boxes import slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.distributed import run_ranks
 from tests.model import reference
 from tests.state.snapshot import Part, assemble, snapshot
-from tests.toy import MODEL, begin, layout, loop_over, micro_batches, run_config, tokens
+from tests.toy import (
+    MODEL,
+    begin,
+    layout,
+    loop_over,
+    make_uneven,
+    micro_batches,
+    run_config,
+    tokens,
+)
 
 BETA1 = 0.9
 GPT2 = replace(MODEL, num_layers=2, num_query_groups=None)
@@ -64,12 +71,7 @@ def _run(model: ModelConfig, parallel: dict[str, Any], **train: Any) -> RunConfi
 def _step(config: RunConfig, world_size: int) -> tuple[list[Part], float, float, list[Part]]:
     """Weights, evaluation loss, training loss, and the state after one step."""
     live = begin(config, world_size)
-    for piece in live.pieces():
-        if piece.kind == MAIN_PARAM:  # no bias stays zero, no norm one
-            generator = torch.Generator().manual_seed(zlib.crc32(piece.key.encode()))
-            noise = torch.randn(live.tensors[piece.key].shape, generator=generator)
-            piece.data.add_(0.1 * noise[slices(piece.box)])
-    live.write_back()
+    make_uneven(live)
     weights = snapshot(live.pieces())
     measured = live.evaluate(micro_batches(config, 0), 1)["loss"]
     loop = loop_over(live, config)

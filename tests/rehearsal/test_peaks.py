@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import yaml
 
 from megatron_grow.config.run import parse_run
 from megatron_grow.model.kernels.table import KERNELS
+from tests.cost.storages import Storages
 from tests.distributed import run_ranks
 from tests.forks import apart
 from tests.rehearsal.formula import check_parts, peak_by_part
@@ -48,55 +48,28 @@ RANKS = 2
 def storages_of_a_step(argv: list[str]) -> int:
     """On a rank: bytes of live storages at most, in the steps of a real run.
 
-    Counted apart from the rehearsal: every tensor that an operator returns or takes, by its storage
-    until that is freed.
+    Counted apart from the rehearsal, by what operators return.
     """
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
     from megatron_grow.live.stage import LiveStage
     from megatron_grow.model.layers import cross_entropy
     from megatron_grow.train.entry import main
     from megatron_grow.train.loop import Loop
 
     cross_entropy._BLOCK_ELEMENTS["cpu"] = cross_entropy._BLOCK_ELEMENTS["cuda"]
-    live: dict[int, int] = {}
-    peak = 0
-
-    def see(tensor: torch.Tensor) -> None:
-        nonlocal peak
-        storage = tensor.untyped_storage()
-        address = storage._cdata
-        if address not in live:
-            live[address] = storage.nbytes()
-            weakref.finalize(storage, live.pop, address)
-            peak = max(peak, sum(live.values()))
-
-    class Storages(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            out = func(*args, **(kwargs or {}))
-            for leaf in tree_leaves(out):
-                if isinstance(leaf, torch.Tensor):
-                    see(leaf)
-            return out
-
-    step = Loop.step
+    step, counted = Loop.step, Storages()
 
     def watched(self: Loop, batches: Any) -> None:
         chunks, shards = self.ctx.live.chunks, self.ctx.live.shards()
-        held = [p for chunk in chunks for p in chunk.parameters()]
-        held += [b.grad_data for chunk in chunks for b in chunk.buffers]
-        held += [x for shard in shards for x in (shard.main, *shard.state.values())]
-        for tensor in held:
-            see(tensor)
-        with Storages():
+        counted.hold(p for chunk in chunks for p in chunk.parameters())
+        counted.hold(b.grad_data for chunk in chunks for b in chunk.buffers)
+        counted.hold(x for shard in shards for x in (shard.main, *shard.state.values()))
+        with counted:
             step(self, batches)
 
     Loop.step = watched  # type: ignore[method-assign]
     LiveStage.evaluate = lambda *args: None  # type: ignore[method-assign, assignment]
     assert main(argv) == 0
-    return peak
+    return counted.peak
 
 
 def rehearsed_steps(commands: list[list[str]]) -> list[list[dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from itertools import islice
 from typing import Any
 
@@ -14,13 +13,12 @@ from megatron_grow.config.run import RunConfig
 from megatron_grow.config.sections import DataSection, OptimizerSection
 from megatron_grow.config.stages import StageSection
 from megatron_grow.model.architectures import architecture_of, logical_tensors
-from megatron_grow.state.boxes import slices
 from megatron_grow.state.kinds import MAIN_PARAM
 from tests.bert import MOST_MASKED, bert, micro_batches, samples
 from tests.distributed import run_ranks
 from tests.model.bert import pooled_reference
 from tests.state.snapshot import Part, assemble, snapshot
-from tests.toy import TRAIN, begin, layout, loop_over, run_config
+from tests.toy import TRAIN, begin, layout, loop_over, make_uneven, run_config
 
 BETA1, STEPS = 0.9, 4
 LENGTH = TRAIN.seq_length
@@ -43,12 +41,7 @@ def _train(
 ) -> tuple[list[Part], list[Part], list[float], list[float]]:
     """Weights, the state after one step, an evaluation, and losses of several steps."""
     live = begin(config, world_size)
-    for piece in live.pieces():
-        if piece.kind == MAIN_PARAM:  # no bias stays zero, no norm one
-            generator = torch.Generator().manual_seed(zlib.crc32(piece.key.encode()))
-            noise = torch.randn(live.tensors[piece.key].shape, generator=generator)
-            piece.data.add_(0.1 * noise[slices(piece.box)])
-    live.write_back()
+    make_uneven(live)
     weights = snapshot(live.pieces())
     measured = live.evaluate(micro_batches(config, 0), 1)
     loop, losses, after = loop_over(live, config), [], None
