@@ -19,8 +19,9 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[hf,dev]'
 	@touch $@
 
-test: install  ## run the whole test suite
-	$(VENV)/bin/python -m pytest
+# A file's tests share what they have started; ranks wait for each other more than they compute.
+test: install  ## run the whole test suite, two files at a time
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 demo: install  ## a run that grows and two fixed-size twins on a small corpus, then a report
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash examples/demo.sh quickstart "steps flops" \

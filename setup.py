@@ -48,6 +48,7 @@ setup(
             *CORPORA,
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "hypothesis",
             "ruff",
             "mypy",

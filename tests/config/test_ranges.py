@@ -107,7 +107,7 @@ def sections() -> list[type]:
     hints = get_type_hints(RunConfig)
     found = [hints[f.name] for f in fields(RunConfig) if f.name != "stages"]
     operators = {o.find(name, "grow") for o in OPERATORS.values() for name in o.builtin}
-    return [*found, StageSection, GrowSection, *operators]
+    return [*found, StageSection, GrowSection, *sorted(operators, key=lambda each: each.__name__)]
 
 
 def unbounded(hint: object) -> bool:
