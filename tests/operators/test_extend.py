@@ -60,7 +60,7 @@ def grow_by_importance(root: str) -> Found:
 @pytest.fixture(scope="module")
 def ranks() -> list[Found]:
     with tempfile.TemporaryDirectory() as root:
-        return run_ranks(8, grow_by_importance, root, timeout=200)
+        return run_ranks(8, grow_by_importance, root)
 
 
 def test_the_chosen_units_on_ranks(ranks: list[Found]) -> None:

@@ -37,7 +37,7 @@ def test_logits_agree_with_transformers(where: str, stored: Stored) -> None:
     gpts, berts = (
         {name: stored[name][:2] for name in names} for names in (models.GPTS, models.BERTS)
     )
-    ranks = run_ranks(world_size, live.all_logits, gpts, berts, parallel, timeout=120)
+    ranks = run_ranks(world_size, live.all_logits, gpts, berts, parallel)
     for name, (_, text, heads) in stored.items():
         ours = next(rank[name] for rank in ranks if rank[name] is not None)
         # What is said of padding differs, where the library does not count its positions.

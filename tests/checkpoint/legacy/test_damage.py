@@ -27,7 +27,7 @@ FIRST = "mp_rank_00/model_optim_rng.pt"
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stock")
-    run_ranks(2, save, GPT2, layout(tp=2), root / "iter_0000007", timeout=120)
+    run_ranks(2, save, GPT2, layout(tp=2), root / "iter_0000007")
     return root / "iter_0000007"
 
 

@@ -97,7 +97,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stock")
     for model, name in CASES:
         parallel = LAYOUTS[name]
-        run_ranks(ranks(parallel), save, MODELS[model], parallel, root / model / name, timeout=120)
+        run_ranks(ranks(parallel), save, MODELS[model], parallel, root / model / name)
     return root
 
 
@@ -137,9 +137,7 @@ def test_megatron_core_takes_what_is_written_and_the_way_back_is_bit_identical(
         box = full(tensor.shape)
         values = read_back.read_stored(key, key, box)
         assert torch.equal(values, source.read(key, MAIN_PARAM, box))
-    assert all(
-        run_ranks(ranks(LAYOUTS[after]), loads, MODELS[model], LAYOUTS[after], there, timeout=120)
-    )
+    assert all(run_ranks(ranks(LAYOUTS[after]), loads, MODELS[model], LAYOUTS[after], there))
     written = LegacyReader(there)
     assert written.record.model_config == source.record.model_config
     twins = [writer(back, written, LAYOUTS[before], local) for _ in range(2)]
@@ -158,7 +156,7 @@ def test_megatron_core_takes_what_is_written_and_the_way_back_is_bit_identical(
 def test_padding_of_the_vocabulary(tensor_parallel: int, tmp_path: Path) -> None:
     """Stock's files have 128 rows for 100 tokens; what is written has zeros there."""
     here, there = layout(tp=2), layout(tp=tensor_parallel)
-    run_ranks(2, save, PADDED, here, tmp_path / "stock", 100, timeout=120)
+    run_ranks(2, save, PADDED, here, tmp_path / "stock", 100)
     source = LegacyReader(tmp_path / "stock")
     for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
         values = source.read(key, MAIN_PARAM, full(source.tensors[key].shape))

@@ -58,7 +58,7 @@ def save_all(world_size: int, root: Path) -> None:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stock")
     for world_size in (1, 2):
-        run_ranks(world_size, save_all, world_size, root, timeout=120)
+        run_ranks(world_size, save_all, world_size, root)
     return root
 
 

@@ -120,7 +120,7 @@ def write_all(root: Path) -> None:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ours")
-    run_ranks(1, write_all, root, timeout=120)
+    run_ranks(1, write_all, root)
     return root
 
 
@@ -219,7 +219,7 @@ def load_padded(root: Path) -> int:
 
 
 def test_megatron_core_pads_the_vocabulary_with_zeros(root: Path) -> None:
-    assert run_ranks(2, load_padded, root, timeout=120) == [8, 8]
+    assert run_ranks(2, load_padded, root) == [8, 8]
 
 
 def _keys(model: ModelConfig, precision: str) -> set[str]:
@@ -230,7 +230,7 @@ def _keys(model: ModelConfig, precision: str) -> set[str]:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_megatron_core_goes_on_from_it(world_size: int, root: Path) -> None:
-    ranks = run_ranks(world_size, load_all, world_size, root, timeout=120)
+    ranks = run_ranks(world_size, load_all, world_size, root)
     for name, (model, precision, *_, kind) in CASES.items():
         loads = [rank[name] for rank in ranks if name in rank]
         if loads:
@@ -301,7 +301,7 @@ def test_an_optimizer_that_megatron_does_not_have_is_not_offered(root: Path) -> 
 
 def test_multipliers_make_megatron_cores_groups(root: Path) -> None:
     """In its order; loaded, each parameter has its own rate, and not another group's."""
-    [(own, ours, loaded)] = run_ranks(1, load_multipliers, root, timeout=120)
+    [(own, ours, loaded)] = run_ranks(1, load_multipliers, root)
     names = ("wd_mult", "lr_mult", "max_lr", "min_lr", "is_expert_parallel", "is_decoupled_lr")
     names = (*names, "default_config", "eps", "betas")
     assert [[group[name] for name in names] for group in ours] == [

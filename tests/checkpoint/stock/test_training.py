@@ -23,7 +23,7 @@ from tests.toy import TRAIN
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stock") / f"iter_{STEP:07d}"
-    run_ranks(1, save, LLAMA, layout(), "fp32", path, timeout=120)
+    run_ranks(1, save, LLAMA, layout(), "fp32", path)
     return path
 
 
