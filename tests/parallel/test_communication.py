@@ -101,6 +101,9 @@ def two_threads() -> float | None:
 
 
 def test_what_another_thread_waits_for_does_not_count() -> None:
-    """Two steps of half a second; in the second, one of two ranks waits for the other."""
+    """Two steps of half a second; in the second, one of two ranks waits for the other: a quarter.
+
+    It would be a half with the thread's; a busy machine makes steps longer, and a wait.
+    """
     first, second = run_ranks(2, two_threads)
-    assert first == second == pytest.approx(0.25, rel=0.1)
+    assert first == second and 0.15 < first < 0.4
