@@ -64,13 +64,13 @@ def equal_loss(group: Group, lengths: Sequence[Group], cost: Cost) -> dict[str, 
 
     Between their lengths, on straight lines of mean loss over the logarithm of compute. ``flops``
     is None, and ``beyond`` says on which side, where none of them comes to that loss: nothing is
-    extrapolated. ``saved_percent_of_seeds`` has what the seeds with the highest and with the lowest
-    loss save.
+    extrapolated, and one of ``lengths`` gives no line. ``saved_percent_of_seeds`` has what the
+    seeds with the highest and with the lowest loss save.
     """
     line = line_of(lengths, cost)
-    nothing = {"flops": None, "saved_percent": None, "saved_percent_of_seeds": [None, None]}
     if group.loss is None or not line:
-        return {**nothing, "beyond": None}
+        nothing = dict.fromkeys(("flops", "saved_percent", "beyond"))
+        return {**nothing, "saved_percent_of_seeds": [None, None], "lengths": len(line)}
     where, losses = [log(flops) for flops, _ in line], [loss for _, loss in line]
     found = [
         reached(where, losses, loss) for loss in (group.loss.mean, group.loss.max, group.loss.min)
@@ -81,6 +81,7 @@ def equal_loss(group: Group, lengths: Sequence[Group], cost: Cost) -> dict[str, 
         "flops": found[0] and exp(found[0]),
         "saved_percent": saved[0],
         "saved_percent_of_seeds": saved[1:],
+        "lengths": len(line),
         "beyond": beyond if found[0] is None else None,
     }
 

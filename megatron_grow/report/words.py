@@ -48,8 +48,10 @@ def at_equal_loss(found: dict[str, Any]) -> str:
     A span over seeds where each seed's loss lies between theirs.
     """
     if found["beyond"]:
-        better = {"below": "better than all", "above": "worse than all"}[found["beyond"]]
-        return f"beyond the runs, {better}"
+        better = {"below": "better than", "above": "worse than"}[found["beyond"]]
+        if found["lengths"] == 1:
+            return f"one length gives no curve; {better} it"
+        return f"beyond the runs, {better} all"
     ends = found["saved_percent_of_seeds"]
     if None in ends or ends[0] == ends[1]:
         return saved(found["saved_percent"])

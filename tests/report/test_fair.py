@@ -71,6 +71,14 @@ def test_nothing_is_extrapolated(tmp_path: Path, loss: float, beyond: str) -> No
     assert "beyond the runs" in printed(summary)
 
 
+def test_one_length_gives_no_curve(tmp_path: Path) -> None:
+    runs = [grown(tmp_path, law(900)), grown(tmp_path, law(1100), "better", log_interval=1)]
+    text = printed(report(runs, lengths(tmp_path, 1000), tmp_path / "report"))
+    assert text.count("one length gives no curve; worse than it") == 2  # by both FLOPs
+    assert text.count("one length gives no curve; better than it") == 2
+    assert "beyond" not in text
+
+
 def test_equal_flops_needs_a_finished_run_of_that_cost(tmp_path: Path) -> None:
     run = grown(tmp_path, 1.01 * law(360))
     fixed = lengths(tmp_path, 355, 1000)
