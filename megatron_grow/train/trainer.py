@@ -14,6 +14,7 @@ from megatron_grow.parallel.agreement import together
 from megatron_grow.parallel.patience import during
 from megatron_grow.train.batches import batches_of
 from megatron_grow.train.console import Console
+from megatron_grow.train.directory_guard import DirectoryGuard
 from megatron_grow.train.ending import StageEnding
 from megatron_grow.train.evaluation import Evaluation
 from megatron_grow.train.finite import FiniteGuard
@@ -48,8 +49,8 @@ class Trainer:
 
     What happens besides the steps has the form of training methods. It follows those of the stage,
     in this order: the rule that may end the stage, what is told of kernels, what methods report,
-    the request to stop, the guard against numbers that are not finite, rows of layers, training
-    rows, evaluation, saving.
+    the request to stop, the guard against another run in the directory, that against numbers that
+    are not finite, rows of layers, training rows, evaluation, saving.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Trainer:
         skipped = prepared.resumed.skipped_iters if prepared.resumed else 0
         self.output = Output(console, metrics)
         self.stop = stop
+        self.directory = DirectoryGuard(self.config.run.output_dir, prepared.holder)
         self.saves = Saves(console.checkpoint, asynchronous=self.config.checkpoint.async_save)
         self.guard = FiniteGuard(train, self.output, self.saves, skipped)
         self.evaluation = Evaluation(self.output, self.datasets.valid, stop)
@@ -199,7 +201,13 @@ class Trainer:
             if place in methods:
                 methods[place].load_state_dict(state)
         ctx = Context(self.config, self.stages, live, self.prepared.plans[index], step, methods)
-        parts = [FusedKernels(self.output.console), Reports(self.output), self.stop, self.guard]
+        parts = [
+            FusedKernels(self.output.console),
+            Reports(self.output),
+            self.stop,
+            self.directory,
+            self.guard,
+        ]
         if self.config.train.layers_interval:
             parts.append(LayerRows(self.output))
         parts += [TrainingRows(self.output, gpu_of(self.config)), self.evaluation, self.saving]

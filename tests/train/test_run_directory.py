@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from megatron_grow.checkpoint.layout import PENDING, TRACKER
-from megatron_grow.checkpoint.lock import held
+from megatron_grow.checkpoint.lock import LOCK, held
 from megatron_grow.checkpoint.root import saved_steps
 from tests.corpus import write_corpus
 from tests.distributed import run_ranks
 from tests.train.command import command, launch, losses, rows, steps_saved
+from tests.train.processes import at_step
 
 FLAT = ["--stages", "[]", "--checkpoint.save_interval", "5", "--train.eval_iters", "0"]
 """A run that does not grow."""
@@ -188,6 +189,33 @@ def test_a_second_job(workplace: Path, copied: Path) -> None:
         with held(directory):
             line = refused(workplace, "--checkpoint.load", "auto")
         assert f"process {os.getpid()} on" in line and f"{directory} is being written" in line
+
+
+def taken_over(argv: list[str], output: Path) -> tuple[int, str, str]:
+    """In step 4 another process is found to hold the directory; each step looks."""
+    from megatron_grow.train import directory_guard
+
+    def take() -> None:
+        [lock] = output.glob(f"{LOCK}*")
+        lock.write_text(json.dumps({**json.loads(lock.read_text()), "token": "another's"}))
+
+    directory_guard.BEAT_SECONDS = 0.0
+    if os.environ["RANK"] == "0":
+        at_step(4, take)
+    return command(argv)
+
+
+def test_a_run_whose_directory_is_taken_over_ends(workplace: Path) -> None:
+    """Before it writes another row; the other run's lock and status stay."""
+    output = workplace / "taken"
+    argv = ["--config", str(workplace / "run.yaml"), "--run.output_dir", str(output), *FLAT]
+    (code, _, errors), (other_code, _, _) = run_ranks(2, taken_over, argv, output)
+    assert code == other_code == 2 and errors.count("\n") == 1
+    assert f"the lock of {output}" in errors and "has taken it over" in errors
+    assert [row["step"] for row in rows(workplace, "taken")] == [1, 2, 3]
+    assert json.loads((output / "status.json").read_text())["status"] == "running"
+    [lock] = output.glob(f"{LOCK}*")
+    assert json.loads(lock.read_text())["token"] == "another's"
 
 
 def apart(directory: Path, argv: list[str]) -> tuple[int, str, str]:
