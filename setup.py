@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_grow", "megatron_grow.*"]),
-    package_data={"megatron_grow": ["py.typed", "rehearsal/*.cpp"]},
+    package_data={"megatron_grow": ["py.typed"]},
     # No upper bound on torch: inside a vendor container `pip install .` must keep the one it finds.
     install_requires=[
         "torch>=2.6",

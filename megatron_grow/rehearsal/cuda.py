@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,28 +16,26 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from megatron_grow.cost.devices import Device
-from megatron_grow.rehearsal.shim import Shim
+from megatron_grow.rehearsal import shim
 
 
-def install(library: Path, kind: Device, wait: Callable[[], None]) -> None:
+def install(kind: Device, wait: Callable[[], None]) -> None:
     """Let this process find the GPUs of a node.
 
     Args:
-        library: :func:`.shim.build`'s.
         kind: of the GPUs.
         wait: called where the host waits for all that a GPU does, or for a stream, or an event.
     """
-    count = kind.gpus_per_node
-    shim = Shim(library, count)
-    _answer(shim, kind, count)
+    shim.install()
+    _answer(kind)
     torch.cuda.synchronize = lambda device=None: wait()
-    _answer_streams(shim, wait)
-    _answer_generators(count)
+    _answer_streams(wait)
+    _answer_generators()
     _keep_out_of_c()
     _send_attention_to_its_kernels()
 
 
-def _answer(shim: Shim, kind: Device, count: int) -> None:
+def _answer(kind: Device) -> None:
     cuda: Any = torch.cuda
     name = f"NVIDIA {' '.join(kind.product)} (simulated)".upper()
     properties = types.SimpleNamespace(
@@ -50,7 +47,7 @@ def _answer(shim: Shim, kind: Device, count: int) -> None:
 
     cuda.is_available = lambda: True
     cuda.is_initialized = lambda: True
-    cuda.device_count = lambda: count
+    cuda.device_count = lambda: shim.DEVICES
     cuda.current_device = shim.current
     cuda.set_device = set_device
     cuda.init = cuda._lazy_init = lambda: None
@@ -66,7 +63,7 @@ def _answer(shim: Shim, kind: Device, count: int) -> None:
     torch.Tensor.pin_memory = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
 
 
-def _answer_streams(shim: Shim, wait: Callable[[], None]) -> None:
+def _answer_streams(wait: Callable[[], None]) -> None:
     """One stream, on which everything has been done."""
 
     class Event:
@@ -106,7 +103,7 @@ def _answer_streams(shim: Shim, wait: Callable[[], None]) -> None:
     torch.Tensor.record_stream = lambda self, s: None  # type: ignore[method-assign]
 
 
-def _answer_generators(count: int) -> None:
+def _answer_generators() -> None:
     """Generators that have a state and draw nothing."""
 
     class Generator:
@@ -122,7 +119,7 @@ def _answer_generators(count: int) -> None:
         def manual_seed(self, seed: int) -> None: ...
 
     cuda: Any = torch.cuda
-    cuda.default_generators = tuple(Generator() for _ in range(count))
+    cuda.default_generators = tuple(Generator() for _ in range(shim.DEVICES))
     cuda.manual_seed = lambda seed: None
     cuda.get_rng_state = lambda device="cuda": torch.zeros(16, dtype=torch.uint8)
     cuda.set_rng_state = lambda new_state, device="cuda": None

@@ -6,7 +6,6 @@ import os
 import resource
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +31,6 @@ class Task:
     """Of ``pretrain_progressive.py``."""
     world_size: int
     device: Device
-    library: Path
-    """:func:`.shim.build`'s."""
     passes: frozenset[int]
     """Ranks that go through forward and backward passes; others take part in all else."""
     steps: int
@@ -69,7 +66,7 @@ def perform(task: Task, rank: int) -> RankReport:
     report = RankReport(rank, rank in task.passes)
     torch.set_num_threads(1)
     mode = HalfFake()
-    cuda.install(task.library, task.device, mode.wait)
+    cuda.install(task.device, mode.wait)
     replace_nccl()
     compiled.stand_in(mode.memory)
     if not task.saves:

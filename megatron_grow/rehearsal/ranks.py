@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_grow.config.exit_codes import ExitCode
 from megatron_grow.parallel.ports import free_port
+from megatron_grow.rehearsal import shim
 from megatron_grow.rehearsal.rank import RankReport, Task, perform
 
 _LINES = 20
@@ -79,7 +80,7 @@ def _join(task: Task, rank: int, port: int) -> None:
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(task.world_size),
-        LOCAL_RANK=str(rank % task.device.gpus_per_node),
+        LOCAL_RANK=str(rank % shim.DEVICES),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )

@@ -62,10 +62,10 @@ def rehearse(
             writes less than :data:`SMALL_CHECKPOINT`. Else it goes on to its end.
 
     Raises:
-        UserError: a run that cannot work, or no compiler.
+        UserError: a run that cannot work, or another torch than it can be rehearsed with.
     """
     config = parse_run(argv)
-    library = shim.build()
+    shim.check()
     with tempfile.TemporaryDirectory(prefix="rehearsal_") as name:
         directory = Path(name)
         argv = [*argv, *_elsewhere(config, directory), *data.options(config, directory)]
@@ -77,7 +77,7 @@ def rehearse(
             saves = checkpoint_size(config, stages[-1]) < SMALL_CHECKPOINT
         for job in ("run", "resume") if saves else ("run",):
             stop = saves and job == "run"
-            task = Task(argv, world_size, device, library, frozenset(passes), steps, stop, saves)
+            task = Task(argv, world_size, device, frozenset(passes), steps, stop, saves)
             (directory / job).mkdir()
             jobs[job] = ranks.run(task, directory / job)
             if any(rank.code not in (ExitCode.DONE, ExitCode.STOPPED) for rank in jobs[job]):

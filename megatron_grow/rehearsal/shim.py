@@ -1,72 +1,78 @@
-"""Builds and loads ``fake_cuda.cpp``: what autograd asks of a CUDA device."""
+"""What torch's own C++ asks of a CUDA device, answered where there is none.
+
+Autograd asks the type of a tensor's device for a guard, which knows the device that is current, and
+ATen's hooks whether there is CUDA at all. A CPU build of torch registers neither. It has a guard
+for fake tensors, though, which it puts in the place of one that knows no device, and what it asks
+the hooks is yes or no. So nothing has to be compiled: a guard whose methods all answer 0 is put
+there for a moment, and the hooks get methods that all answer 1. A table of methods is laid out as
+by all compilers for Linux (the Itanium C++ ABI).
+"""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from megatron_grow.inputs.errors import UserError
 
-_SOURCE = Path(__file__).with_name("fake_cuda.cpp")
-_COMPILERS = ("c++", "g++", "clang++")
+DEVICES = 8
+"""That torch's guard for fake tensors knows of: a rehearsed host has so many."""
+_CUDA = 1  # c10::DeviceType
+_DEVICE_TYPES = 20
+_METHODS = 256  # either class has fewer
+_GUARDS = "_ZN3c104impl26device_guard_impl_registryE"  # c10::impl::device_guard_impl_registry
+_HOOKS = "_ZN2at6detail12getCUDAHooksEv"  # at::detail::getCUDAHooks
+_Pointer = ctypes.c_void_p
 
 
-def build() -> Path:
-    """The shared library, compiled in a few seconds where it is not there yet.
-
-    Raises:
-        UserError: no compiler, or one that refuses.
-    """
-    source = _SOURCE.read_text()
-    root = Path(torch.__file__).parent
-    key = hashlib.sha256(f"{torch.__version__} {root}\n{source}".encode()).hexdigest()[:16]
-    path = _cache() / f"fake_cuda_{key}.so"
-    if path.exists():
-        return path
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, _COMPILERS), None)
-    if compiler is None:
+def check() -> None:
+    """Raise :class:`UserError` where torch has not what :func:`install` needs."""
+    try:
+        _find()
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            "a rehearsal compiles a small file against torch, and there is no C++ compiler: "
-            "install g++, or name one in CXX"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = path.with_suffix(f".{os.getpid()}")
-    # As torch.utils.cpp_extension would, without what its import drags in.
-    flags = ["-std=c++20", "-O0", "-w", "-shared", "-fPIC", f"-I{root / 'include'}"]
-    libraries = [f"-L{root / 'lib'}", f"-Wl,-rpath,{root / 'lib'}", "-ltorch_cpu", "-lc10"]
-    command = [compiler, *flags, str(_SOURCE), "-o", str(made), *libraries]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
-        raise UserError(f"{compiler} does not compile {_SOURCE}: {said.strip()}")
-    made.replace(path)  # whole, whoever else builds it
-    return path
+            f"a rehearsal cannot make torch {torch.__version__} believe in CUDA devices ({error}); "
+            "install the CPU build of torch 2.13 for Linux"
+        ) from None
 
 
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "megatron_grow"
+def install() -> None:
+    """Let C++ find CUDA devices from now on, :data:`DEVICES` of them."""
+    guards, hooks, replace_guard = _find()
+    no = ctypes.CFUNCTYPE(ctypes.c_long)(lambda: 0)
+    knows_none = _Pointer(_methods(no))
+    guards[_CUDA] = ctypes.addressof(knows_none)
+    replace_guard()
+    hooks[0] = _methods(ctypes.pythonapi.Py_IsInitialized)  # 1, and asks for no lock
 
 
-class Shim:
-    """The library, loaded into this process: there is a CUDA device from now on."""
+def _find() -> tuple[ctypes.Array, Any, Callable[[], None]]:
+    """Guards by type of device; the hooks, an object, which begins with its methods; and what
+    puts torch's guard for fake tensors in the place of CUDA's."""
+    libraries = Path(torch.__file__).parent / "lib"
+    c10, cpu = (ctypes.CDLL(str(libraries / f"lib{name}.so")) for name in ("c10", "torch_cpu"))
+    hooks = cpu[_HOOKS]
+    hooks.restype = ctypes.POINTER(_Pointer)
+    guards = (_Pointer * _DEVICE_TYPES).in_dll(c10, _GUARDS)
+    return guards, hooks(), torch._C._ensureCUDADeviceGuardSet
 
-    def __init__(self, path: Path, devices: int) -> None:
-        """``devices`` are there."""
-        self._library = ctypes.CDLL(str(path))
-        if not self._library.install(devices):
-            raise RuntimeError("torch does not take the simulated CUDA device")
 
-    def current(self) -> int:
-        """Number of the device that is current in this thread."""
-        return self._library.get_device()
+def _methods(answer: Any) -> int:
+    """The address of a table of methods that are all ``answer``; it is never freed."""
+    table = (_Pointer * _METHODS)(*[ctypes.cast(answer, _Pointer).value] * _METHODS)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(table))
+    return ctypes.addressof(table)
 
-    def select(self, device: int) -> None:
-        """Make another one current in this thread."""
-        self._library.set_device(device)
+
+def current() -> int:
+    """Number of the device that is current in this thread."""
+    return torch._C._accelerator_getDeviceIndex()
+
+
+def select(device: int) -> None:
+    """Make another one current in this thread."""
+    torch._C._accelerator_setDeviceIndex(device)

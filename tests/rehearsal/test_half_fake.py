@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from megatron_grow.inputs.errors import UserError
+from megatron_grow.rehearsal import shim
 from tests.forks import apart
 
 VIEWS: tuple[Callable[[Any], Any], ...] = (
@@ -22,11 +24,11 @@ def on_a_device() -> dict[str, Any]:
     import torch
 
     from megatron_grow.cost.devices import DEVICES
-    from megatron_grow.rehearsal import compiled, cuda, shim
+    from megatron_grow.rehearsal import compiled, cuda
     from megatron_grow.rehearsal.half_fake import HalfFake
 
     mode, found = HalfFake(), dict[str, Any]()
-    cuda.install(shim.build(), DEVICES["h100"], mode.wait)
+    cuda.install(DEVICES["h100"], mode.wait)
     with mode:
         real = torch.arange(6.0).view(2, 3)
         found["real"] = (real * 2).sum().item()
@@ -136,3 +138,10 @@ def test_memory_is_counted_until_nothing_refers_to_it(found: dict[str, Any]) -> 
     assert least <= found["peak"] <= least + 2 * rounded[8_000] + 4 * rounded[4]
     assert found["weight"]
     assert found["left"] == 0
+
+
+def test_a_torch_that_is_built_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    shim.check()
+    monkeypatch.setattr(shim, "_HOOKS", "of_another_version")
+    with pytest.raises(UserError, match=r"of_another_version.*install the CPU build of torch"):
+        shim.check()
