@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.inputs.ranges import check_fields
+
+PARTS_OF_A_LAYER = frozenset({"rotary", "activation", "bias_dropout_add", "norms"})
+"""Kernels of what is in a layer. One that is compiled as a whole keeps for its backward pass what
+it would with all of these."""
 
 
 @dataclass
@@ -42,3 +47,23 @@ class KernelsSection:
                 "kernels.layers=true and kernels.weight_gradients=true exclude each other; "
                 "weight_gradients may be null or false"
             )
+
+    def on_a_gpu(self, parallel: ParallelConfig) -> frozenset[str]:
+        """What a stage uses on a GPU that has what is needed, or a kernel of torch's own."""
+        asked = asdict(self)
+        asked["layers"] = bool(self.layers) and whole_layers_need(parallel) is None  # null is off
+        if asked["layers"]:
+            asked["weight_gradients"] = False
+        return frozenset(name for name, on in asked.items() if on is not False)
+
+
+def whole_layers_need(parallel: ParallelConfig) -> str | None:
+    """What a layout would need to have instead to compile whole layers; None if nothing.
+
+    Ranks wait for each other within a layer.
+    """
+    if parallel.tensor_model_parallel_size > 1:
+        return "tensor_model_parallel_size=1"
+    if parallel.context_parallel_size > 1:
+        return "context_parallel_size=1"
+    return "overlap_param_gather=false" if parallel.overlap_param_gather else None

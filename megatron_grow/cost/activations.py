@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from megatron_grow.config.batch import BatchShape
+from megatron_grow.config.kernels import PARTS_OF_A_LAYER
 from megatron_grow.config.model import ModelConfig
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.sections import DataSection
@@ -71,6 +72,8 @@ def activations(
         data: of the run, as in :func:`.flops.flops_per_sample`.
         kernels: those of :class:`~megatron_grow.config.kernels.KernelsSection` that are used.
     """
+    if "layers" in kernels:
+        kernels = PARTS_OF_A_LAYER.union(kernels)
     ranks = parallel.tensor_model_parallel_size
     options = data_options_of(model, data or DataSection())
     architecture = architecture_of(model)

@@ -136,9 +136,8 @@ def _option(
     placed: Placement, batch: BatchShape, config: RunConfig, train: TrainSection, machine: Machine
 ) -> Option:
     pieces = train.recompute_num_layers if train.recompute_granularity == "full" else None
-    kernels = asdict(config.kernels)  # which are used on a GPU, if nothing is said
-    used = frozenset(name for name, asked in kernels.items() if asked is not False)
-    step = Step(placed, batch, pieces, config.data, used)
+    kernels = config.kernels.on_a_gpu(placed.parallel)
+    step = Step(placed, batch, pieces, config.data, kernels)
     return Option(step, step_time(step, machine), machine)
 
 

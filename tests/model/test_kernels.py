@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import chain
+from typing import NamedTuple
 
 import pytest
 import torch
 from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.utils import unwrap_model
 from torch._dynamo.utils import counters
 from torch.nn import functional
 
@@ -16,9 +18,11 @@ from megatron_grow.config.kernels import KernelsSection
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.config.run import RunConfig
 from megatron_grow.config.stages import StageSection
+from megatron_grow.cost.activations import activations
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.live.activations import Activations
 from megatron_grow.live.layer_means import Entry
+from megatron_grow.live.stage import LiveStage
 from megatron_grow.model.architectures import architecture_of
 from megatron_grow.model.kernels import activation, cross_entropy, rotary, table, weight_gradients
 from tests.distributed import run_ranks
@@ -148,36 +152,70 @@ def test_runs_that_grow(model, before: dict, after: dict) -> None:
         assert one.grad_norms == pytest.approx(other.grad_norms, rel=1e-4)
 
 
-def _of_layers(config: RunConfig, compiles: bool) -> tuple[Trace, dict[Entry, float], int]:
-    """A run, what is measured in one more step, and how many graphs were traced."""
+class OfLayers(NamedTuple):
+    """A run."""
+
+    trace: Trace
+    measured: dict[Entry, float]
+    """In one more step."""
+    graphs: int
+    """That were traced."""
+    kept: int
+    """Bytes that a layer keeps for its backward pass."""
+
+
+def _kept(live: LiveStage, config: RunConfig) -> int:
+    """By the second layer, without its parameters and the angles that all layers share."""
+    model = unwrap_model(live.chunks[0])
+    train, storages = config.train, dict[int, int]()
+    angles = model.rotary_pos_emb(train.seq_length)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    shape = train.seq_length, train.micro_batch_size, config.model.hidden_size
+    hidden = torch.ones(shape, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.decoder.layers[1](hidden, attention_mask=None, rotary_pos_emb=angles)
+    for tensor in (angles, *model.parameters()):
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+def _of_layers(config: RunConfig, compiles: bool) -> OfLayers:
     stance = {"stance": "default", "force_backend": "aot_eager"}
     with torch.compiler.set_stance(**(stance if compiles else {"stance": "force_eager"})):
         live, trace = begin(config, 1), Trace()
         train_stage(live, config, trace, steps=3)
-        graphs = counters["stats"]["unique_graphs"]
+        graphs, kept = counters["stats"]["unique_graphs"], _kept(live, config)
         assert not counters["graph_break"]
         probes = architecture_of(config.model).probes
         activations = Activations(chain.from_iterable(map(probes, live.chunks)))
         activations.start()
         train_stage(live, config, trace, steps=1)
         means = {entry: sum_ / count for entry, (sum_, count) in activations.stop().items()}
-        return trace, means, graphs
+        return OfLayers(trace, means, graphs, kept)
 
 
 def test_whole_layers() -> None:
     """One graph for all layers, traced forward and backward; what is measured in them is so too."""
     config = run_config(StageSection(), model=replace(ROTARY, num_layers=3), global_batch_size=2)
-    ((plain, expected, _),) = run_ranks(1, _of_layers, config, False)
+    (plain,) = run_ranks(1, _of_layers, config, False)
+    (stage,) = config.resolve(1)
     for recompute in (None, "full"):
         train = replace(config.train, recompute_granularity=recompute)
         compiled = replace(config, train=train, kernels=LAYERS)
-        ((trace, measured, graphs),) = run_ranks(1, _of_layers, compiled, True)
-        assert trace.losses == pytest.approx(plain.losses, rel=1e-5)
-        assert trace.grad_norms == pytest.approx(plain.grad_norms, rel=1e-4)
-        assert measured == pytest.approx(expected, rel=1e-4)
+        (run,) = run_ranks(1, _of_layers, compiled, True)
+        assert run.trace.losses == pytest.approx(plain.trace.losses, rel=1e-5)
+        assert run.trace.grad_norms == pytest.approx(plain.trace.grad_norms, rel=1e-4)
+        assert run.measured == pytest.approx(plain.measured, rel=1e-4)
+        for its, kernels in ((plain, ()), (run, ("layers",))):
+            formula = activations(stage.model, stage.parallel, stage.batch, 4, kernels=kernels)
+            assert its.kept == pytest.approx(formula.layer, rel=0.02)
         # One for the embedding's output, which lies otherwise in memory, and one for all others;
         # where layers are recomputed, as many without gradients.
-        assert graphs == (4 if recompute else 2)
+        assert run.graphs == (4 if recompute else 2)
 
 
 def _chosen_and_loss(kernels: KernelsSection) -> tuple[table.Chosen, list[float]]:
@@ -205,6 +243,21 @@ def test_a_gpu_uses_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen.lacking == {"rotary": "Triton"}
     with pytest.raises(UserError, match=r"^kernels\.rotary=true needs Triton, which is not here"):
         table.choose(KernelsSection(rotary=True), gpu, ParallelConfig())
+
+
+@pytest.mark.parametrize("layers", [None, True])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_plan_takes_what_a_gpu_would_use(
+    monkeypatch: pytest.MonkeyPatch, layers: bool | None, ranks: int
+) -> None:
+    whole = {name: kernel._replace(lacks=lambda _: None) for name, kernel in table.KERNELS.items()}
+    monkeypatch.setattr(table, "KERNELS", whole)
+    section = KernelsSection(layers=layers, activation=False)
+    parallel = ParallelConfig(tensor_model_parallel_size=ranks)
+    chosen = table.choose(section, torch.device("cuda", 0), parallel)
+    without_a_kernel_of_torchs_own = table.KERNELS["norms"].helps(torch.device("cuda", 0))
+    norms = set() if without_a_kernel_of_torchs_own else {"norms"}
+    assert section.on_a_gpu(parallel) == {*chosen.used, *norms}
 
 
 def test_whole_layers_are_for_stages_of_one_rank_a_layer() -> None:

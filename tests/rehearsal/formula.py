@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from megatron_grow.config.kernels import KernelsSection
 from megatron_grow.config.run import RunConfig
 from megatron_grow.cost.memory import MemoryEstimate
 from megatron_grow.cost.peak import peak_memory
@@ -34,11 +32,10 @@ def states_by_part(states: MemoryEstimate) -> dict[str, int]:
 
 
 def peak_by_part(config: RunConfig, stage: int, world_size: int) -> list[dict[str, int]]:
-    """Of training, on each pipeline rank, with all kernels that the run does not forbid."""
-    batch = config.resolve(world_size)[stage].batch
-    forbidden = {name for name, asked in asdict(config.kernels).items() if asked is False}
-    kernels = frozenset(asdict(KernelsSection()).keys() - forbidden)
-    peaks = peak_memory(Step(placed(config, stage, world_size), batch, kernels=kernels))
+    """Of training, on each pipeline rank, with the kernels that the run uses on a GPU."""
+    found = config.resolve(world_size)[stage]
+    kernels = config.kernels.on_a_gpu(found.parallel)
+    peaks = peak_memory(Step(placed(config, stage, world_size), found.batch, kernels=kernels))
     return [
         {**states_by_part(peak.states), "activations": peak.activations + peak.working}
         for peak in peaks

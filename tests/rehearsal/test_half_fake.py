@@ -22,6 +22,7 @@ VIEWS: tuple[Callable[[Any], Any], ...] = (
 
 def on_a_device() -> dict[str, Any]:
     import torch
+    from torch.nn import functional
 
     from megatron_grow.cost.devices import DEVICES
     from megatron_grow.rehearsal import compiled, cuda
@@ -61,6 +62,14 @@ def on_a_device() -> dict[str, Any]:
             found["kernel"] = peak.total - before
             made.sum().backward()
         found["kernel backward"] = peak.total - before
+        del made
+        before = mode.memory.parts.total()
+        summed = compiled._alone(lambda x, y: x + y, mode.memory)(table * 2, table * 3)
+        found["sum"] = mode.memory.parts.total() - before
+        del summed
+        dropped = compiled._alone(lambda x: functional.dropout(x, 0.5), mode.memory)(table * 2)
+        found["dropout"] = mode.memory.parts.total() - before
+        del dropped
         kept = mode.memory.parts.total()
         found["views"] = [
             [
@@ -75,7 +84,7 @@ def on_a_device() -> dict[str, Any]:
             table.detach().view(999, 1001)
         except RuntimeError as error:
             found["no view"] = str(error)
-        del table, made
+        del table
         del x, loss, weight
     found["left"] = mode.memory.parts.total()
     return found
@@ -128,6 +137,12 @@ def test_a_compiled_kernel_keeps_its_arguments_alone(found: dict[str, Any]) -> N
     """Its result, of 4 MB; then its gradient, beside that of the table from before."""
     assert found["kernel"] == pytest.approx(4_000_256, abs=512)
     assert found["kernel backward"] <= 3 * 4_000_256 + 1024
+
+
+def test_a_compiled_kernel_keeps_no_more_than_the_plain_function(found: dict[str, Any]) -> None:
+    """Beside its result, of 4 MB: of a sum nothing; of dropout a byte of each entry."""
+    assert found["sum"] == pytest.approx(4_000_256, abs=512)
+    assert found["dropout"] == pytest.approx(5_000_256, abs=1024)
 
 
 def test_memory_is_counted_until_nothing_refers_to_it(found: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.model.kernels.compiling import compiled
 
 
@@ -31,15 +30,6 @@ def fuse(module: torch.nn.Module) -> None:
         return compute(layer, *args, **options)
 
     module.forward = MethodType(forward, module)
-
-
-def unsuited(parallel: ParallelConfig) -> str | None:
-    """What a layout would need to have instead: ranks wait for each other within a layer."""
-    if parallel.tensor_model_parallel_size > 1:
-        return "tensor_model_parallel_size=1"
-    if parallel.context_parallel_size > 1:
-        return "context_parallel_size=1"
-    return "overlap_param_gather=false" if parallel.overlap_param_gather else None
 
 
 def _hooks(modules: Sequence[torch.nn.Module]) -> int:

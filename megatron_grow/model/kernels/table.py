@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from megatron_grow.config.kernels import KernelsSection
+from megatron_grow.config.kernels import KernelsSection, whole_layers_need
 from megatron_grow.config.parallel import ParallelConfig
 from megatron_grow.inputs.errors import UserError
 from megatron_grow.model.kernels import (
@@ -53,7 +53,7 @@ KERNELS = {
         compiling.lacks,
         compiles=True,
         helps=lambda device: False,
-        unsuited=layers.unsuited,
+        unsuited=whole_layers_need,
         excludes="weight_gradients",
     ),
 }
