@@ -50,6 +50,8 @@ _RESET: dict[str, Any] = {"grow": {"optimizer_state": "reset"}, "rewarmup_iters"
 _TIMES = {"25": 0.25, "50": 0.5, "88": 0.88}  # the rate falls from 0.9 on
 _COSINE = {"schedule.lr_decay_style": "cosine"}
 _ADAM = {"optimizer.optimizer": "adam"}
+_TIED = {"model.share_embeddings_and_output_weights": True}
+_SMALL = {"model.init_method_std": 0.02}
 _SHALLOW = {"model.num_layers": 6}
 _NARROW = {"hidden_size": 24, "num_attention_heads": 2}
 # Rates and init as of the narrow model, on which they act as they do under `standard`.
@@ -117,9 +119,11 @@ VARIANTS = {
     "cosine_three_50": _short(grown(3, at=0.5), **_COSINE),
     # The same elsewhere.
     **_elsewhere("adam", **_ADAM),
+    # Where grown layers were seen to die: AdamW, a tied head, small weights, and a look inside.
+    **_elsewhere("dying", **_ADAM, **_TIED, **_SMALL, **{"train.layers_interval": 100}),
     **_elsewhere("nsgd", **{"optimizer.optimizer": "muon_nsgd", "optimizer.lr": 0.02}),
-    **_elsewhere("tied", **{"model.share_embeddings_and_output_weights": True}),
-    **_elsewhere("small_init", **{"model.init_method_std": 0.02}),
+    **_elsewhere("tied", **_TIED),
+    **_elsewhere("small_init", **_SMALL),
     **_elsewhere("spectral", **{"parametrization.name": "spectral"}),
     **_elsewhere("mup", **_MUP),
     **_elsewhere("cosine", **_COSINE),
