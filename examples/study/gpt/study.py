@@ -54,6 +54,7 @@ _TIED = {"model.share_embeddings_and_output_weights": True}
 _SMALL = {"model.init_method_std": 0.02}
 _SHALLOW = {"model.num_layers": 6}
 _NARROW = {"hidden_size": 24, "num_attention_heads": 2}
+_NOISY = {"operator": "hypercloning", "snr_db": 10}
 # Rates and init as of the narrow model, on which they act as they do under `standard`.
 _MUP = {
     "parametrization.name": "mup",
@@ -111,6 +112,9 @@ VARIANTS = {
     "g_random": _short(grown(3, "random", at=0.1, **_RESET)),
     "width": _short(grown_from(_NARROW, {"recipe": "lemon"}, at=0.5)),
     "width_tiled": _short(grown_from(_NARROW, {"recipe": "hypercloning"}, at=0.5)),
+    "width_noisy": _short(
+        grown_from(_NARROW, {"width": _NOISY, "heads": _NOISY, "ffn": _NOISY}, at=0.5)
+    ),
     "compound": _short(
         grown_from({"num_layers": 6, **_NARROW}, {"recipe": "bert2bert"}, at=0.5, seq_length=32)
     ),
@@ -164,7 +168,9 @@ STUDY = Study(
             ),
             LENGTHS,
         ),
-        "axes": Figure(("three_2000", "width", "width_tiled", "compound", "g_stack"), LENGTHS),
+        "axes": Figure(
+            ("three_2000", "width", "width_tiled", "width_noisy", "compound", "g_stack"), LENGTHS
+        ),
     },
     corpus=(),
     vocabulary=("--train-tokenizer", "1024"),
