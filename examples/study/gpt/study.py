@@ -45,6 +45,7 @@ def _wide(width: int) -> dict[str, Any]:
     }
 
 
+_SLENDER = {**_wide(24), "model.num_layers": 24}
 SOURCES = {"zero": 0, "one": 1, "three": 3}
 _RESET: dict[str, Any] = {"grow": {"optimizer_state": "reset"}, "rewarmup_iters": 50}
 _TIMES = {"25": 0.25, "50": 0.5, "88": 0.88}  # the rate falls from 0.9 on
@@ -138,8 +139,12 @@ VARIANTS = {
     **_elsewhere("wide", **_wide(96)),
     **_elsewhere("shallow", **_SHALLOW),
     **_elsewhere("deep", **{"model.num_layers": 24}),
-    **_elsewhere("slender", **_wide(24), **{"model.num_layers": 24}),
-    **_elsewhere("slender_adam", **_ADAM, **_wide(24), **{"model.num_layers": 24}),
+    **_elsewhere("slender", **_SLENDER),
+    **_elsewhere("slender_adam", **_ADAM, **_SLENDER),
+    "slender_one_80": _short(grown(1, at=0.8), **_SLENDER),
+    "slender_ladder": _short(ladder((1, 0.65), (6, 0.8)), **_SLENDER),
+    "slender_adam_one_80": _short(grown(1, at=0.8), **_ADAM, **_SLENDER),
+    "slender_adam_ladder": _short(ladder((1, 0.65), (6, 0.8)), **_ADAM, **_SLENDER),
     # Very many steps: is mixing then over before the rate falls?
     "shallow_full_60000": Variant(15, fields=_SHALLOW),
     "shallow_full_20000": Variant(5, fields=_SHALLOW),
