@@ -46,6 +46,8 @@ def _wide(width: int) -> dict[str, Any]:
 
 
 _SLENDER = {**_wide(24), "model.num_layers": 24}
+_LADDER = ladder((1, 0.65), (6, 0.8))
+_LATE = ladder((1, 0.7), (6, 0.85))
 SOURCES = {"zero": 0, "one": 1, "three": 3}
 _RESET: dict[str, Any] = {"grow": {"optimizer_state": "reset"}, "rewarmup_iters": 50}
 _TIMES = {"25": 0.25, "50": 0.5, "88": 0.88}  # the rate falls from 0.9 on
@@ -142,9 +144,14 @@ VARIANTS = {
     **_elsewhere("slender", **_SLENDER),
     **_elsewhere("slender_adam", **_ADAM, **_SLENDER),
     "slender_one_80": _short(grown(1, at=0.8), **_SLENDER),
-    "slender_ladder": _short(ladder((1, 0.65), (6, 0.8)), **_SLENDER),
     "slender_adam_one_80": _short(grown(1, at=0.8), **_ADAM, **_SLENDER),
-    "slender_adam_ladder": _short(ladder((1, 0.65), (6, 0.8)), **_ADAM, **_SLENDER),
+    "slender_ladder": _short(_LADDER, **_SLENDER),
+    "slender_adam_ladder": _short(_LADDER, **_ADAM, **_SLENDER),
+    "slender_ladder_late": _short(_LATE, **_SLENDER),
+    "slender_adam_ladder_late": _short(_LATE, **_ADAM, **_SLENDER),
+    "slender_adam_full_8000": Variant(2, fields={**_ADAM, **_SLENDER}),
+    "slender_adam_ladder_8000": Variant(2, _LADDER, {**_ADAM, **_SLENDER}),
+    "slender_adam_ladder_late_8000": Variant(2, _LATE, {**_ADAM, **_SLENDER}),
     # Very many steps: is mixing then over before the rate falls?
     "shallow_full_60000": Variant(15, fields=_SHALLOW),
     "shallow_full_20000": Variant(5, fields=_SHALLOW),
