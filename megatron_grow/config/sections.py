@@ -58,7 +58,7 @@ class TrainSection:
     layers_interval: CountOrZero = 0
     """Steps between rows on the sizes of layers (docs/layers.md), which the first step of a stage
     has besides; 0: none. An update is then kept beside the weights for a moment."""
-    dying_share: ShareBelowOne = 0.3
+    dying_share: ShareBelowOne = 0.5
     """With ``layers_interval``: below what share of what others have a new layer is told to die;
     0: never."""
     eval_interval: Count = 100

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_grow.config.grow import GrowSection
 from megatron_grow.config.run import RunConfig
+from megatron_grow.config.sections import TrainSection
 from megatron_grow.config.stages import StageSection
 from megatron_grow.train.dying_layers import DyingLayers, Watched, watched
 from tests.bert import BERT
@@ -43,6 +44,34 @@ def test_the_gains_of_a_run_from_zero_layers() -> None:
     found = told(Watched("gain", MLP_GAIN, ALL_NEW), rows(gains, [EVEN] * 6))
     dying = ("gain", MLP_GAIN, [1, 2, 3, 4], [0.19, 0.09, 0.09, 0.14], 300)
     assert found == [[], [], [], [], [dying], []], "once, in the third row"
+
+
+DEAD = [
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+    [1.06, 0.85, 0.71, 0.58, 0.5, 0.47, 0.44, 0.45, 0.48, 0.52, 0.61, 0.77],
+    [1.09, 0.84, 0.65, 0.49, 0.39, 0.36, 0.33, 0.34, 0.38, 0.43, 0.54, 0.75],
+    [1.09, 0.84, 0.64, 0.47, 0.37, 0.34, 0.31, 0.32, 0.36, 0.41, 0.53, 0.74],
+]
+"""`dying_zero` of docs/study/gpt.md: where these are least, a branch adds 0.003 of the stream."""
+ALIVE = [
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+    [1.15, 0.93, 0.89, 0.85, 0.86, 0.84, 0.82, 0.81, 0.8, 0.79, 0.8, 0.79],
+    [1.17, 0.91, 0.86, 0.83, 0.84, 0.82, 0.81, 0.8, 0.79, 0.76, 0.78, 0.78],
+    [1.18, 0.9, 0.86, 0.82, 0.84, 0.82, 0.8, 0.8, 0.78, 0.76, 0.78, 0.78],
+]
+"""`zero_2000`."""
+
+
+@pytest.mark.parametrize(("gains", "layers"), [(DEAD, [5, 6, 7, 8]), (ALIVE, None)])
+def test_the_default_tells_dead_from_alive(
+    gains: list[list[float]], layers: list[int] | None
+) -> None:
+    found = told(
+        Watched("gain", MLP_GAIN, frozenset(range(12))),
+        rows(gains, [EVEN] * 4),
+        TrainSection().dying_share,
+    )
+    assert [each[2] for row in found for each in row] == ([layers] if layers else [])
 
 
 def test_gains_that_all_layers_lose_are_not_told() -> None:
