@@ -180,6 +180,10 @@ STUDY = Study(
             ),
             LENGTHS,
         ),
+        "slender": Figure(
+            tuple(f"slender_adam_{name}" for name in ("zero", "one", "ladder", "ladder_late")),
+            ("slender_adam_half", "slender_adam_full"),
+        ),
         "axes": Figure(
             ("three_2000", "width", "width_tiled", "width_noisy", "compound", "g_stack"), LENGTHS
         ),
