@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from megatron_grow.report.fair import line_of
 from megatron_grow.report.figures import FIXED_SIZE, LABELS, Against
@@ -55,7 +57,7 @@ def loss_over_compute(
     The line joins finished fixed-size runs; from each grown run an arrow goes to where the line has
     the same loss, if it has. Bars go from the lowest to the highest seed.
     """
-    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
+    figure = Figure(figsize=(11.5, 4.6 + 0.22 * (1 + len(grown))), layout="constrained")
     axes = figure.subplots(1, len(COSTS), sharey=True)
     for panel, cost in zip(axes, COSTS, strict=True):
         line = line_of(lengths, cost)
@@ -73,10 +75,19 @@ def loss_over_compute(
                 arrow = {"arrowstyle": "->", "color": color, "shrinkA": 3, "shrinkB": 0}
                 panel.annotate("", *ends, arrowprops=arrow)
         panel.set_xscale("log")
+        _label_some(panel, [group.flops(cost) for group in (*grown, *lengths)])
         _dress(panel, LABELS[cost])
-        panel.legend(frameon=False, fontsize=9)
+        panel.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     axes[0].set_ylabel("Final validation loss")
     return _png(figure)
+
+
+def _label_some(panel: Axes, flops: Sequence[float]) -> None:
+    """So many numbers of a logarithmic axis that they do not lie on each other."""
+    near = max(flops) < 5 * min(flops)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if near else (1, 2, 5)))
+    panel.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(inf, inf)))
+    panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_curve(panel: Axes, group: Group, against: Against, color: str, line: str) -> None:
