@@ -56,7 +56,7 @@ def _find_fp8(chunks: Sequence[torch.nn.Module], fp8: str, architecture: str) ->
             raise UserError(
                 f"train.fp8={fp8}: model.architecture={architecture} builds layers of "
                 "megatron-core, which would ignore it, under transformer_impl: transformer_engine; "
-                "null"
+                "set train.fp8: null, or an architecture whose layers are Transformer Engine's"
             )
 
 

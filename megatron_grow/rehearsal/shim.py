@@ -32,6 +32,8 @@ _Pointer = ctypes.c_void_p
 def check() -> None:
     """Raise :class:`UserError` where torch has not what :func:`install` needs."""
     try:
+        if torch.version.cuda or torch.version.hip:
+            raise ValueError("it is built for GPUs, and has a guard of its own")
         _find()
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(

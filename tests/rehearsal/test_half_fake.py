@@ -157,6 +157,10 @@ def test_memory_is_counted_until_nothing_refers_to_it(found: dict[str, Any]) -> 
 
 def test_a_torch_that_is_built_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     shim.check()
-    monkeypatch.setattr(shim, "_HOOKS", "of_another_version")
-    with pytest.raises(UserError, match=r"of_another_version.*install the CPU build of torch"):
+    with monkeypatch.context() as patch:
+        patch.setattr(shim, "_HOOKS", "of_another_version")
+        with pytest.raises(UserError, match=r"of_another_version.*install the CPU build of torch"):
+            shim.check()
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    with pytest.raises(UserError, match=r"built for GPUs.*install the CPU build of torch"):
         shim.check()
