@@ -21,13 +21,10 @@ _DEFAULT = None
 
 
 def tasks(sizes: Sizes) -> list[Task]:
-    """A few layers of the larger shape in every way, then the smaller one with all, with none and
-    with whole layers compiled."""
+    """A few layers of the larger shape in every way, then the smaller one, whole and with one
+    layer, with all, with none and with whole layers compiled."""
     names = [field.name for field in fields(KernelsSection)]
-    llama = replace(
-        sizes.llama,
-        model=replace(sizes.llama.model, num_layers=min(_LAYERS, sizes.llama.model.num_layers)),
-    )
+    llama = _with_layers(sizes.llama, min(_LAYERS, sizes.llama.model.num_layers))
     ways: dict[str, dict[str, Any]] = {
         "all": dict.fromkeys(names, _DEFAULT),
         "none": dict.fromkeys(names, False),
@@ -43,9 +40,17 @@ def tasks(sizes: Sizes) -> list[Task]:
             in_worker(measure, shape, KernelsSection(**way), sizes.repetitions),
             second,
         )
-        for shape, known, second in ((llama, ways | each, False), (sizes.gpt2, ways, True))
+        for shape, known, second in (
+            (llama, ways | each, False),
+            (sizes.gpt2, ways, True),
+            (_with_layers(sizes.gpt2, 1), ways, True),
+        )
         for name, way in known.items()
     ]
+
+
+def _with_layers(shape: Shape, layers: int) -> Shape:
+    return replace(shape, model=replace(shape.model, num_layers=layers))
 
 
 def measure(shape: Shape, kernels: KernelsSection, repetitions: int) -> Row:

@@ -25,7 +25,25 @@ _LLAMA = {
     "add_bias_linear": False,
     "share_embeddings_and_output_weights": False,
 }
+_BERT = {**_GPT2, "architecture": "bert", "activation": "gelu", "options": {"norm_position": "pre"}}
 _SHAPE = {"vocab_size": 512, "max_position_embeddings": 64}
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_SAVES = {"save_interval": 15, "load": "auto"}
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """What the cases read: one text twice, and its tokens by name for what masks some."""
+
+    documents: str
+    sentences: str
+    vocabulary: str
+
+    def section(self, masked: bool) -> dict[str, Any]:
+        """Of the run file."""
+        prefix = self.sentences if masked else self.documents
+        paths = {"train_data_path": [prefix], "valid_data_path": [prefix], "num_workers": 1}
+        return paths | ({"tokenizer": self.vocabulary} if masked else {})
 
 
 @dataclass(frozen=True)
@@ -45,12 +63,16 @@ class Case:
     """Others of the run file."""
     fast: bool = False
     """With the kernels that a GPU uses where nobody says otherwise; else with the CPU's."""
+    whole_layers: bool = False
+    """And with whole layers compiled, on the GPU."""
 
-    def run(self, output_dir: Path, corpus: str) -> dict[str, Any]:
+    def run(self, output_dir: Path, corpora: Corpora, on_gpu: bool) -> dict[str, Any]:
         """The run file."""
         slow = {kernel.name: False for kernel in fields(KernelsSection)}
+        fast = {"layers": True} if self.whole_layers and on_gpu else {}
+        masked = self.model.get("architecture") == "bert"
         return {
-            "kernels": {} if self.fast else slow,
+            "kernels": fast if self.fast else slow,
             "run": {"output_dir": str(output_dir)},
             "model": _SHAPE | self.model,
             "train": {
@@ -66,8 +88,8 @@ class Case:
             },
             "optimizer": {"lr": 1e-3},
             "schedule": {"lr_decay_style": "constant"},
-            "data": {"train_data_path": [corpus], "valid_data_path": [corpus], "num_workers": 1},
-            "checkpoint": {"save_interval": 15, "load": "auto"},
+            "data": corpora.section(masked),
+            "checkpoint": _SAVES,
             "logging": {"tensorboard": False, "progress_bar": False},
             "stages": [{"until": GROWTH, "model": self.small}, {"grow": self.grow}],
             **self.sections,
@@ -114,34 +136,58 @@ CASES = {
         tolerance=2e-2,
         fast=True,
     ),
+    "1 layer to 4, whole layers compiled": Case(
+        _LLAMA, {"num_layers": 1}, {"depth": "copying_stack"}, fast=True, whole_layers=True
+    ),
+    "1 layer to 4, BERT": Case(_BERT, {"num_layers": 1}, {"depth": "copying_stack"}),
+    "1 layer to 4, asynchronous saves": Case(
+        _GPT2,
+        {"num_layers": 1},
+        {"depth": "copying_stack"},
+        sections={"checkpoint": {**_SAVES, "async_save": True}},
+    ),
 }
 
 
-RESUMED = "1 layer to 4, adam"
-"""The one that goes on from a checkpoint besides."""
+RESUMED = {
+    "resumed": "1 layer to 4, adam",
+    "resumed from an asynchronous save": "1 layer to 4, asynchronous saves",
+}
+"""Those that go on from a checkpoint besides."""
 
 
-def write_corpus(directory: Path) -> str:
-    """Write a corpus that can be learned; its prefix.
+def write_corpora(directory: Path) -> Corpora:
+    """Write a text that can be learned: each token follows from the one before it, in one of two
+    ways."""
+    generator, words = np.random.default_rng(0), _SHAPE["vocab_size"] - len(_SPECIAL)
+    documents = []
+    for _ in range(20):
+        document = [int(generator.integers(words))]
+        for way in generator.integers(2, size=999):
+            document.append((document[-1] * (5, 3)[way] + 7) % words)
+        documents.append(torch.tensor(document) + len(_SPECIAL))
+    vocabulary = directory / "vocab.txt"
+    vocabulary.write_text("\n".join([*_SPECIAL, *(f"w{i}" for i in range(words))]) + "\n")
+    return Corpora(
+        _write(directory / "documents", documents, 1000),
+        _write(directory / "sentences", documents, 20),
+        str(vocabulary),
+    )
 
-    Each token follows from the one before it, in one of two ways.
-    """
+
+def _write(prefix: Path, documents: list[torch.Tensor], length: int) -> str:
+    """Documents in sequences of ``length`` tokens."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    generator = np.random.default_rng(0)
-    prefix = str(directory / "tokens")
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-    for _ in range(20):
-        document = [int(generator.integers(512))]
-        for way in generator.integers(2, size=1000):
-            document.append((document[-1] * (5, 3)[way] + 7) % 512)
-        builder.add_document(torch.tensor(document), [len(document)])
+    for document in documents:
+        builder.add_document(document, [length] * (len(document) // length))
     builder.finalize(f"{prefix}.idx")
-    return prefix
+    return str(prefix)
 
 
-def write_run(case: Case, directory: Path, corpus: str) -> Path:
+def write_run(case: Case, directory: Path, corpora: Corpora, on_gpu: bool) -> Path:
     """Write the run file of ``case``, whose output goes to ``directory``."""
     path = directory.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(case.run(directory, corpus), sort_keys=False))
+    path.write_text(yaml.safe_dump(case.run(directory, corpora, on_gpu), sort_keys=False))
     return path

@@ -18,7 +18,7 @@ from megatron_grow.benchmark.gpu.cases import (
     RESUMED,
     STEPS,
     Case,
-    write_corpus,
+    write_corpora,
     write_run,
 )
 from megatron_grow.benchmark.gpu.runner import Row, Task, Workers
@@ -59,15 +59,15 @@ def launch(argv: list[str], environment: Mapping[str, str], seconds: float) -> t
 
 
 def measure(names: tuple[str, ...], workers: Workers) -> Row:
-    """Run each case on both, and one of them again from its checkpoint."""
+    """Run each case on both, and some of them again from a checkpoint."""
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(2 * len(names) + 1) as pool:
         root = Path(directory)
-        corpus = write_corpus(root)
+        corpora = write_corpora(root)
         jobs: dict[tuple[str, str], Future[list[Row]]] = {}
         for number, name in enumerate(names):
             for where, environment in _PLACES.items():
                 output = root / f"{where}{number}"
-                file = write_run(CASES[name], output, corpus)
+                file = write_run(CASES[name], output, corpora, on_gpu=where == "gpu")
                 jobs[name, where] = pool.submit(_run, output, file, environment, workers)
         found: dict[str, Row] = {}
         for name in names:
@@ -76,8 +76,9 @@ def measure(names: tuple[str, ...], workers: Workers) -> Row:
                 found[name] = compared(CASES[name], one, other)
             except Exception:
                 found[name] = {"equal": False, "failed": {"gpu": traceback.format_exc()}}
-        if RESUMED in names:
-            found["resumed"] = _resumed(root, names.index(RESUMED), workers)
+        for again, name in RESUMED.items():
+            if name in names:
+                found[again] = _resumed(root, names.index(name), workers)
     return {"cases": found, "equal": all(case["equal"] for case in found.values())}
 
 

@@ -100,6 +100,6 @@ SIZES = {
             "7B", replace(_LARGE, **_TOY, max_position_embeddings=16), (Attempt(2, recompute=True),)
         ),
         repetitions=1,
-        cases=(RESUMED,),
+        cases=(RESUMED["resumed"], "1 layer to 4, BERT"),
     ),
 }
