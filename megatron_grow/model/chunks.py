@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron_grow.config.sections import TrainSection
+from megatron_grow.model import engine_names
 from megatron_grow.parallel import cpu
 
 
@@ -33,6 +34,7 @@ def build_chunks(
         norm: a final norm, for the last chunk.
         build: makes a chunk of its layers and of its number on this rank.
     """
+    engine_names.define()
     chunks = []
     for number in range(config.virtual_pipeline_model_parallel_size or 1):
         first = get_transformer_layer_offset(config, vp_stage=number)

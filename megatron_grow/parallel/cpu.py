@@ -49,7 +49,6 @@ def install() -> None:
     _answer_type_strings()
     _track_random_state()
     _keep_what_is_sent()
-    _route_without_transformer_engine()
     facade = _torch_without_cuda_literals()
     for name in _MODULES_WITH_CUDA_LITERALS:
         importlib.import_module(name).torch = facade  # type: ignore[attr-defined]
@@ -109,14 +108,6 @@ def _keep_what_is_sent() -> None:
 
     # torch compares functions: batches are made of its own.
     torch.distributed.isend = distributed_c10d.isend = send
-
-
-def _route_without_transformer_engine() -> None:
-    """Routers of experts ask for a name that megatron-core has only beside Transformer Engine."""
-    from megatron.core.transformer.moe import moe_utils
-
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
 
 
 def _torch_without_cuda_literals() -> types.ModuleType:

@@ -28,7 +28,6 @@ GROWN: dict[str, Stages] = {
     "three_six": ladder((3, 1 / 6), (6, 1 / 3)),
 }
 _TIED: dict[str, Any] = {"model.share_embeddings_and_output_weights": True}  # as GPT-2
-_ADAM = {"optimizer.optimizer": "adam"}
 
 
 def _all(prefix: str = "", **fields: Any) -> dict[str, Variant]:
@@ -41,7 +40,7 @@ def _all(prefix: str = "", **fields: Any) -> dict[str, Variant]:
 
 STUDY = Study(
     folder=Path(__file__).resolve().parent,
-    variants={**_all(), **_all("tied_", **_TIED), **_all("adam_", **_ADAM)},
+    variants={**_all(), **_all("tied_", **_TIED)},
     figures={"growth": Figure(tuple(GROWN), tuple(LENGTHS))},
     corpus=(),
     vocabulary=("--train-tokenizer", "50257"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from types import MethodType
 from typing import Any
 
@@ -20,8 +21,7 @@ def fuse(module: torch.nn.Module) -> None:
     """
     if not isinstance(module, TransformerLayer):
         return
-    # megatron-core warns at each matrix of a missing argument, in places that cannot give it.
-    torch._dynamo.config.ignore_logging_functions.add(warnings.warn)
+    _leave_out_warnings()
     inside = [each for each in module.modules() if each is not module]
     hooks = _hooks(inside)
 
@@ -30,6 +30,19 @@ def fuse(module: torch.nn.Module) -> None:
         return compute(layer, *args, **options)
 
     module.forward = MethodType(forward, module)
+
+
+@cache
+def _leave_out_warnings() -> None:
+    """In graphs: megatron-core warns at each matrix of a missing argument, in places that cannot
+    give it.
+
+    torch's ``ignore_logging_functions`` would do, but 2.11 then prints a traceback at each graph.
+    """
+
+    @torch.compiler.substitute_in_graph(warnings.warn, skip_signature_check=True)
+    def warn(*message: Any, **options: Any) -> None:
+        pass
 
 
 def _hooks(modules: Sequence[torch.nn.Module]) -> int:
