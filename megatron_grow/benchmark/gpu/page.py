@@ -190,9 +190,9 @@ _TABLES: dict[str, tuple[str, str, Callable[[Values, Values], list[str]]]] = {
         "The same as on a CPU",
         "Runs of 20 steps with a growth after the tenth, by `pretrain_progressive.py`, on this GPU "
         "and on this machine's CPU; *resumed* goes back to step 15. Differences are the largest of "
-        "a step, relative. Runs in bf16 and with fast kernels have the `kernels` that are on where "
-        "nobody says otherwise, the others none. A growth changes the loss by nothing where it "
-        "keeps the function.",
+        "a step, relative. Runs in bf16, with fast kernels and with whole layers compiled have the "
+        "`kernels` that are on where nobody says otherwise, the others none. A growth changes the "
+        "loss by nothing where it keeps the function.",
         _correctness,
     ),
     "speed": (
